@@ -1,0 +1,1 @@
+"""The shapes world, its detector and a GenEval-like suite of prompts."""

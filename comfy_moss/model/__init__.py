@@ -1,0 +1,1 @@
+"""Next-scale-prediction models: transformer, multi-scale codec, text conditioning and checkpoints."""

@@ -1,0 +1,101 @@
+"""Scale schedules of Infinity: which token grids are drawn, coarse to fine, for every aspect ratio and image area.
+
+One table, one owner.  Facts: Infinity specification, section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Grid = tuple[int, int]  # (rows, columns) of a token grid
+
+# Ratio h/w -> 13 grids.  The portrait half; landscape grids are their transposes.
+_PORTRAIT = {
+    1.0: "1,1 2,2 4,4 6,6 8,8 12,12 16,16 20,20 24,24 32,32 40,40 48,48 64,64",
+    1.25: "1,1 2,2 3,3 5,4 10,8 15,12 20,16 25,20 30,24 35,28 45,36 55,44 70,56",
+    1.333: "1,1 2,2 4,3 8,6 12,9 16,12 20,15 24,18 28,21 36,27 48,36 60,45 72,54",
+    1.5: "1,1 2,2 3,2 6,4 9,6 15,10 21,14 27,18 33,22 39,26 48,32 63,42 78,52",
+    1.75: "1,1 2,2 3,3 7,4 11,6 14,8 21,12 28,16 35,20 42,24 56,32 70,40 84,48",
+    2.0: "1,1 2,2 4,2 6,3 10,5 16,8 22,11 30,15 38,19 46,23 60,30 74,37 90,45",
+    2.5: "1,1 2,2 5,2 10,4 15,6 20,8 25,10 30,12 40,16 50,20 65,26 80,32 100,40",
+    3.0: "1,1 2,2 6,2 9,3 15,5 21,7 27,9 36,12 45,15 54,18 72,24 90,30 111,37",
+}
+PRESETS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # image area at stride 16 -> number of scales
+
+
+def _parse(text: str) -> tuple[Grid, ...]:
+    return tuple((int(h), int(w)) for h, w in (pair.split(",") for pair in text.split()))
+
+
+def _ratio_table() -> dict[float, tuple[Grid, ...]]:
+    """All 15 ratios in the order that decides ties: 1.0, then each portrait ratio followed by its transpose."""
+    table = {}
+    for ratio, text in _PORTRAIT.items():
+        grids = _parse(text)
+        table[ratio] = grids
+        if ratio != 1.0:
+            table[int(1000 / ratio) / 1000] = tuple((w, h) for h, w in grids)
+    return table
+
+
+RATIOS = _ratio_table()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The scales of one image.
+
+    Attributes:
+        ratio: key h/w of the aspect-ratio table, e.g. 1.333.
+        grids: S token grids (rows, columns), coarsest first.
+        rope_grid: last grid of the ratio's 1M schedule; positions of every scale are measured on it, whatever S is.
+    """
+
+    ratio: float
+    grids: tuple[Grid, ...]
+    rope_grid: Grid
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def tokens(self, first: int = 0, last: int | None = None) -> int:
+        """Number of tokens of the scales first..last-1 (default: all)."""
+        return sum(h * w for h, w in self.grids[first:last])
+
+
+def nearest_ratio(height_over_width: float) -> float:
+    """The table's ratio with the smallest |ratio - h/w| (linear; ties go to the earlier entry)."""
+    return min(RATIOS, key=lambda ratio: abs(ratio - height_over_width))
+
+
+def parse_aspect(text: str) -> float:
+    """Turn an aspect ratio as artists write it, width first ("16:9", "3:2"), or "h/w" as a number, into h/w.
+
+    Raises:
+        ValueError: not a ratio, or outside 1:4 .. 4:1.
+    """
+    try:
+        width, _, height = text.partition(":")
+        ratio = float(height) / float(width) if height else float(width)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"aspect {text!r} is not a ratio; write width:height, for example 1:1, 16:9 or 2:3") from None
+    if not 0.25 <= ratio <= 4:
+        raise ValueError(f"aspect {text!r} is too extreme; widths and heights may differ by at most 4 to 1")
+    return ratio
+
+
+def make_schedule(height_over_width: float = 1.0, preset: str = "1M") -> Schedule:
+    """Scale schedule for the table ratio nearest to h/w.
+
+    Args:
+        height_over_width: wanted h/w, > 0.
+        preset: "0.06M", "0.25M", "0.60M" or "1M": the first 7, 10, 12 or 13 scales.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"image area {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    ratio = nearest_ratio(height_over_width)
+    grids = RATIOS[ratio]
+    return Schedule(ratio, grids[: PRESETS[preset]], grids[-1])
