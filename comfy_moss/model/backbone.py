@@ -1,0 +1,76 @@
+"""What the pipeline asks of a next-scale-prediction model.  A new model is one class with these members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache
+from .guidance import Guidance
+from .layers import Branch, Condition, run_whole
+from .rope import Positions
+from .sampling import Sampling, bit_noise
+from .schedule import Grid, Schedule
+
+Noise = Callable[[Sequence[int], Positions, int], Tensor]  # see sampling.bit_noise
+
+
+class Backbone(Protocol):
+    """Shapes: B pictures, R rows (2B when guided), N tokens, d bits a token, c channels of the code map."""
+
+    device: torch.device
+    channels: int  # c
+    stride: int  # pixels per cell of the code map
+    model_id: str  # short hash of the weights
+    depth: int  # transformer blocks
+
+    def map_grid(self, grid: Grid) -> Grid:
+        """Grid of the code map that belongs to a token grid."""
+
+    def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> Condition:
+        """Prepare text features (L_i, Ct) for every layer."""
+
+    def new_cache(self, condition: Condition, capacity: int | Sequence[int]) -> KVCache:
+        """An empty cache for that many tokens a layer."""
+
+    def tokens(self, total: Tensor, grid: Grid) -> Tensor:
+        """Input tokens (B, h*w, d) of a scale: the sum of codes (B, c, H, W) resampled to its grid."""
+
+    def forward(
+        self,
+        tokens: Tensor | None,
+        positions: Positions,
+        schedule: Schedule,
+        condition: Condition,
+        guidance: Guidance,
+        cache: KVCache | None,
+        store: bool,
+        visible: Tensor | None = None,
+        branch: Branch = run_whole,
+    ) -> Tensor:
+        """Hidden states (R, N, C) of the tokens (B, N, d); tokens None = the start token."""
+
+    def sample(
+        self,
+        hidden: Tensor,
+        positions: Positions,
+        schedule: Schedule,
+        condition: Condition,
+        guidance: Guidance,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        noise: Noise = bit_noise,
+    ) -> Tensor:
+        """Bits (B, N, d) uint8 drawn from hidden states."""
+
+    def codes(self, bits: Tensor) -> Tensor:
+        """Token codes (B, N, d) of bits (B, N, d); a token of zeros adds nothing to the map."""
+
+    def code_map(self, codes: Tensor, grid: Grid, full: Grid) -> Tensor:
+        """Token codes (B, h*w, d) of one scale as a map (B, c, H, W) at full size."""
+
+    def decode(self, total: Tensor) -> Tensor:
+        """Sum of codes (B, c, H, W) -> image (B, 3, H * stride, W * stride) in [-1, 1]."""

@@ -1,0 +1,124 @@
+"""Infinity behind the pipeline's Backbone interface: transformer and codec together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backbone import Noise
+from .bsq import bits_to_codes, map_to_tokens, resample, tokens_to_map
+from .cache import KVCache
+from .guidance import Guidance
+from .infinity import InfinityTransformer
+from .layers import Branch, Condition, Pass, run_whole
+from .rope import Positions, rotation
+from .sampling import Sampling, bit_noise, draw_bits, per_scale
+from .schedule import Grid, Schedule
+from .vae import VAE
+
+
+@dataclass(frozen=True)
+class InfinityBackbone:
+    """See `backbone.Backbone` for the members' contracts."""
+
+    transformer: InfinityTransformer
+    vae: VAE
+    model_id: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.pos_start.device
+
+    @property
+    def depth(self) -> int:
+        return self.transformer.config.depth
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.channels
+
+    @property
+    def stride(self) -> int:
+        return self.vae.config.stride
+
+    @property
+    def patchify(self) -> bool:
+        """Whether a token covers 2 x 2 cells of the code map."""
+        return self.transformer.config.bits == 4 * self.channels
+
+    def map_grid(self, grid: Grid) -> Grid:
+        return (2 * grid[0], 2 * grid[1]) if self.patchify else tuple(grid)
+
+    def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> Condition:
+        return self.transformer.condition(text, negative, guided)
+
+    def new_cache(self, condition: Condition, capacity: int | Sequence[int]) -> KVCache:
+        config = self.transformer.config
+        capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
+        dtype = self.transformer.blocks[0].sa.q_bias.dtype
+        return KVCache(capacity, len(condition.pooled), config.heads, config.head_dim, dtype, self.device)
+
+    def tokens(self, total: Tensor, grid: Grid) -> Tensor:
+        return map_to_tokens(resample(total, self.map_grid(grid)), self.patchify)
+
+    def forward(
+        self,
+        tokens: Tensor | None,
+        positions: Positions,
+        schedule: Schedule,
+        condition: Condition,
+        guidance: Guidance,
+        cache: KVCache | None,
+        store: bool,
+        visible: Tensor | None = None,
+        branch: Branch = run_whole,
+    ) -> Tensor:
+        transformer = self.transformer
+        x = transformer.embed(tokens, positions.scale, condition)
+        tables = rotation(positions, schedule, transformer.config.head_dim)
+        if len(tables[0]) > 1:  # every picture has its own tokens: repeat for the unconditional rows
+            tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
+        mix = guidance.mixes(self.depth, guidance.at(positions, len(schedule)))
+        return transformer(x, Pass(*tables, cache, store, visible, branch, mix), condition)
+
+    def logits(
+        self, hidden: Tensor, positions: Positions, schedule: Schedule, condition: Condition, guidance: Guidance, tau: float | tuple
+    ) -> Tensor:
+        """Logits (B, N, d, 2) after temperature and guidance."""
+        taus = torch.tensor(per_scale(tau, len(schedule), "tau"), device=hidden.device)[positions.scale][..., None, None]
+        if not condition.guided or 0 not in guidance.layers:
+            only = condition.unguided()
+            return self.transformer.logits(hidden[: condition.batch], only) / taus
+        positive, negative = self.transformer.logits(hidden, condition).chunk(2)
+        cfg = guidance.at(positions, len(schedule))[..., None]
+        mixed = cfg * (positive / taus) + (1 - cfg) * (negative / taus)
+        return torch.where(cfg == 1, positive / taus, mixed)
+
+    def sample(
+        self,
+        hidden: Tensor,
+        positions: Positions,
+        schedule: Schedule,
+        condition: Condition,
+        guidance: Guidance,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        noise: Noise = bit_noise,
+    ) -> Tensor:
+        logits = self.logits(hidden, positions, schedule, condition, guidance, sampling.tau)
+        if not torch.isfinite(logits).all():
+            raise ValueError("the model returned values that are not numbers; its file is damaged or does not fit this precision")
+        return draw_bits(logits, noise(seeds, positions, logits.shape[-2]), sampling.top_k, sampling.top_p)
+
+    def codes(self, bits: Tensor) -> Tensor:
+        return bits_to_codes(bits, self.channels)
+
+    def code_map(self, codes: Tensor, grid: Grid, full: Grid) -> Tensor:
+        return resample(tokens_to_map(codes, grid, self.patchify), self.map_grid(full))
+
+    def decode(self, total: Tensor) -> Tensor:
+        weight = self.vae.decoder.conv_in.conv.weight
+        return self.vae.decode(total.to(weight)).float()

@@ -1,0 +1,106 @@
+"""Drawing bits from two-way logits in closed form, with noise that depends only on where a bit stands.
+
+Facts: Infinity specification, section 6.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rope import Positions
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How bits are drawn.
+
+    Attributes:
+        tau: temperature > 0 dividing the logits, one number or one a scale.
+        top_k: 1 takes the likelier bit (greedy); 0 and >= 2 change nothing, there are only two bits.
+        top_p: in [0, 1]: a bit whose rival has probability <= 1 - top_p is not drawn but taken.  0 = off.
+    """
+
+    tau: float | tuple[float, ...] = 1.0
+    top_k: int = 900
+    top_p: float = 0.97
+
+    def __post_init__(self) -> None:
+        taus = self.tau if isinstance(self.tau, tuple) else (self.tau,)
+        if not all(math.isfinite(t) and t > 0 for t in taus):
+            raise ValueError(f"tau (temperature) must be above 0, got {self.tau}")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 or more, got {self.top_k}")
+
+
+def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:
+    """One number for all scales, or a list with at least one entry a scale, as a tuple of `scales` numbers.
+
+    Raises:
+        ValueError: the list is too short.
+    """
+    if isinstance(value, (int, float)):
+        return (float(value),) * scales
+    if len(value) < scales:
+        raise ValueError(f"{name} lists {len(value)} values but the schedule has {scales} scales")
+    return tuple(float(v) for v in value[:scales])
+
+
+def bit_probability(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probability that a bit is 1 after filtering; logits (..., 2) -> (...) float32.
+
+    Equal logits under top_k = 1 stay a coin toss, as in the original.
+    """
+    margin = (logits[..., 1] - logits[..., 0]).float()
+    p = margin.sigmoid()
+    sure = torch.zeros_like(p, dtype=torch.bool)
+    if top_k == 1:
+        sure = margin != 0
+    if top_p > 0:
+        rival = torch.sigmoid(-margin.abs())  # probability of the less likely bit
+        sure = sure | ((rival <= 1 - top_p) & (margin != 0))
+    return torch.where(sure, (margin > 0).float(), p)
+
+
+def draw_bits(logits: Tensor, noise: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Bits (...) uint8 from logits (..., 2) and uniform noise (...) in [0, 1)."""
+    return (noise < bit_probability(logits, top_k, top_p)).to(torch.uint8)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit integer hash (murmur3's finaliser) in int64 arithmetic, exact on every device."""
+    mask = 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & mask
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & mask
+    return x ^ (x >> 16)
+
+
+def bit_noise(seeds: Sequence[int], positions: Positions, bits: int) -> Tensor:
+    """Uniform noise in (0, 1) of every bit, keyed by (seed, scale, row, column, bit) and by nothing else.
+
+    So a draft is the same for every number of refine scales, batch size, order of tokens and device.
+
+    Args:
+        seeds: one integer a picture, B of them, any size up to 64 bits.
+        positions: N tokens a picture, (B, N) or (1, N).
+        bits: d, bits a token.
+
+    Returns:
+        (B, N, d) float32 on the device of the positions.
+    """
+    device = positions.scale.device
+    low = torch.tensor([s & 0xFFFFFFFF for s in seeds], device=device)[:, None]
+    high = torch.tensor([(s >> 32) & 0xFFFFFFFF for s in seeds], device=device)[:, None]
+    key = _mix(low ^ 0x9E3779B9)
+    for part in (high, positions.scale, positions.row, positions.col):
+        key = _mix(key ^ _mix((part + 0x7F4A7C15) & 0xFFFFFFFF) ^ 0x165667B1)
+        key = (key * 5 + 0xE6546B64) & 0xFFFFFFFF
+    bit = _mix(torch.arange(1, bits + 1, device=device) * 0x9E3779B1 & 0xFFFFFFFF)
+    value = _mix(key[..., None] ^ bit)
+    return ((value >> 8).float() + 0.5) / (1 << 24)

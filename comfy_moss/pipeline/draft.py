@@ -1,0 +1,200 @@
+"""Draft: draw the first scales in order, everywhere.
+
+The draft itself is small plain data that can be stored on the CPU, saved and shared.  The KV cache is a companion that
+can be rebuilt from it (same numbers, at a draft's cost), so whoever runs short of memory may drop it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..model.backbone import Backbone, Noise
+from ..model.cache import KVCache
+from ..model.guidance import Guidance
+from ..model.layers import Branch, Condition, run_whole
+from ..model.rope import Positions
+from ..model.sampling import Sampling, bit_noise
+from ..model.schedule import Grid, Schedule
+
+OnScale = Callable[[int, int, Tensor], None]  # (scales done, scales in all, sum of codes so far); may raise to cancel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a picture besides the weights and the method.
+
+    Attributes:
+        text: B text features, each (L_i, Ct).
+        negative: the same for negative prompts; None = the model's learned unconditional text.
+        seeds: B noise seeds, one a picture.
+    """
+
+    text: tuple[Tensor, ...]
+    negative: tuple[Tensor, ...] | None
+    seeds: tuple[int, ...]
+    schedule: Schedule
+    guidance: Guidance = Guidance()
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        if not len(self.text) == len(self.seeds) == len(self.negative or self.text):
+            raise ValueError(
+                f"{len(self.text)} prompts, {len(self.seeds)} seeds and {len(self.negative or ())} negative prompts do not pair up"
+            )
+
+    def condition(self, backbone: Backbone) -> Condition:
+        """The prompts made ready for every layer of the model."""
+        return backbone.condition(self.text, self.negative, self.guidance.active(len(self.schedule)))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A picture drawn up to some scale.
+
+    Attributes:
+        bits: per drawn scale, (B, h*w, d) uint8.
+        total: R of the paper, (B, c, H, W) float32: the sum of the upsampled codes so far.
+        model_id: weights that drew it.
+    """
+
+    recipe: Recipe
+    bits: tuple[Tensor, ...]
+    total: Tensor
+    model_id: str
+
+    @property
+    def scales(self) -> int:
+        """Number of drawn scales."""
+        return len(self.bits)
+
+    @property
+    def refine_scales(self) -> int:
+        """k of the paper: scales not drawn yet."""
+        return len(self.recipe.schedule) - len(self.bits)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One drawing under way: the model, the recipe and what earlier tokens left behind."""
+
+    backbone: Backbone
+    recipe: Recipe
+    condition: Condition
+    cache: KVCache | None
+    noise: Noise = bit_noise
+
+    def step(
+        self,
+        tokens: Tensor | None,
+        positions: Positions,
+        store: bool,
+        visible: Tensor | None = None,
+        branch: Branch = run_whole,
+    ) -> Tensor:
+        """Hidden states (R, N, C) of N tokens: the one way through the transformer, for every method."""
+        r = self.recipe
+        return self.backbone.forward(
+            tokens, positions, r.schedule, self.condition, r.guidance, self.cache, store, visible, branch
+        )
+
+    def sample(self, hidden: Tensor, positions: Positions) -> Tensor:
+        """Bits (B, N, d) from hidden states."""
+        r = self.recipe
+        return self.backbone.sample(
+            hidden, positions, r.schedule, self.condition, r.guidance, r.sampling, r.seeds, self.noise
+        )
+
+
+def empty_total(backbone: Backbone, recipe: Recipe) -> Tensor:
+    """The sum of no codes, (B, c, H, W)."""
+    size = backbone.map_grid(recipe.schedule.grids[-1])
+    return torch.zeros(len(recipe.seeds), backbone.channels, *size, device=backbone.device)
+
+
+def draw_scales(
+    run: Run,
+    total: Tensor,
+    scales: range,
+    given: Sequence[Tensor] = (),
+    branch: Branch = run_whole,
+    on_scale: OnScale | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Draw scales in order, each from the sum of all before it.
+
+    Args:
+        total: (B, c, H, W) sum of the codes of the scales before.
+        given: bits that replace the drawn ones, indexed by scale (teacher forcing); None or absent = draw.
+
+    Returns:
+        bits of the scales, each (B, h*w, d) uint8, and the new sum.
+    """
+    schedule, backbone = run.recipe.schedule, run.backbone
+    drawn = []
+    for scale in scales:
+        grid, final = schedule.grids[scale], scale == len(schedule) - 1
+        positions = Positions.of_scale(schedule, scale, backbone.device)
+        tokens = backbone.tokens(total, grid) if scale else None
+        known = given[scale].to(backbone.device) if scale < len(given) else None
+        if known is None or not final:  # a known last scale leaves nothing to compute
+            hidden = run.step(tokens, positions, store=not final, branch=branch)
+        bits = run.sample(hidden, positions) if known is None else known
+        total = total + backbone.code_map(backbone.codes(bits), grid, schedule.grids[-1])
+        drawn.append(bits)
+        if on_scale:
+            on_scale(scale + 1, len(schedule), total)
+    return drawn, total
+
+
+@torch.inference_mode()
+def draw_draft(
+    backbone: Backbone,
+    recipe: Recipe,
+    scales: int,
+    given: Sequence[Tensor] = (),
+    on_scale: OnScale | None = None,
+    noise: Noise = bit_noise,
+) -> tuple[Draft, KVCache]:
+    """Draw the first scales of a picture.
+
+    Args:
+        scales: how many, in [1, S].
+        given: bits of leading scales to take instead of drawing them (gt_leak).
+
+    Returns:
+        The draft, and the cache of its tokens' keys and values (of all but the last scale when all S are drawn).
+
+    Raises:
+        ValueError: scales out of range.
+    """
+    schedule = recipe.schedule
+    if not 1 <= scales <= len(schedule):
+        raise ValueError(f"a draft has 1 to {len(schedule)} scales here, got {scales}")
+    condition = recipe.condition(backbone)
+    cache = backbone.new_cache(condition, schedule.tokens(0, min(scales, len(schedule) - 1)))
+    run = Run(backbone, recipe, condition, cache, noise)
+    bits, total = draw_scales(run, empty_total(backbone, recipe), range(scales), given, on_scale=on_scale)
+    return Draft(recipe, tuple(b.cpu() for b in bits), total.cpu(), backbone.model_id), cache
+
+
+def rebuild_cache(backbone: Backbone, draft: Draft) -> KVCache:
+    """The cache of a draft, made anew from its bits."""
+    return draw_draft(backbone, draft.recipe, draft.scales, given=draft.bits)[1]
+
+
+def shorten(backbone: Backbone, draft: Draft, scales: int) -> Draft:
+    """The draft as it was after fewer scales.
+
+    Raises:
+        ValueError: it has fewer scales than asked for.
+    """
+    if not 1 <= scales <= draft.scales:
+        raise ValueError(f"this draft has {draft.scales} scales, {scales} were asked for")
+    grids = draft.recipe.schedule.grids
+    total = empty_total(backbone, draft.recipe)
+    for bits, grid in zip(draft.bits[:scales], grids, strict=False):
+        total = total + backbone.code_map(backbone.codes(bits.to(backbone.device)), grid, grids[-1])
+    return replace(draft, bits=draft.bits[:scales], total=total.cpu())
