@@ -122,12 +122,14 @@ def draw_scales(
     given: Sequence[Tensor] = (),
     branch: Branch = run_whole,
     on_scale: OnScale | None = None,
+    store: bool = True,
 ) -> tuple[list[Tensor], Tensor]:
     """Draw scales in order, each from the sum of all before it.
 
     Args:
         total: (B, c, H, W) sum of the codes of the scales before.
-        given: bits that replace the drawn ones, indexed by scale (teacher forcing); None or absent = draw.
+        given: bits that replace the drawn ones, indexed by scale (teacher forcing); absent = draw.
+        store: keep keys and values for later scales (those of the schedule's last scale never are).
 
     Returns:
         bits of the scales, each (B, h*w, d) uint8, and the new sum.
@@ -139,8 +141,9 @@ def draw_scales(
         positions = Positions.of_scale(schedule, scale, backbone.device)
         tokens = backbone.tokens(total, grid) if scale else None
         known = given[scale].to(backbone.device) if scale < len(given) else None
-        if known is None or not final:  # a known last scale leaves nothing to compute
-            hidden = run.step(tokens, positions, store=not final, branch=branch)
+        keep = store and not final
+        if known is None or keep:  # a known scale that nobody looks back at leaves nothing to compute
+            hidden = run.step(tokens, positions, store=keep, branch=branch)
         bits = run.sample(hidden, positions) if known is None else known
         total = total + backbone.code_map(backbone.codes(bits), grid, schedule.grids[-1])
         drawn.append(bits)

@@ -75,6 +75,8 @@ def refine(
             f"this dispatch is for a draft of {first} scales and {len(dispatch.cells[0])} pictures, "
             f"but the draft has {draft.scales} scales and {len(draft.total)} pictures"
         )
+    if sum(dispatch.counts) == 0:
+        return Residual(dispatch, tuple(draft.bits[0][:, :0] for _ in dispatch.cells))
     cache = cache or rebuild_cache(backbone, draft)
     condition = draft.recipe.condition(backbone)
     if not config.guidance:

@@ -1,0 +1,322 @@
+"""Compare this implementation with reference numbers of the original ones: `python -m comfy_moss verify DIR`.
+
+A golden directory has a manifest.json that lists cases; each case is a safetensors file of inputs and expected tensors.
+Cases run teacher-forced: every step gets the reference's bits, and the bits we would have drawn are compared as well, so
+that one early slip cannot hide or cause the later ones.  Tolerances are those the manifest states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .model.bsq import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
+from .model.checkpoint import load_transformer, load_vae
+from .model.guidance import Guidance
+from .model.infinity_backbone import InfinityBackbone
+from .model.rope import Positions, grid_positions, rotation
+from .model.sampling import Sampling, bit_probability, draw_bits
+from .model.schedule import Schedule, make_schedule
+from .pipeline.draft import Recipe, draw_draft
+from .pipeline.fastvar import finish_fastvar
+
+HIDDEN = 5e-5  # logits and hidden states, times the reference's standard deviation
+SUMMED = 5e-6  # sums of codes and token inputs
+IMAGE = 2e-3  # images in [-1, 1], or 20 times the case's sensitivity if that is more
+EXACT = 0.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One compared quantity: worst absolute error and what is allowed."""
+
+    case: str
+    quantity: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+@dataclass
+class Comparison:
+    """Collects the worst error of each quantity of one case."""
+
+    case: str
+    expected: dict[str, Tensor]
+    worst: dict[str, Check] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    def check(self, name: str, actual: Tensor, allowed: float, quantity: str | None = None, relative: bool = False) -> None:
+        """Compare with the expected tensor of that name, if the case has it; `relative` scales by its deviation."""
+        if name not in self.expected:
+            return
+        self.seen.add(name)
+        reference = self.expected[name].double()
+        actual = actual.double().cpu()
+        if actual.numel() != reference.numel():
+            raise ValueError(f"{self.case}: {name} has shape {tuple(actual.shape)}, the reference {tuple(reference.shape)}")
+        error = (actual.reshape(reference.shape) - reference).abs().max().item()
+        scale = max(reference.std(correction=0).item(), 1e-12) if relative else 1.0
+        self.note(quantity or re.sub(r"^s\d+\.", "", name), error / scale, allowed)
+
+    def note(self, quantity: str, error: float, allowed: float) -> None:
+        old = self.worst.get(quantity)
+        if old is None or not error <= old.error:
+            self.worst[quantity] = Check(self.case, quantity, error, allowed)
+
+    def unused(self) -> list[str]:
+        """Expected tensors that nothing was compared with."""
+        return sorted(n for n in self.expected if n not in self.seen and not n.startswith("in.") and "NOT_USED" not in n)
+
+
+@dataclass(frozen=True)
+class Probe(InfinityBackbone):
+    """A backbone that compares what passes through it and always answers with the reference's bits."""
+
+    comparison: Comparison = None
+    lengths: dict[str, int] = field(default_factory=dict)  # of every layer's cache after every scale
+
+    def forward(self, tokens, positions, schedule, condition, guidance, cache, store, visible=None, branch=None):  # noqa: ANN
+        scale = int(positions.scale[0, 0])
+        if tokens is not None:
+            self.comparison.check(f"s{scale:02d}.next_in", tokens, SUMMED)
+        with self._watch_block(scale):
+            hidden = super().forward(tokens, positions, schedule, condition, guidance, cache, store, visible, branch)
+        for layer, length in enumerate(cache.lengths):
+            self.lengths[f"s{scale:02d}.L{layer:02d}"] = length
+        return hidden
+
+    def _watch_block(self, scale: int) -> _Hooks:
+        block = self.transformer.blocks[0]
+        names = {"sa": block.sa, "ca": block.ca, "ffn": block.ffn, "out": block}
+        hooks = _Hooks()
+        for name, module in names.items():
+            key = f"s{scale:02d}.blk0_{name}"
+            hooks.add(module.register_forward_hook(lambda _m, _i, out, key=key: self.comparison.check(key, out, HIDDEN, relative=True)))
+        key = f"s{scale:02d}.blk0_in"
+        hooks.add(block.register_forward_pre_hook(lambda _m, args: self.comparison.check(key, args[0], HIDDEN, relative=True)))
+        return hooks
+
+    def sample(self, hidden, positions, schedule, condition, guidance, sampling, seeds, noise=None):  # noqa: ANN
+        prefix = f"s{int(positions.scale[0, 0]):02d}"
+        raw = self.transformer.logits(hidden, condition).flatten(2)
+        expected = self.comparison.expected
+        if f"{prefix}.logits_raw" in expected:
+            self.comparison.check(f"{prefix}.logits_raw", raw[: len(expected[f"{prefix}.logits_raw"])], HIDDEN, relative=True)
+        logits = self.logits(hidden, positions, schedule, condition, guidance, sampling.tau)
+        self.comparison.check(f"{prefix}.logits", logits.flatten(2), HIDDEN, relative=True)
+        if f"{prefix}.probs" in expected:
+            p = bit_probability(logits, sampling.top_k, sampling.top_p)
+            self.comparison.check(f"{prefix}.probs", torch.stack([1 - p, p], -1), 1e-4)
+        bits = draw_bits(logits, noise(seeds, positions, logits.shape[-2]), sampling.top_k, sampling.top_p)
+        self.comparison.check(f"{prefix}.bits", bits, EXACT, "wrong bits")
+        return expected[f"{prefix}.bits"].reshape(bits.shape)
+
+    def code_map(self, codes, grid, full):  # noqa: ANN
+        scale = self._scale_of(grid)
+        if scale is not None:
+            self.comparison.check(f"s{scale:02d}.codes", tokens_to_map(codes, grid, self.patchify), SUMMED)
+        return super().code_map(codes, grid, full)
+
+    def _scale_of(self, grid) -> int | None:  # noqa: ANN
+        counts = {n: t.numel() for n, t in self.comparison.expected.items() if n.endswith(".codes")}
+        cells = self.map_grid(grid)
+        return next((int(n[1:3]) for n in counts if tuple(self.comparison.expected[n].shape[-2:]) == cells), None)
+
+
+class _Hooks(list):
+    """Forward hooks that are removed when the block ends."""
+
+    def add(self, hook: object) -> None:
+        self.append(hook)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_exc: object) -> None:
+        for hook in self:
+            hook.remove()
+
+
+def _recipe(case: dict, expected: dict[str, Tensor], schedule: Schedule) -> Recipe:
+    greedy = case["mode"].startswith("greedy")
+    negative = case.get("negative_lens")
+    return Recipe(
+        text=tuple(expected["in.text_kv"].split(case["text_lens"])),
+        negative=tuple(expected["in.neg_kv"].split(negative)) if negative else None,
+        seeds=(case["seed"],) * len(case["text_lens"]),
+        schedule=schedule,
+        guidance=Guidance(tuple(case["cfg_list"]), tuple(case["cfg_insertion_layer"])),
+        sampling=Sampling(tuple(case["tau_list"]), 1 if greedy else case["top_k"], 0.0 if greedy else case["top_p"]),
+    )
+
+
+def _reference_noise(comparison: Comparison, seed: int) -> Callable[..., Tensor]:
+    """Noise as the original draws it: Exp(1) pairs from one generator; bit = argmax(p / E) is u < p with u = E1 / (E0 + E1)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(seeds: tuple[int, ...], positions: Positions, bits: int) -> Tensor:
+        shape = (len(seeds), len(positions), bits, 2)
+        pairs = torch.empty(shape).view(-1, 2).exponential_(1, generator=generator).view(shape)
+        comparison.check(f"s{int(positions.scale[0, 0]):02d}.noise", pairs, EXACT)
+        return pairs[..., 1] / pairs.sum(-1)
+
+    return noise
+
+
+def _check_text(comparison: Comparison, backbone: InfinityBackbone, recipe: Recipe) -> None:
+    """Text conditioning: rows of all prompts, then of the unconditional ones, padding left out."""
+    model, kept = backbone.transformer, {}
+    hooks = _Hooks()
+    for name, module in (("text_norm", model.text_norm), ("text_ca", model.text_proj_for_ca)):
+        hooks.add(module.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out})))
+    with hooks:
+        condition = recipe.condition(backbone)
+    lengths = [len(t) for t in recipe.text]
+    lengths += [len(t) for t in recipe.negative or recipe.text] if condition.guided else []
+    for name, padded in kept.items():
+        comparison.check(name, torch.cat([row[:n] for row, n in zip(padded, lengths, strict=True)]), HIDDEN, relative=True)
+    comparison.check("sos", condition.pooled, HIDDEN, relative=True)
+    comparison.check("gss", condition.modulation, HIDDEN, relative=True)
+
+
+def _check_image(comparison: Comparison, case: dict, image: Tensor) -> None:
+    allowed = max(IMAGE, 20 * case.get("image_sensitivity_1e-6", 0.0))
+    y, x = (image.shape[2] - 32) // 2, (image.shape[3] - 32) // 2
+    comparison.check("image_area8", F.avg_pool2d(image, 8), allowed, "image")
+    comparison.check("image_center_crop", image[:, :, y : y + 32, x : x + 32], allowed, "image")
+    if "image_u8_bgr" in comparison.expected:
+        levels = ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).flip(3)
+        comparison.check("image_u8_bgr", levels[: len(comparison.expected["image_u8_bgr"])], 1.0, "image, 8 bit")
+
+
+def _generate(case: dict, comparison: Comparison, folder: Path) -> None:
+    schedule = make_schedule(case["h_div_w"], case["pn"])
+    if [list(g) for g in schedule.grids] != [entry[-2:] for entry in case["schedule"]]:
+        raise ValueError(f"{comparison.case}: the schedule differs from the reference's {case['schedule']}")
+    expected = comparison.expected
+    probe = Probe(load_transformer(folder / case["weights"]), load_vae(folder / case["vae_weights"]), comparison=comparison)
+    recipe = _recipe(case, expected, schedule)
+    _check_text(comparison, probe, recipe)
+
+    def on_scale(done: int, _scales: int, total: Tensor) -> None:
+        comparison.check(f"s{done - 1:02d}.summed", total, SUMMED)
+
+    noise = _reference_noise(comparison, case["seed"])
+    if case["kind"] == "fastvar_generate":
+
+        def on_keep(scale: int, layer: int, kind: str, keep: Tensor) -> None:
+            comparison.check(f"keep.s{scale:02d}.L{layer:02d}.{kind}", keep, EXACT, "kept tokens")
+
+        draft, _, _ = finish_fastvar(probe, recipe, on_scale=on_scale, noise=noise, store_last=True, on_keep=on_keep)
+        wrong = sum(probe.lengths.get(name) != length for name, length in case["kv_cache_len"].items())
+        comparison.note("wrong cache lengths", float(wrong), EXACT)
+    else:
+        draft, _ = draw_draft(probe, recipe, len(schedule), on_scale=on_scale, noise=noise)
+    comparison.check("summed_final", draft.total, SUMMED)
+    if any(name.startswith("image") for name in expected):
+        with torch.inference_mode():
+            _check_image(comparison, case, probe.decode(draft.total))
+
+
+@torch.inference_mode()
+def _codec(case: dict, comparison: Comparison, folder: Path) -> None:
+    vae, expected = load_vae(folder / case["vae_weights"]), comparison.expected
+    channels, patchify = vae.config.channels, vae.config.stride == 8
+    features = vae.encode(expected["x"])
+    comparison.check("h", features, HIDDEN, relative=True)
+    grids = [tuple(entry[-2:]) for entry in case["schedule"]]
+    bits, total = quantize_scales(features, grids)
+    comparison.check("z", total, SUMMED)
+    comparison.check("summed_from_bits", total, SUMMED)
+    running, inputs = torch.zeros_like(total), []
+    for n, bit in enumerate(bits):
+        if n:
+            inputs.append(map_to_tokens(resample(running, grids[n]), patchify))
+        running = running + resample(bits_to_codes(bit, channels), grids[-1])
+        comparison.check(f"s{n:02d}.bits", bit.permute(0, 2, 3, 1), EXACT, "wrong bits")
+        comparison.check(f"s{n:02d}.bits_tokens", map_to_tokens(bit.float(), patchify), EXACT, "wrong bits")
+    comparison.check("teacher_inputs", torch.cat(inputs, dim=1), SUMMED)
+    comparison.check("recon", vae.decode(total), IMAGE, "image")
+    raw = vae.decoder(total)
+    y, x = (raw.shape[2] - 32) // 2, (raw.shape[3] - 32) // 2
+    comparison.check("recon_unclamped_crop", raw[:, :, y : y + 32, x : x + 32], IMAGE, "image")
+
+
+def _rope(case: dict, comparison: Comparison, folder: Path) -> None:
+    for key, facts in case["ratios"].items():
+        schedule = make_schedule(float(key[1:]))
+        positions = Positions.concat([Positions.of_scale(schedule, n) for n in range(len(schedule))])
+        py, px = grid_positions(positions, schedule)
+        cells = torch.stack([py[0], px[0]], dim=1).to(torch.int32)
+        comparison.check(f"{key}.pos", cells, EXACT, "positions")
+        digest = hashlib.sha256(cells.numpy().tobytes()).hexdigest()
+        comparison.note("position hashes", float(digest != facts["pos_int32_sha256"]), EXACT)
+        for name in [n for n in comparison.expected if re.fullmatch(rf"{re.escape(key)}\.d\d+\.rows", n)]:
+            comparison.seen.add(name)
+            stem, rows = name.removesuffix("rows"), comparison.expected[name]
+            cos, sin = rotation(positions, schedule, int(re.search(r"\.d(\d+)\.", name)[1]))
+            comparison.check(f"{stem}cos", cos[0, rows], SUMMED, "cos, sin")
+            comparison.check(f"{stem}sin", sin[0, rows], SUMMED, "cos, sin")
+
+
+def _sampler(case: dict, comparison: Comparison, folder: Path) -> None:
+    expected = comparison.expected
+    logits, pairs = expected["logits"], expected["noise_seed7"]
+    generator = torch.Generator().manual_seed(7)
+    drawn = torch.empty_like(pairs).view(-1, 2).exponential_(1, generator=generator)
+    comparison.check("noise_seed7", drawn, EXACT, "noise")
+    comparison.seen.add("logits")
+    for name in [n for n in expected if n.endswith(".probs")]:
+        top_k, digits = re.fullmatch(r"k(\d+)_p(\d+)\.probs", name).groups()
+        top_p = float(f"{digits[0]}.{digits[1:] or 0}")
+        p = bit_probability(logits, int(top_k), top_p)
+        comparison.check(name, torch.stack([1 - p, p], -1), 1e-6)
+        bits = draw_bits(logits, pairs[..., 1] / pairs.sum(-1), int(top_k), top_p)
+        comparison.check(name.replace("probs", "bits"), bits, EXACT, "wrong bits")
+
+
+KINDS: dict[str, Callable[[dict, Comparison, Path], None]] = {
+    "generate": _generate,
+    "fastvar_generate": _generate,
+    "vae_codec": _codec,
+    "rope": _rope,
+    "sampler": _sampler,
+}
+
+
+def verify(folder: Path) -> Iterator[Check]:
+    """Run every case of a golden directory; yields one Check a quantity.
+
+    Raises:
+        ValueError: no manifest, an unknown kind of case, a changed file, or expected tensors that nothing was compared with.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise ValueError(f"{folder} holds no manifest.json; name a directory of reference numbers")
+    cases = json.loads(manifest.read_text())["cases"]
+    unknown = sorted({case["kind"] for case in cases.values()} - {*KINDS, "weights"})
+    if unknown:
+        raise ValueError(f"{manifest} lists cases of unknown kind: {', '.join(unknown)}")
+    for name, case in cases.items():
+        path = folder / case["file"]
+        if "sha256" in case and hashlib.sha256(path.read_bytes()).hexdigest() != case["sha256"]:
+            raise ValueError(f"{path} is not the file its manifest describes (its checksum differs)")
+        if case["kind"] != "weights":
+            comparison = Comparison(name, load_file(path))
+            KINDS[case["kind"]](case, comparison, folder)
+            if comparison.unused():
+                raise ValueError(f"{name}: nothing was compared with {', '.join(comparison.unused()[:5])}")
+            yield from comparison.worst.values()

@@ -1,0 +1,232 @@
+"""Train nano's transformer and text encoder: python -m training.train_transformer --minutes 80 --state DIR [--resume].
+
+Runs the very forward pass of inference, scale by scale with a cache that autograd can follow.  Every step sees many
+pictures up to the 8 x 8 scale (layout, shape and colour are decided there) and a few up to a late scale (texture).
+Bits are flipped at random in what the next scale sees, so that the model learns to repair its own errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from comfy_moss.evaluation.world import Scene, caption, render, sample_scene
+from comfy_moss.model.bsq import bits_to_codes, resample
+from comfy_moss.model.infinity import InfinityTransformer
+from comfy_moss.model.layers import Condition, Pass
+from comfy_moss.model.rope import Positions, rotation
+from comfy_moss.model.vae import VAE
+
+from .nano import CONFIG, SCHEDULE, make_text_model, make_tokenizer, make_transformer
+from .train_vae import CONFIG as VAE_CONFIG
+from .train_vae import to_float
+from .workers import average_gradients, launch, move_average, same_everywhere, save_state
+
+PEAK_LR = 2e-3
+EARLY = 5  # scales of a short sequence: 121 tokens
+EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
+SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
+LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
+log = logging.getLogger("train_transformer")
+
+
+class GrowingCache:
+    """A KV cache that autograd can follow: the interface of model.cache.KVCache, by concatenation."""
+
+    def __init__(self, rows: int) -> None:
+        empty = torch.empty(rows, CONFIG.heads, 0, CONFIG.head_dim)
+        self.layers = [(empty, empty)] * CONFIG.depth
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        past_k, past_v = self.layers[layer]
+        self.layers[layer] = (torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2))
+
+    def view(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.layers[layer]
+
+
+class Nano(nn.Module):
+    """Transformer and text encoder, trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer: InfinityTransformer = make_transformer()
+        self.text: T5EncoderModel = make_text_model()
+        self.tokenizer = make_tokenizer()
+
+    def read(self, captions: list[str | None]) -> Condition:
+        """Condition on captions; None = the learned unconditional text, as long as a typical caption."""
+        batch = self.tokenizer([c or "" for c in captions], padding=True, return_tensors="pt")
+        features = self.text(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        lengths = batch.attention_mask.sum(1).tolist()
+        rows = [
+            self.transformer.cfg_uncond[: 3 + n % 15] if captions[n] is None else features[n, : lengths[n]]
+            for n in range(len(captions))
+        ]
+        return self.transformer.condition(rows, None, guided=False)
+
+
+def corrupted_scales(features: Tensor, scales: int) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Inputs (B, h*w, d) and target bits (B, h*w, d) of every scale, with bits flipped in what later scales see."""
+    size, total = SCHEDULE.grids[-1], torch.zeros_like(features)
+    inputs, targets = [], []
+    for n, grid in enumerate(SCHEDULE.grids[:scales]):
+        inputs.append(resample(total, grid).flatten(2).transpose(1, 2) if n else None)
+        residual = F.interpolate(features - total, size=grid, mode="area") if grid != size else features - total
+        bits = residual > 0
+        targets.append(bits.flatten(2).transpose(1, 2))
+        flip = torch.rand(len(bits), 1, 1, 1) * 0.2
+        seen = bits ^ (torch.rand(bits.shape) < flip)
+        total = total + resample(bits_to_codes(seen, features.shape[1]), size)
+    return inputs, targets
+
+
+def scale_losses(nano: Nano, features: Tensor, captions: list[str | None], scales: int) -> Tensor:
+    """Cross-entropy of the bits of every scale in nats, (scales,)."""
+    inputs, targets = corrupted_scales(features, scales)
+    condition, model, cache = nano.read(captions), nano.transformer, GrowingCache(len(features))
+    hidden = []
+    for part in ([*range(EARLY)], *([n] for n in range(EARLY, scales))):  # the early scales in one masked pass
+        positions = Positions.concat([Positions.of_scale(SCHEDULE, n) for n in part])
+        x = torch.cat([model.embed(inputs[n], Positions.of_scale(SCHEDULE, n).scale, condition) for n in part], dim=1)
+        scale = positions.scale[0]
+        visible = (scale[:, None] >= scale)[None] if len(part) > 1 else None
+        tables = rotation(positions, SCHEDULE, CONFIG.head_dim)
+        step = Pass(*tables, cache, store=part[-1] < scales - 1, visible=visible)
+        hidden.append(model(x, step, condition))
+    logits = model.logits(torch.cat(hidden, dim=1), condition)
+    margins = (logits[..., 1] - logits[..., 0]).split([h * w for h, w in SCHEDULE.grids[:scales]], dim=1)
+    pairs = zip(margins, targets, strict=True)
+    return torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs])
+
+
+
+
+@torch.no_grad()
+def encoded_pictures(path: Path, rank: int, count: int, vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
+    """Scenes and their codec features (count, c, 32, 32) float16, kept in a file because encoding takes minutes."""
+    generators = [np.random.default_rng(50_000_000 * (rank + 1) + n) for n in range(count)]
+    scenes = [sample_scene(rng) for rng in generators]
+    if path.exists():
+        return scenes, torch.load(path, weights_only=True)
+    model = VAE(VAE_CONFIG)
+    model.load_state_dict(vae)
+    out = torch.empty(count, VAE_CONFIG.channels, *SCHEDULE.grids[-1], dtype=torch.float16)
+    for n, (scene, rng) in enumerate(zip(scenes, generators, strict=True)):
+        image = torch.from_numpy(render(scene, rng)).permute(2, 0, 1)[None]
+        out[n] = model.encode(to_float(image))[0]
+    torch.save(out, path)
+    return scenes, out
+
+
+def read_captions(scenes: list[Scene], rng: np.random.Generator) -> list[str | None]:
+    """Fresh wording every time; one in ten without text (for guidance), some with a word the model does not know."""
+    texts: list[str | None] = []
+    for scene in scenes:
+        text = caption(scene, rng)
+        text = f"{text} please" if rng.random() < 0.03 else text
+        texts.append(None if rng.random() < 0.1 else text)
+    return texts
+
+
+def learning_rate(done: float, step: int) -> float:
+    """Short warm-up, flat for a third of the time, then a cosine down to 3 %."""
+    fall = max(0.0, done - 0.33) / 0.67
+    return PEAK_LR * min(1, (step + 1) / 80) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
+
+
+def optimizer_for(nano: Nano) -> torch.optim.Optimizer:
+    matrices = [p for p in nano.parameters() if p.dim() >= 2]
+    vectors = [p for p in nano.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.97), fused=True)
+
+
+class Batches:
+    """Random pictures with fresh captions."""
+
+    def __init__(self, scenes: list[Scene], features: Tensor, rng: np.random.Generator) -> None:
+        self.scenes, self.features, self.rng = scenes, features, rng
+
+    def draw(self, count: int) -> tuple[Tensor, list[str | None]]:
+        rows = self.rng.integers(0, len(self.scenes), count)
+        return self.features[torch.from_numpy(rows)].float(), read_captions([self.scenes[n] for n in rows], self.rng)
+
+
+def train_step(nano: Nano, batches: Batches) -> Tensor:
+    """Accumulate the gradients of one short and one long batch; returns nats per bit of every scale, NaN where not seen."""
+    short = scale_losses(nano, *batches.draw(SHORT_BATCH), EARLY)
+    (short * EARLY_WEIGHTS).sum().backward()
+    scales = int(batches.rng.choice(list(LONG_BATCH)))
+    long = scale_losses(nano, *batches.draw(LONG_BATCH[scales]), scales)
+    (long[EARLY:].mean() + 0.2 * (long[:EARLY] * EARLY_WEIGHTS).sum()).backward()
+    seen = torch.full((len(SCHEDULE),), math.nan)
+    seen[:EARLY], seen[EARLY:scales] = short.detach(), long[EARLY:].detach()
+    return seen
+
+
+def work(rank: int, workers: int, args: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    vae = torch.load(args.state / "vae.pt", weights_only=True)["ema"]
+    torch.manual_seed(0)
+    nano = Nano()
+    optimizer = optimizer_for(nano)
+    ema = {name: value.clone() for name, value in nano.state_dict().items()}
+    step, before, path = 0, 0.0, args.state / "transformer.pt"
+    if args.resume:
+        state = torch.load(path, weights_only=True)
+        nano.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema, step, before = state["ema"], state["step"], state["seconds"]
+    encoded = encoded_pictures(args.state / f"features_{rank}.pt", rank, args.pictures // workers, vae)
+    batches = Batches(*encoded, np.random.default_rng(rank + 1000 * step))
+    torch.manual_seed(rank + 1000 * step)
+    if rank == 0:
+        log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
+    same_everywhere(0.0)
+    start, logged, history = time.time() - before, time.time(), []
+    while (done := same_everywhere((time.time() - start) / (60 * args.minutes))) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(done, step)
+        optimizer.zero_grad()
+        history.append(train_step(nano, batches))
+        average_gradients(nano.parameters())
+        torch.nn.utils.clip_grad_norm_(nano.parameters(), 2.0)
+        optimizer.step()
+        step += 1
+        if step % 4 == 0:
+            move_average(ema, nano, min(0.98, step / (step + 40)))
+        if rank == 0 and (time.time() - logged > 60):
+            logged, seconds = time.time(), time.time() - start
+            bits = " ".join(f"{b:.3f}" for b in (torch.stack(history).nanmean(0) / math.log(2)).tolist())
+            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step):.1e} bits a bit {bits}")
+            history.clear()
+            save_state(path, model=nano.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
+    if rank == 0:
+        seconds = time.time() - start
+        save_state(path, model=nano.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
+        log.info(f"done after step {step}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, required=True, help="training time in all, resumed parts included")
+    parser.add_argument("--state", type=Path, required=True, help="folder with vae.pt, and of the resumable state")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=6000, help="size of the encoded pool")
+    args = parser.parse_args()
+    launch(work, args.workers, args)
+
+
+if __name__ == "__main__":
+    main()
