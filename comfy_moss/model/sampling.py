@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .rope import Positions
 
+NOISE_ID = "counter-murmur3 v1"  # names `bit_noise`; pictures of one seed are comparable only under one noise
+
 
 @dataclass(frozen=True)
 class Sampling:

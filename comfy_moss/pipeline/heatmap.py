@@ -21,6 +21,7 @@ from .dispatch import Dispatch
 _MAGMA = "000004 1d1147 51127c 822681 b63679 e65164 fb8861 fec287 fcfdbf"
 # Okabe and Ito's palette, finest refine scale first, so that the finest scale keeps its colour whatever k is.
 _OKABE_ITO = "d55e00 f0e442 009e73 56b4e9 0072b2 cc79a7 e69f00"
+_READABLE = 512  # pixels of the shorter side from which tokens can be told apart
 _LINE = 0.45  # how far the outline of a token is lightened
 _INK, _QUIET, _PAPER = (28, 30, 36), (112, 116, 126), (255, 255, 255)  # text, side notes, background
 
@@ -229,3 +230,38 @@ def _sheet(
         if footer is not None:
             sheet.paste(_to_pillow(footer[0]), (left, first + height + gap // 2))
     return sheet
+
+
+def explain(
+    draft: Tensor,
+    result: Tensor,
+    frequency: Tensor,
+    dispatch: Dispatch,
+    schedule: Schedule,
+    heading: str = "",
+    notes: Sequence[str] = ("", ""),
+) -> dict[str, Tensor]:
+    """The pictures that show how a picture came about.
+
+    Args:
+        draft, result: images (B, H, W, 3).
+        frequency: (B, h, w).
+        notes: quiet lines under the titles of draft and result.
+
+    Returns:
+        Images "frequency", "dispatch" and "poster"; small pictures are enlarged so that tokens can be told apart.
+    """
+    height, width = draft.shape[1:3]
+    times = math.ceil(_READABLE / min(height, width))
+    size = (height * times, width * times)
+    large = enlarge(result, size)
+    heat, shares = heatmap(frequency.to(result.device), size), overlay(large, dispatch, schedule)
+    grids = ("local variance of the draft's codes", f"{sum(dispatch.counts)} tokens, refined in one pass")
+    page = poster(
+        [enlarge(draft, size), heat, shares, large],
+        ["Draft", "Frequency", "Dispatch", "Result"],
+        [notes[0], *grids, notes[1]],
+        [None, colour_bar(size[1]), legend(dispatch, schedule, size[1]), None],
+        heading,
+    )
+    return {"frequency": heat, "dispatch": shares, "poster": page}

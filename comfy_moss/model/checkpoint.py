@@ -1,0 +1,252 @@
+"""Infinity checkpoints: names, pairing, building, converting.
+
+Accepted: released .pth files, training checkpoints, safetensors, sharded directories.  Everything that can be refused is
+refused from names and shapes, before memory is taken.  Facts: Infinity specification, sections 1, 1.1, 1.2, 7.4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .infinity import InfinityConfig, InfinityTransformer
+from .infinity_backbone import InfinityBackbone
+from .tensors import CheckpointError, Tensors, fill_module, listing, open_tensors, write_safetensors
+from .text import text_width
+from .vae import VAE, VAEConfig
+
+__all__ = [
+    "CheckpointError", "RELEASED_VAES", "check_pair", "check_text", "convert", "identify", "load_infinity", "open_tensors",
+    "open_transformer", "open_vae", "transformer_from_state", "vae_from_state", "weights_id",
+]  # fmt: skip
+
+RELEASED_VAES = {16: "infinity_vae_d16.pth", 32: "infinity_vae_d32reg.pth", 56: "infinity_vae_d56_f8_14_patchify.pth"}
+OTHER_VAE = "infinity_vae_d32"  # same shapes as the 2B model's VAE, other weights: only the name tells
+TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
+IGNORED = {"zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"}
+CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
+CONVS = {"conv_in", "conv_out", "conv1", "conv2", "nin_shortcut"}
+SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
+
+
+def identify(names: Iterable[str]) -> str:
+    """What a file with these tensor names seems to be, in words for a message."""
+    names = list(names)
+    if any(n.startswith("text_proj_for_sos.") or ".sa.mat_qkv." in n for n in names):
+        return TRANSFORMER
+    if any(n.startswith(("encoder.conv_in.", "decoder.conv_in.")) for n in names):
+        return CODEC
+    if any(n.endswith("block.0.layer.0.SelfAttention.q.weight") for n in names):
+        return TEXT
+    if any(n.startswith(("context_embed.", "vae.encoder.conv_in.")) for n in names):
+        return "part of a HART model"
+    return f"something else (it holds {listing(names)})"
+
+
+def _expect(tensors: Tensors, kind: str) -> None:
+    if (found := identify(tensors)) != kind:
+        raise CheckpointError(f"{tensors.path} seems to be {found}, not {kind}; choose another file")
+
+
+def _incomplete(path: Path, kind: str, error: Exception) -> CheckpointError:
+    what = f"the tensor {error}" if isinstance(error, KeyError) else "most of its tensors"
+    return CheckpointError(f"{path} seems to be {kind} but lacks {what}; download it again")
+
+
+def open_transformer(state: Tensors) -> tuple[Tensors, InfinityConfig]:
+    """Tensors under the names of InfinityTransformer, and its sizes; reads no values.
+
+    Blocks are numbered through chunks of any size; buffers that inference does not use are left out.
+
+    Raises:
+        CheckpointError: not an Infinity transformer.
+    """
+    _expect(state, TRANSFORMER)
+    kept = [name for name in state if name.rpartition(".")[2] not in IGNORED]
+    tensors = state.renamed(dict(zip(_numbered(kept, state.path), kept, strict=True)))
+    for name, shape in tensors.shapes.items():
+        if name.endswith(".sa.scale_mul_1H11") and len(shape) == 4:
+            tensors.shapes[name] = (1, max(shape), 1, 1)  # some files have (1, 1, H, 1)
+    try:
+        return tensors, InfinityConfig.from_shapes(tensors.shapes)
+    except (KeyError, ValueError, IndexError) as error:
+        raise _incomplete(state.path, TRANSFORMER, error) from error
+
+
+def _numbered(names: list[str], path: Path) -> list[str]:
+    """`block_chunks.{i}.module.{j}.` -> `blocks.{n}.`"""
+    parts = [CHUNKED.fullmatch(name) for name in names]
+    sizes: dict[int, int] = {}
+    for part in filter(None, parts):
+        sizes[int(part[1])] = max(sizes.get(int(part[1]), 0), int(part[2]) + 1)
+    if sorted(sizes) != list(range(len(sizes))):
+        raise CheckpointError(f"{path} lacks one of its chunks of blocks; download it again")
+    first = {chunk: sum(sizes[c] for c in range(chunk)) for chunk in sizes}
+    return [
+        f"blocks.{first[int(part[1])] + int(part[2])}.{part[3]}" if part else name
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def open_vae(state: Tensors) -> tuple[Tensors, VAEConfig]:
+    """Tensors under the names of VAE (encoder and decoder only), and its sizes; reads no values.
+
+    Both namings of files are understood: `X.conv.weight`, `X.norm.weight` and plain `X.weight`.
+
+    Raises:
+        CheckpointError: not such a codec.
+    """
+    _expect(state, CODEC)
+    used = [name for name in state if name.startswith(("encoder.", "decoder."))]
+    names = {_wrapped(name): name for name in used}
+    names.update({name: name for name in used if name in names})  # the exact name wins
+    tensors = state.renamed(names)
+    try:
+        return tensors, VAEConfig.from_shapes(tensors.shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise _incomplete(state.path, CODEC, error) from error
+
+
+def _wrapped(name: str) -> str:
+    """Insert the `.conv` or `.norm` level that some files leave out."""
+    parts = name.split(".")
+    above, layer = parts[-3:-1] if len(parts) > 2 else ("", "")
+    if layer in CONVS or (layer == "conv" and above in ("downsample", "upsample")):
+        parts.insert(-1, "conv")
+    elif "norm" in layer and layer != "norm":
+        parts.insert(-1, "norm")
+    return ".".join(parts)
+
+
+def transformer_from_state(
+    state: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> InfinityTransformer:
+    """Build the transformer from tensors under released or canonical names.
+
+    Args:
+        device: where it goes; None = where the tensors are.
+        dtype: of the blocks; everything around them is float32 (specification, section 4.1).
+
+    Raises:
+        CheckpointError: see `open_transformer` and `tensors.fill_module`.
+    """
+    tensors, config = open_transformer(Tensors.of(state))
+    with torch.device("meta"):
+        model = InfinityTransformer(config)
+    fill_module(model, tensors, lambda name: dtype if name.startswith("blocks.") else torch.float32, device)
+    return model
+
+
+def vae_from_state(
+    state: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> VAE:
+    """Build the codec, all of it in `dtype`, from tensors under either naming.  Errors: see `open_vae`, `fill_module`."""
+    tensors, config = open_vae(Tensors.of(state))
+    with torch.device("meta"):
+        model = VAE(config)
+    fill_module(model, tensors, lambda name: dtype, device)
+    return model
+
+
+def check_pair(bits: int, channels: int, transformer: Path, vae: Path) -> None:
+    """Refuse a codec that does not fit the transformer: a token's d bits are c channels, or 4 c with spatial patchify.
+
+    Raises:
+        CheckpointError: they do not fit, or it is the 32-channel VAE that no released transformer uses.
+    """
+    other = f"a VAE of {bits}" + (f" or {bits // 4}" if bits % 4 == 0 else "") + " channels"
+    belongs = RELEASED_VAES.get(bits, other)
+    if bits not in (channels, 4 * channels):
+        raise CheckpointError(
+            f"{vae.name} ({channels} channels) does not belong to {transformer.name} ({bits} bits a token); use {belongs}"
+        )
+    if bits == 32 and vae.stem == OTHER_VAE:
+        raise CheckpointError(
+            f"{vae.name} has the right size but belongs to no released model; with {transformer.name} use {belongs}"
+        )
+
+
+def check_text(width: int, transformer: Path, text: Path) -> None:
+    """Refuse a text encoder directory whose features are not `width` numbers.
+
+    Raises:
+        CheckpointError: no text encoder, or another width.
+    """
+    found = text_width(text)
+    if found != width:
+        belongs = "flan-t5-xl" if width == 2048 else "the text encoder that came with the model"
+        raise CheckpointError(
+            f"{transformer.name} reads text features of {width} numbers, but {text} makes {found}; use {belongs}"
+        )
+
+
+def load_infinity(
+    transformer: Path,
+    vae: Path,
+    text: Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> InfinityBackbone:
+    """Load a transformer and its codec; a text encoder directory is only checked (load it with `text.TextEncoder`).
+
+    Args:
+        dtype: of the transformer's blocks and of the codec.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another kind, or the files do not belong together.
+    """
+    transformer, vae = Path(transformer), Path(vae)
+    weights, codec = open_tensors(transformer), open_tensors(vae)
+    named, config = open_transformer(weights)
+    codec_named, codec_config = open_vae(codec)
+    check_pair(config.bits, codec_config.channels, transformer, vae)
+    if text is not None:
+        check_text(config.text_width, transformer, Path(text))
+    return InfinityBackbone(
+        transformer_from_state(weights, device, dtype), vae_from_state(codec, device, dtype), weights_id(named, codec_named)
+    )
+
+
+def weights_id(*models: Tensors) -> str:
+    """12 hexadecimal digits that tell models apart.
+
+    Covers every tensor's name, shape and 96 of its values (start, middle, end) as float32: cheap for files of any size, and
+    the same for every format and for every dtype that holds the values exactly.  Training a model on changes it;
+    changing a few single weights by hand may not.
+    """
+    digest = hashlib.sha256()
+    for model in models:
+        for name in sorted(model.shapes):
+            flat = model[name].reshape(-1)
+            middle = max(0, (len(flat) - SAMPLE) // 2)
+            parts = (flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[max(0, len(flat) - SAMPLE) :])
+            digest.update(f"{name}{model.shapes[name]}".encode())
+            digest.update(torch.cat(parts).float().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def convert(source: Path, target: Path, bf16: bool = False) -> None:
+    """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in the source.
+
+    Of a codec only encoder and decoder are kept; released ones carry training state beside them.
+
+    Args:
+        bf16: store floating-point tensors in bfloat16, half the size of released files.
+
+    Raises:
+        CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or writing failed.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"{target} should end in .safetensors")
+    tensors = open_tensors(source)
+    if target.exists() and any(target.samefile(file) for file in tensors.files):
+        raise CheckpointError(f"{target} is the file to convert; give the result another name")
+    if identify(tensors) == CODEC:
+        tensors = tensors.renamed({n: n for n in tensors if n.startswith(("encoder.", "decoder."))})
+    write_safetensors(tensors, target, torch.bfloat16 if bf16 else None)

@@ -1,0 +1,212 @@
+"""Which models there are, which files belong together, and where they lie on this machine.
+
+Facts: Infinity specification, section 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import CODEC, TRANSFORMER, identify, open_transformer
+from .tensors import TORCH_SUFFIXES, CheckpointError, listing, open_tensors
+
+TEXT_ENCODER = "flan-t5-xl"
+NANO = Path(__file__).resolve().parent.parent / "assets" / "nano"
+DEPTH = 6  # folders below a root that are searched; enough for the hub's cache layout
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published model: its files and the settings it was made for.
+
+    Attributes:
+        transformer: file, or directory of shards.
+        width: C, by which an unnamed copy is recognised.
+        area: image area, a key of `schedule.PRESETS`.
+        cfg, tau: guidance and temperature its authors use.
+    """
+
+    transformer: str
+    vae: str
+    width: int
+    area: str
+    cfg: float
+    tau: float
+
+
+VAE56 = "infinity_vae_d56_f8_14_patchify.pth"
+RELEASES = {
+    "125m": Release("infinity_125M_256x256.pth", "infinity_vae_d16.pth", 768, "0.06M", 4.0, 0.5),
+    "2b": Release("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", 2048, "1M", 3.0, 0.5),
+    "8b": Release("infinity_8b_weights", VAE56, 3584, "1M", 3.0, 1.0),
+    "8b-512": Release("infinity_8b_512x512_weights", VAE56, 3584, "0.25M", 3.0, 1.0),
+}
+EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 2.0, 0.5)
+UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
+NAMES = ("nano", *RELEASES)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A complete model on disk and the settings to start from."""
+
+    name: str
+    transformer: Path
+    vae: Path
+    text: Path
+    area: str
+    cfg: float
+    tau: float
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """What was found of a model.
+
+    Attributes:
+        expected: released names of transformer, VAE and text encoder, which belong together.
+        transformer, vae, text: where they are; None = not found.
+    """
+
+    name: str
+    expected: tuple[str, str, str]
+    transformer: Path | None
+    vae: Path | None
+    text: Path | None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Released names of what was not found."""
+        found = (self.transformer, self.vae, self.text)
+        return tuple(name for name, path in zip(self.expected, found, strict=True) if path is None)
+
+
+def default_roots() -> tuple[Path, ...]:
+    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, ~/ComfyUI/models."""
+    named = [Path(entry).expanduser() for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry]
+    return (*named, Path("models"), Path.home() / "ComfyUI" / "models")
+
+
+def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
+    """The files of a model.
+
+    Args:
+        name_or_path: "nano" (embedded), "125m", "2b", "8b", "8b-512" (found by their released file names, .pth or
+            .safetensors, anywhere below the roots), or a directory with a transformer, its VAE and a text encoder.
+
+    Raises:
+        CheckpointError: unknown name, or a file is missing; the message lists the released names of what is missing.
+    """
+    name = name_or_path.lower()
+    if name == "nano":
+        return _of_directory(name, NANO, (), EMBEDDED)
+    if name in RELEASES:
+        return _released(name, roots)
+    if Path(name_or_path).is_dir():
+        return _of_directory(name_or_path, Path(name_or_path), roots)
+    raise CheckpointError(f"there is no model {name_or_path!r}; choose {', '.join(NAMES)} or a directory that holds a model")
+
+
+def survey(roots: Sequence[Path]) -> list[ModelStatus]:
+    """What there is of every known model, nano first, then of other models below the roots in folders of their own."""
+    entries = _entries(roots)
+    folders = {NANO: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
+    statuses = []
+    for folder, name in folders.items():
+        expected = (EMBEDDED.transformer, EMBEDDED.vae, "text")
+        statuses.append(ModelStatus(name, expected, *(p if p.exists() else None for p in map(folder.joinpath, expected))))
+    return statuses[:1] + [_status(name, entries) for name in RELEASES] + statuses[1:]
+
+
+def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
+    status = _status(name, _entries(roots))
+    if status.missing:
+        places = ", ".join(map(str, roots)) or "no folder at all"
+        raise CheckpointError(
+            f"the model {name} is incomplete: {listing(status.missing)} not found below {places}; "
+            f"download from FoundationVision/Infinity and google/{TEXT_ENCODER}"
+        )
+    return _files(name, RELEASES[name], status.transformer, status.vae, status.text)
+
+
+def _files(name: str, release: Release, transformer: Path, vae: Path, text: Path) -> ModelFiles:
+    return ModelFiles(name, transformer, vae, text, release.area, release.cfg, release.tau)
+
+
+def _status(name: str, entries: Sequence[Path]) -> ModelStatus:
+    release = RELEASES[name]
+    expected = (release.transformer, release.vae, TEXT_ENCODER)
+    return ModelStatus(name, expected, _named(release.transformer, entries), _named(release.vae, entries), _text(entries))
+
+
+def _named(released: str, entries: Sequence[Path]) -> Path | None:
+    """An entry with the released name, or converted to safetensors (preferred)."""
+    stem = released.removesuffix(".pth")
+    return next((e for n in (f"{stem}.safetensors", released) for e in entries if e.name == n), None)
+
+
+def _text(entries: Sequence[Path]) -> Path | None:
+    """A directory called flan-t5-xl, or one inside of it as in the hub's cache, that has a config.json."""
+    return next((e.parent for e in entries if e.name == "config.json" and TEXT_ENCODER in "/".join(e.parts[-4:-1])), None)
+
+
+def _entries(roots: Sequence[Path]) -> list[Path]:
+    """Files and folders below the roots that may belong to a model, in a fixed order; links are followed."""
+    return [entry for root in roots for entry in _walk(Path(root), DEPTH)]
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        children = sorted(folder.iterdir())
+    except OSError:  # absent or not readable: nothing to find there
+        return
+    for child in children:
+        if child.is_dir():
+            yield child
+            yield from _walk(child, depth - 1) if depth > 1 else ()
+        elif child.suffix in (".safetensors", ".pth") or child.name == "config.json":
+            yield child
+
+
+def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
+    """A model in a directory of its own: fixed or released names first, then whatever the contents say."""
+    children = [folder / EMBEDDED.transformer, folder / EMBEDDED.vae, *_walk(folder, 1)]
+    children = [child for child in children if child.exists()]
+    transformer = _role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], children)
+    vae = _role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], children)
+    text = _text_in(folder) or _text(_entries([folder, *roots]))
+    found = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
+    if missing := [part for part, path in found.items() if path is None]:
+        raise CheckpointError(f"the model folder {folder} lacks {listing(missing)}; put it there, or give another folder")
+    return _files(name, release or _settings(transformer), transformer, vae, text)
+
+
+def _role(kind: str, names: Sequence[str], children: Sequence[Path]) -> Path | None:
+    for name in names:
+        if found := _named(name, children):
+            return found
+    matches = [child for child in children if _is_model(child) and identify(open_tensors(child)) == kind]
+    if len(matches) > 1:
+        raise CheckpointError(f"{matches[0].parent} holds several files that are {kind}: {listing([m.name for m in matches])}")
+    return matches[0] if matches else None
+
+
+def _is_model(path: Path) -> bool:
+    return any(path.glob("*.index.json")) if path.is_dir() else path.suffix in (".safetensors", *TORCH_SUFFIXES)
+
+
+def _text_in(folder: Path) -> Path | None:
+    return next((child for child in (folder / "text", *sorted(folder.iterdir())) if (child / "config.json").is_file()), None)
+
+
+def _settings(transformer: Path) -> Release:
+    """Settings of the release that a transformer is, by its name or else its width."""
+    stem = transformer.name.removesuffix(".safetensors").removesuffix(".pth")
+    by_name = [r for r in RELEASES.values() if r.transformer.removesuffix(".pth") == stem]
+    if by_name:
+        return by_name[0]
+    width = open_transformer(open_tensors(transformer))[1].width
+    return next((r for r in RELEASES.values() if r.width == width), UNKNOWN)
