@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +19,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .model.backbone import Noise
 from .model.bsq import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
-from .model.checkpoint import load_transformer, load_vae
+from .model.checkpoint import load_infinity, vae_from_state
+from .model.cache import KVCache
 from .model.guidance import Guidance
 from .model.infinity_backbone import InfinityBackbone
+from .model.layers import Condition
 from .model.rope import Positions, grid_positions, rotation
-from .model.sampling import Sampling, bit_probability, draw_bits
-from .model.schedule import Schedule, make_schedule
+from .model.sampling import Sampling, bit_noise, bit_probability, draw_bits
+from .model.schedule import Grid, Schedule, make_schedule
+from .model.tensors import open_tensors
 from .pipeline.draft import Recipe, draw_draft
 from .pipeline.fastvar import finish_fastvar
 
@@ -88,12 +92,15 @@ class Probe(InfinityBackbone):
     comparison: Comparison = None
     lengths: dict[str, int] = field(default_factory=dict)  # of every layer's cache after every scale
 
-    def forward(self, tokens, positions, schedule, condition, guidance, cache, store, visible=None, branch=None):  # noqa: ANN
+    def forward(
+        self, tokens: Tensor | None, positions: Positions, schedule: Schedule, condition: Condition, *rest: object
+    ) -> Tensor:
         scale = int(positions.scale[0, 0])
         if tokens is not None:
             self.comparison.check(f"s{scale:02d}.next_in", tokens, SUMMED)
         with self._watch_block(scale):
-            hidden = super().forward(tokens, positions, schedule, condition, guidance, cache, store, visible, branch)
+            hidden = super().forward(tokens, positions, schedule, condition, *rest)
+        cache = next(argument for argument in rest if isinstance(argument, KVCache))
         for layer, length in enumerate(cache.lengths):
             self.lengths[f"s{scale:02d}.L{layer:02d}"] = length
         return hidden
@@ -109,7 +116,17 @@ class Probe(InfinityBackbone):
         hooks.add(block.register_forward_pre_hook(lambda _m, args: self.comparison.check(key, args[0], HIDDEN, relative=True)))
         return hooks
 
-    def sample(self, hidden, positions, schedule, condition, guidance, sampling, seeds, noise=None):  # noqa: ANN
+    def sample(
+        self,
+        hidden: Tensor,
+        positions: Positions,
+        schedule: Schedule,
+        condition: Condition,
+        guidance: Guidance,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        noise: Noise = bit_noise,
+    ) -> Tensor:
         prefix = f"s{int(positions.scale[0, 0]):02d}"
         raw = self.transformer.logits(hidden, condition).flatten(2)
         expected = self.comparison.expected
@@ -124,16 +141,11 @@ class Probe(InfinityBackbone):
         self.comparison.check(f"{prefix}.bits", bits, EXACT, "wrong bits")
         return expected[f"{prefix}.bits"].reshape(bits.shape)
 
-    def code_map(self, codes, grid, full):  # noqa: ANN
-        scale = self._scale_of(grid)
-        if scale is not None:
-            self.comparison.check(f"s{scale:02d}.codes", tokens_to_map(codes, grid, self.patchify), SUMMED)
+    def code_map(self, codes: Tensor, grid: Grid, full: Grid) -> Tensor:
+        for name, reference in self.comparison.expected.items():
+            if name.endswith(".codes") and tuple(reference.shape[-2:]) == self.map_grid(grid):
+                self.comparison.check(name, tokens_to_map(codes, grid, self.patchify), SUMMED)
         return super().code_map(codes, grid, full)
-
-    def _scale_of(self, grid) -> int | None:  # noqa: ANN
-        counts = {n: t.numel() for n, t in self.comparison.expected.items() if n.endswith(".codes")}
-        cells = self.map_grid(grid)
-        return next((int(n[1:3]) for n in counts if tuple(self.comparison.expected[n].shape[-2:]) == cells), None)
 
 
 class _Hooks(list):
@@ -207,7 +219,8 @@ def _generate(case: dict, comparison: Comparison, folder: Path) -> None:
     if [list(g) for g in schedule.grids] != [entry[-2:] for entry in case["schedule"]]:
         raise ValueError(f"{comparison.case}: the schedule differs from the reference's {case['schedule']}")
     expected = comparison.expected
-    probe = Probe(load_transformer(folder / case["weights"]), load_vae(folder / case["vae_weights"]), comparison=comparison)
+    loaded = load_infinity(folder / case["weights"], folder / case["vae_weights"])
+    probe = Probe(loaded.transformer, loaded.vae, loaded.model_id, comparison)
     recipe = _recipe(case, expected, schedule)
     _check_text(comparison, probe, recipe)
 
@@ -233,8 +246,10 @@ def _generate(case: dict, comparison: Comparison, folder: Path) -> None:
 
 @torch.inference_mode()
 def _codec(case: dict, comparison: Comparison, folder: Path) -> None:
-    vae, expected = load_vae(folder / case["vae_weights"]), comparison.expected
-    channels, patchify = vae.config.channels, vae.config.stride == 8
+    vae, expected = vae_from_state(open_tensors(folder / case["vae_weights"])), comparison.expected
+    channels = vae.config.channels
+    patchify = expected["s00.bits_tokens"].shape[-1] == 4 * channels
+    comparison.seen.add("x")
     features = vae.encode(expected["x"])
     comparison.check("h", features, HIDDEN, relative=True)
     grids = [tuple(entry[-2:]) for entry in case["schedule"]]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import CODEC, TRANSFORMER, identify, open_transformer
-from .tensors import TORCH_SUFFIXES, CheckpointError, listing, open_tensors
+from .tensors import MODEL_SUFFIXES, CheckpointError, listing, open_tensors
+from .text import text_width
 
 TEXT_ENCODER = "flan-t5-xl"
 NANO = Path(__file__).resolve().parent.parent / "assets" / "nano"
@@ -167,17 +168,16 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         if child.is_dir():
             yield child
             yield from _walk(child, depth - 1) if depth > 1 else ()
-        elif child.suffix in (".safetensors", ".pth") or child.name == "config.json":
+        elif child.suffix in MODEL_SUFFIXES or child.name == "config.json":
             yield child
 
 
 def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
     """A model in a directory of its own: fixed or released names first, then whatever the contents say."""
-    children = [folder / EMBEDDED.transformer, folder / EMBEDDED.vae, *_walk(folder, 1)]
-    children = [child for child in children if child.exists()]
+    children = list(_walk(folder, 1))
     transformer = _role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], children)
     vae = _role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], children)
-    text = _text_in(folder) or _text(_entries([folder, *roots]))
+    text = _text_in(children, folder) or _text(_entries([folder, *roots]))
     found = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
     if missing := [part for part, path in found.items() if path is None]:
         raise CheckpointError(f"the model folder {folder} lacks {listing(missing)}; put it there, or give another folder")
@@ -195,11 +195,19 @@ def _role(kind: str, names: Sequence[str], children: Sequence[Path]) -> Path | N
 
 
 def _is_model(path: Path) -> bool:
-    return any(path.glob("*.index.json")) if path.is_dir() else path.suffix in (".safetensors", *TORCH_SUFFIXES)
+    return any(path.glob("*.index.json")) if path.is_dir() else path.suffix in MODEL_SUFFIXES
 
 
-def _text_in(folder: Path) -> Path | None:
-    return next((child for child in (folder / "text", *sorted(folder.iterdir())) if (child / "config.json").is_file()), None)
+def _text_in(children: Sequence[Path], folder: Path) -> Path | None:
+    """text/, or else the first sub-folder with the files of a T5 encoder."""
+    return next((child for child in (folder / "text", *children) if _is_text(child)), None)
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        return text_width(path) > 0
+    except CheckpointError:
+        return False
 
 
 def _settings(transformer: Path) -> Release:

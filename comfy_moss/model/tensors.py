@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 TRAINER_KEYS = ("gpt_ema_fsdp", "gpt_fsdp", "gpt_wo_ddp")  # averaged weights first: they are what such a run is for
 SAFETENSORS_TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
