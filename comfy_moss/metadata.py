@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 KEY = "moss"
+_OPTIONS = (
+    "model", "method", "bounds", "skip", "seed", "aspect", "pixels", "negative", "cfg", "tau", "strength", "window", "precision",
+)  # fmt: skip
 
 
 def to_image(pictures: Tensor) -> Tensor:
@@ -58,17 +61,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def arguments(recipe: Mapping[str, Any]) -> list[str]:
     """The command line that draws the recipe again: `cli.main(arguments(read_recipe(path)))`.
 
-    The model is named, not included, and so must be among the installed ones.
+    The model is stored by name, without its folder; where that does not find it, set recipe["model"] to its place.
     """
-    numbers = {key: _numbers(recipe[key]) for key in ("cfg", "tau", "bounds", "strength", "window", "seed") if recipe.get(key) is not None}
-    texts = {key: recipe[key] for key in ("model", "method", "aspect", "pixels", "negative", "precision", "skip") if recipe.get(key) is not None}
-    line = ["generate", *(f"--{key}={value}" for key, value in {**texts, **numbers}.items())]
-    line += ["--no-cssa"] * (not recipe["cssa"]) + ["--no-refine-guidance"] * (not recipe["refine_guidance"])
-    return [*line, "--", recipe["prompt"]]
+    options = [f"--{name}={_typed(recipe[name])}" for name in _OPTIONS if recipe[name] is not None]
+    switches = ["--no-cssa"] * (not recipe["cssa"]) + ["--no-refine-guidance"] * (not recipe["refine_guidance"])
+    return ["generate", *options, *switches, "--", recipe["prompt"]]
 
 
-def _numbers(value: float | list[float]) -> str:
-    return ",".join(map(repr, value)) if isinstance(value, list) else repr(value)
+def _typed(value: str | float | Sequence[float]) -> str:
+    """A value as it is typed on the command line, with all its digits."""
+    return value if isinstance(value, str) else ",".join(map(repr, value)) if isinstance(value, Sequence) else repr(value)
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:

@@ -13,9 +13,7 @@ from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.vae import VAE, VAEConfig
 
-TINY = InfinityConfig(
-    depth=2, width=32, heads=2, hidden=64, bits=8, text_width=32, text_heads=2, text_length=32, levels=15
-)
+TINY = InfinityConfig(depth=2, width=32, heads=2, hidden=64, bits=8, text_width=32, text_heads=2, text_length=32, levels=15)
 WORDS = "a an the of and red green blue yellow circle square star cat dog left right above two three photo".split()
 
 
@@ -45,9 +43,7 @@ def tiny_transformer(seed: int = 0, **sizes: int) -> InfinityTransformer:
     return model
 
 
-def tiny_vae(
-    channels: int = 8, width: int = 32, mult: tuple[int, ...] = (1, 1), blocks: int = 1, seed: int = 1
-) -> VAE:
+def tiny_vae(channels: int = 8, width: int = 32, mult: tuple[int, ...] = (1, 1), blocks: int = 1, seed: int = 1) -> VAE:
     """A codec of stride 2^(len(mult) - 1); `width` must be a multiple of 32 (or of 24)."""
     model = VAE(VAEConfig(width=width, mult=mult, encoder_blocks=blocks, decoder_blocks=blocks, channels=channels))
     _randomise(model, seed)

@@ -121,7 +121,8 @@ class Picture:
     Attributes:
         image: (B, 3, H, W) float32 in [-1, 1], RGB.
         total: (B, c, h, w) sum of codes that was decoded.
-        tokens_per_scale: tokens a picture for which bits were drawn, per scale: h*w where drawn whole, 0 where skipped.
+        tokens_per_scale: tokens a picture, per scale, that the transformer ran: h*w where drawn whole, the dispatched or
+            (fastvar, in its pruning blocks) kept ones otherwise, 0 where skipped.
         kv_bytes: bytes of the KV cache that was really allocated.
         seconds: wall time of each of STAGES, 0 where a method has no such stage; for dense, draft and fastvar all
             drawing counts as "draft".
