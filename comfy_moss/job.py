@@ -141,11 +141,12 @@ def write(job: Job, backbone: Backbone, picture: Picture, previews: list[tuple[i
     images = to_image(picture.image)
     paths = [_numbered(job.args.output, n, job.args.batch) for n in range(job.args.batch)]
     recipes = [recipe_of(job, backbone, seed) for seed in job.seeds]
-    files = {path: png(image, recipe) for path, image, recipe in zip(paths, images, recipes, strict=True)}
+    files = {}
     if job.args.maps:
         for name, batch in _maps(job, backbone, picture, previews).items():
             for n, image in enumerate(batch):
                 files[_numbered(job.args.maps / f"{name}.png", n, job.args.batch)] = png(image)
+    files |= {path: png(image, recipe) for path, image, recipe in zip(paths, images, recipes, strict=True)}
     write_files(files)
     return paths
 

@@ -78,6 +78,12 @@ def released_vae_state(vae: VAE) -> dict[str, Tensor]:
     return {**{name: tensor.clone() for name, tensor in vae.state_dict().items()}, "quantizer.lfq.mask": mask}
 
 
+def same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have equal weights."""
+    state = other.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
 def tiny_text_dir(path: Path, width: int = 32, seed: int = 2) -> Path:
     """A T5 encoder of one layer and a tokenizer of one token a word (</s> appended; pad 0, eos 1, unk 2) in `path`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

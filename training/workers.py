@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,13 +15,13 @@ from torch import Tensor
 
 def launch(work: Callable[..., None], workers: int, *args: object) -> None:
     """Run work(rank, workers, *args) in that many processes which can average tensors with `average`."""
-    mp.spawn(_enter, (work, workers, args), nprocs=workers)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_enter, (work, workers, f"file://{folder}/meeting", args), nprocs=workers)
 
 
-def _enter(rank: int, work: Callable[..., None], workers: int, args: tuple) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ.get("MASTER_PORT", "29533"))
+def _enter(rank: int, work: Callable[..., None], workers: int, meeting: str, args: tuple) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
     work(rank, workers, *args)
     dist.destroy_process_group()
 

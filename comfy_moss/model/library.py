@@ -6,7 +6,7 @@ Facts: Infinity specification, section 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,26 +155,33 @@ def _text(entries: Sequence[Path]) -> Path | None:
 
 
 def _entries(roots: Sequence[Path]) -> list[Path]:
-    """Files and folders below the roots that may belong to a model, in a fixed order; links are followed."""
-    return [entry for root in roots for entry in _walk(Path(root), DEPTH)]
+    """Files and folders below the roots that may belong to a model: root by root, higher ones first, each folder once."""
+    found: list[Path] = []
+    seen: set[Path] = set()
+    for root in roots:
+        level = [Path(root)]
+        for _ in range(DEPTH):
+            fresh = {folder.resolve(): folder for folder in reversed(level)}  # links may lead to one folder twice, or round
+            folders = [folder for folder in level if fresh[folder.resolve()] is folder and folder.resolve() not in seen]
+            seen.update(fresh)
+            children = [child for folder in folders for child in _children(folder)]
+            found += children
+            level = [child for child in children if child.is_dir()]
+    return found
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def _children(folder: Path) -> list[Path]:
+    """Sub-folders, model files and config.json of a folder, by name; nothing if it is absent or may not be read."""
     try:
         children = sorted(folder.iterdir())
-    except OSError:  # absent or not readable: nothing to find there
-        return
-    for child in children:
-        if child.is_dir():
-            yield child
-            yield from _walk(child, depth - 1) if depth > 1 else ()
-        elif child.suffix in MODEL_SUFFIXES or child.name == "config.json":
-            yield child
+        return [c for c in children if c.suffix in MODEL_SUFFIXES or c.name == "config.json" or c.is_dir()]
+    except OSError:
+        return []
 
 
 def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
     """A model in a directory of its own: fixed or released names first, then whatever the contents say."""
-    children = list(_walk(folder, 1))
+    children = _children(folder)
     transformer = _role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], children)
     vae = _role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], children)
     text = _text_in(children, folder) or _text(_entries([folder, *roots]))

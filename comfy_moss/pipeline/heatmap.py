@@ -5,6 +5,7 @@ Images are (B, H, W, 3) float32 in [0, 1], sRGB, as ComfyUI passes them.  Colour
 
 from __future__ import annotations
 
+import bisect
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -130,7 +131,7 @@ def overlay(image: Tensor, dispatch: Dispatch, schedule: Schedule) -> Tensor:
 
 
 def legend(dispatch: Dispatch, schedule: Schedule, width: int) -> Tensor:
-    """What the overlay's colours mean: a row a refine scale, finest first, with its grid, tokens and share of that grid.
+    """What the overlay's colours mean: a row a refine scale, finest first, with its grid (width x height), tokens, share.
 
     Args:
         width: in pixels.  The height follows from it and the number of scales.
@@ -141,7 +142,7 @@ def legend(dispatch: Dispatch, schedule: Schedule, width: int) -> Tensor:
     rows = []
     for scale, count, colour in zip(dispatch.scales, dispatch.counts, scale_colours(len(dispatch.scales)), strict=True):
         h, w = schedule.grids[scale]
-        rows.append((colour, f"{h} x {w}", f"{count} tokens", f"{100 * count / (h * w):.0f} %"))
+        rows.append((colour, f"{w} x {h}", f"{count} tokens", f"{100 * count / (h * w):.0f} %"))
     rest = max(0.0, 1 - sum(n / math.prod(schedule.grids[s]) for s, n in zip(dispatch.scales, dispatch.counts, strict=True)))
     rows.append((torch.full((3,), 0.45), "as drafted", "", f"{100 * rest:.0f} %"))
     step, font = round(width * 0.062), ImageFont.load_default(width * 0.042)
@@ -173,8 +174,8 @@ def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     text = " ".join(unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().split())
     if font.getlength(text) <= width:
         return text
-    kept = max((n for n in range(len(text)) if font.getlength(text[:n] + "...") <= width), default=0)
-    return text[:kept].rstrip() + "..."
+    kept = bisect.bisect_right(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[: max(kept - 1, 0)].rstrip() + "..."
 
 
 def poster(
