@@ -57,9 +57,8 @@ def test_padding_and_truncation_in_the_tokenizer_file_do_nothing(encoder: TextEn
     file = text_dir / "tokenizer.json"
     settings = json.loads(file.read_text())
     settings["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    settings["padding"] = {
-        "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"
-    }  # fmt: skip
+    pad = {"pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>", "pad_to_multiple_of": None}
+    settings["padding"] = {"strategy": {"Fixed": 16}, "direction": "Right", **pad}
     file.write_text(json.dumps(settings))
     assert load_tokenizer(text_dir)("a red cat") == encoder.tokenize("a red cat")
 

@@ -161,13 +161,18 @@ def _entries(roots: Sequence[Path]) -> list[Path]:
     for root in roots:
         level = [Path(root)]
         for _ in range(DEPTH):
-            fresh = {folder.resolve(): folder for folder in reversed(level)}  # links may lead to one folder twice, or round
-            folders = [folder for folder in level if fresh[folder.resolve()] is folder and folder.resolve() not in seen]
-            seen.update(fresh)
-            children = [child for folder in folders for child in _children(folder)]
+            children = [child for folder in level if _first_visit(folder, seen) for child in _children(folder)]
             found += children
             level = [child for child in children if child.is_dir()]
     return found
+
+
+def _first_visit(folder: Path, seen: set[Path]) -> bool:
+    """Whether a folder is new; links may lead to one twice, or in circles."""
+    real = folder.resolve()
+    new = real not in seen
+    seen.add(real)
+    return new
 
 
 def _children(folder: Path) -> list[Path]:

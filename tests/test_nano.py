@@ -1,0 +1,93 @@
+"""The embedded model through the whole chain: files, prompt to picture, token and memory arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import comfy_moss
+from comfy_moss.evaluation.detector import detect
+from comfy_moss.model.checkpoint import load_infinity
+from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.library import find_model
+from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.schedule import make_schedule
+from comfy_moss.model.text import TextEncoder
+from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, refine_counts
+from comfy_moss.pipeline.draft import Recipe, draw_draft
+from comfy_moss.pipeline.generate import generate, parse_method
+
+ASSETS = Path(comfy_moss.__file__).parent / "assets" / "nano"
+SCHEDULE = make_schedule(1.0, "0.25M")
+METHODS = ("dense", "draft", "fastvar", "moss2", "moss3", "moss4", "moss5")
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_infinity(ASSETS / "transformer.safetensors", ASSETS / "vae.safetensors", ASSETS / "text")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    files = find_model("nano", [])
+    prompts = ["a red circle on a plain white background", "a blue square on a plain grey background"]
+    text = TextEncoder.load(ASSETS / "text").encode(prompts)
+    return Recipe(tuple(text), None, (0, 1), SCHEDULE, Guidance(files.cfg), Sampling(files.tau))
+
+
+def single(recipe: Recipe, n: int) -> Recipe:
+    return Recipe(recipe.text[n : n + 1], None, recipe.seeds[n : n + 1], SCHEDULE, recipe.guidance, recipe.sampling)
+
+
+def to_uint8(image: torch.Tensor) -> torch.Tensor:
+    return ((image + 1) / 2 * 255).byte().permute(0, 2, 3, 1)
+
+
+def test_the_files_are_small_and_named_as_released():
+    assert sum(f.stat().st_size for f in ASSETS.rglob("*") if f.is_file()) <= 15_000_000
+    with safe_open(ASSETS / "transformer.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {"block_chunks.1.module.0.sa.scale_mul_1H11", "head_nm.ada_lin.1.weight", "cfg_uncond"} <= names
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_draws_what_was_asked_for(nano, recipe, method):
+    picture = generate(nano, recipe, parse_method(method))
+
+    found = [detect(image.numpy()) for image in to_uint8(picture.image)]
+
+    assert [(f[0].color, f[0].shape) for f in found] == [("red", "circle"), ("blue", "square")]
+
+
+def test_tokens_and_cache_are_the_arithmetic(nano, recipe):
+    config, rows = nano.transformer.config, 2  # one picture, guided
+    per_token = 2 * config.depth * rows * config.width * 4  # K and V in float32
+    for name in METHODS:
+        method = parse_method(name)
+        picture = generate(nano, single(recipe, 0), method)
+        whole = [h * w for h, w in SCHEDULE.grids]
+        if method.name == "moss":
+            assert picture.tokens_per_scale == (*whole[: -method.k], *refine_counts(SCHEDULE, PAPER_BOUNDS[method.k]))
+            assert picture.kv_bytes == per_token * sum(whole[: -method.k])
+        if name == "dense":
+            assert sum(picture.tokens_per_scale) == 2521
+            assert picture.kv_bytes == per_token * (2521 - 1024)
+
+
+def test_the_draft_is_the_same_whatever_k(nano, recipe):
+    whole, _ = draw_draft(nano, single(recipe, 0), len(SCHEDULE))
+    for k in PAPER_BOUNDS:
+        draft = generate(nano, single(recipe, 0), parse_method(f"moss{k}")).draft
+        assert draft.scales == len(SCHEDULE) - k
+        assert all(torch.equal(a, b) for a, b in zip(draft.bits, whole.bits, strict=False))
+
+
+@pytest.mark.parametrize("method", ["dense", "moss4"])
+def test_a_batch_is_its_single_runs(nano, recipe, method):
+    together = generate(nano, recipe, parse_method(method))
+    for n in range(2):
+        alone = generate(nano, single(recipe, n), parse_method(method))
+        assert (to_uint8(together.image)[n].int() - to_uint8(alone.image)[0].int()).abs().max() <= 1
