@@ -16,7 +16,7 @@ def _leave_root() -> None:
 
 
 if __name__ == "__main__":
-    pass
+    _leave_root()
     from .cli import main
 
     sys.exit(main())
