@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .model.backbone import Noise
 from .model.bsq import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
-from .model.checkpoint import load_infinity, vae_from_state
 from .model.cache import KVCache
+from .model.checkpoint import load_infinity, vae_from_state
 from .model.guidance import Guidance
 from .model.infinity_backbone import InfinityBackbone
 from .model.layers import Condition
@@ -111,7 +111,11 @@ class Probe(InfinityBackbone):
         hooks = _Hooks()
         for name, module in names.items():
             key = f"s{scale:02d}.blk0_{name}"
-            hooks.add(module.register_forward_hook(lambda _m, _i, out, key=key: self.comparison.check(key, out, HIDDEN, relative=True)))
+            hooks.add(
+                module.register_forward_hook(
+                    lambda _m, _i, out, key=key: self.comparison.check(key, out, HIDDEN, relative=True)
+                )
+            )
         key = f"s{scale:02d}.blk0_in"
         hooks.add(block.register_forward_pre_hook(lambda _m, args: self.comparison.check(key, args[0], HIDDEN, relative=True)))
         return hooks

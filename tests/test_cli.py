@@ -49,7 +49,8 @@ def test_one_picture_is_written_and_named(order: list[str], tmp_path: Path, caps
     out, err = capsys.readouterr()
     assert _written(tmp_path) == ["a.png"] and err == ""
     assert out.splitlines()[0] == str(tmp_path / "out" / "a.png")
-    assert Image.open(tmp_path / "out" / "a.png").size == (32, 32)  # 16 tokens of stride 2
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert picture.size == (32, 32)  # 16 tokens of stride 2
     assert "moss4" in out
 
 

@@ -80,7 +80,9 @@ def test_bands_never_overlap_or_run_out():
             assert 0 <= ranks.start and ranks.stop <= n
 
 
-@pytest.mark.parametrize("bounds, words", [((25, 50), "fall"), ((120,), "between 0 and 100"), ((-1,), "between"), ((), "between")])
+@pytest.mark.parametrize(
+    "bounds, words", [((25, 50), "fall"), ((120,), "between 0 and 100"), ((-1,), "between"), ((), "between")]
+)
 def test_impossible_bounds_are_named(bounds, words):
     with pytest.raises(ValueError, match=words):
         DispatchConfig(bounds)

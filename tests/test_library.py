@@ -95,12 +95,18 @@ def test_links_are_followed_and_loops_end(shelf: Path, tmp_path_factory: pytest.
     (root / "models").symlink_to(shelf, target_is_directory=True)
     (shelf / "loop").symlink_to(root, target_is_directory=True)
     assert find_model("2b", [root]).vae == root / "models" / "vae" / "infinity_vae_d32reg.pth"
+    assert [e.name for e in library._entries([root, shelf])].count("infinity_vae_d32reg.pth") == 1
 
 
 def test_a_directory_is_a_model(own_model: Path) -> None:
     files = find_model(str(own_model), [])
     assert files.transformer == own_model / "transformer.safetensors" and files.vae == own_model / "vae.safetensors"
     assert files.text == own_model / "text" and files.area == "1M"
+
+
+def test_the_folder_called_text_comes_before_other_text_encoders(own_model: Path) -> None:
+    fake_text(own_model / "flan-t5-xl", 2048)
+    assert find_model(str(own_model), []).text == own_model / "text"
 
 
 def test_files_of_a_directory_are_recognised_by_their_contents(own_model: Path) -> None:

@@ -67,7 +67,9 @@ def test_a_sure_bit_is_taken_not_drawn():
     assert bit_probability(torch.tensor([0.0, 0.1]), 1, 0.0) == 1
 
 
-@pytest.mark.parametrize("settings", [{"tau": -1.0}, {"tau": 0.0}, {"tau": math.nan}, {"top_p": 1.5}, {"top_k": -1}, {"tau": (1.0, 0.0)}])
+@pytest.mark.parametrize(
+    "settings", [{"tau": -1.0}, {"tau": 0.0}, {"tau": math.nan}, {"top_p": 1.5}, {"top_k": -1}, {"tau": (1.0, 0.0)}]
+)
 def test_impossible_settings_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Sampling(**settings)

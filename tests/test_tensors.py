@@ -128,6 +128,13 @@ def test_a_missing_shard_is_named(tmp_path: Path, transformer: InfinityTransform
         open_tensors(folder)
 
 
+def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path, transformer: InfinityTransformer) -> None:
+    folder = write_shards(tmp_path / "shards", released_state(transformer), "safetensors")
+    save_file({"head.weight": transformer.head.weight}, folder / "model-2-of-2.safetensors")
+    with pytest.raises(CheckpointError, match=r"model-2-of-2\.safetensors lacks the tensor .*; download the directory again"):
+        open_tensors(folder)
+
+
 def test_shards_of_the_other_kind_serve_when_one_kind_is_incomplete(tmp_path: Path, transformer: InfinityTransformer) -> None:
     folder = write_shards(tmp_path / "shards", released_state(transformer), "bin")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"head.bias": "model.safetensors"}}')

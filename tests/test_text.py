@@ -163,8 +163,8 @@ def test_a_damaged_file_is_named(text_dir: Path, file: str) -> None:
 
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "clip_text_model", "hidden_size": 768}')
-    with pytest.raises(CheckpointError, match="holds a clip_text_model model, not a T5 text encoder"):
+    (tmp_path / "config.json").write_text('{"model_type": "umt5", "d_model": 2048}')
+    with pytest.raises(CheckpointError, match="holds a umt5 model, not a T5 text encoder"):
         text_width(tmp_path)
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .nano import write_assets
 
@@ -17,8 +18,11 @@ def main() -> None:
     args = parser.parse_args()
     vae = torch.load(args.state / "vae.pt", weights_only=True)["ema"]
     ema = torch.load(args.state / "transformer.pt", weights_only=True)["ema"]
-    parts = {part: {n.removeprefix(part + "."): v for n, v in ema.items() if n.startswith(part + ".")} for part in ("transformer", "text")}
-    write_assets(args.to, parts["transformer"], parts["text"], vae)
+    write_assets(args.to, _part(ema, "transformer."), _part(ema, "text."), vae)
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 if __name__ == "__main__":

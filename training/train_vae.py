@@ -144,7 +144,8 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
     if rank == 0:
         vae.load_state_dict(ema)
         log.info(f"done, average of weights: {validate(vae, held_out)}")
-        save_state(path, model=vae.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=time.time() - start)
+        seconds = time.time() - start
+        save_state(path, model=vae.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
 
 
 def main() -> None:

@@ -226,7 +226,7 @@ def weights_id(*models: Tensors) -> str:
             middle = max(0, (len(flat) - SAMPLE) // 2)
             parts = (flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[max(0, len(flat) - SAMPLE) :])
             digest.update(f"{name}{model.shapes[name]}".encode())
-            digest.update(torch.cat(parts).float().numpy().tobytes())
+            digest.update(torch.cat(parts).detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

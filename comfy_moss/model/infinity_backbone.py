@@ -85,7 +85,13 @@ class InfinityBackbone:
         return transformer(x, Pass(*tables, cache, store, visible, branch, mix), condition)
 
     def logits(
-        self, hidden: Tensor, positions: Positions, schedule: Schedule, condition: Condition, guidance: Guidance, tau: float | tuple
+        self,
+        hidden: Tensor,
+        positions: Positions,
+        schedule: Schedule,
+        condition: Condition,
+        guidance: Guidance,
+        tau: float | tuple[float, ...],
     ) -> Tensor:
         """Logits (B, N, d, 2) after temperature and guidance."""
         taus = torch.tensor(per_scale(tau, len(schedule), "tau"), device=hidden.device)[positions.scale][..., None, None]

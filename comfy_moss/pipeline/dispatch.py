@@ -128,6 +128,6 @@ def dispatch_tokens(
 
 def _fit_mask(painted: Tensor, score: Tensor) -> Tensor:
     if painted.dim() != 3 or painted.shape[0] not in (1, len(score)):
-        raise ValueError(f"the painted mask is {tuple(painted.shape)}; it needs one mask, or one for each of {len(score)} pictures")
+        raise ValueError(f"the painted mask is {tuple(painted.shape)}; it needs one mask, or one each for {len(score)} pictures")
     fitted = F.adaptive_avg_pool2d(painted.to(score).clamp(0, 1), score.shape[1:])
     return torch.nan_to_num(fitted)

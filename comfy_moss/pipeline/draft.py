@@ -18,7 +18,7 @@ from ..model.guidance import Guidance
 from ..model.layers import Branch, Condition, run_whole
 from ..model.rope import Positions
 from ..model.sampling import Sampling, bit_noise
-from ..model.schedule import Grid, Schedule
+from ..model.schedule import Schedule
 
 OnScale = Callable[[int, int, Tensor], None]  # (scales done, scales in all, sum of codes so far); may raise to cancel
 
@@ -43,7 +43,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not len(self.text) == len(self.seeds) == len(self.negative or self.text):
             raise ValueError(
-                f"{len(self.text)} prompts, {len(self.seeds)} seeds and {len(self.negative or ())} negative prompts do not pair up"
+                f"{len(self.text)} prompts, {len(self.seeds)} seeds and {len(self.negative or ())} negative prompts "
+                "do not pair up"
             )
 
     def condition(self, backbone: Backbone) -> Condition:

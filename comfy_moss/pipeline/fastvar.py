@@ -49,7 +49,9 @@ class FastVARConfig:
         """
         first = len(schedule) - self.skip - len(self.prune)
         if first < 1:
-            raise ValueError(f"FastVAR with skip {self.skip} and {len(self.prune)} pruned scales needs more than {len(schedule)} scales")
+            raise ValueError(
+                f"FastVAR with skip {self.skip} and {len(self.prune)} pruned scales needs more than {len(schedule)} scales"
+            )
         ratios = [0.0] * first + list(self.prune)
         tokens = [h * w for h, w in schedule.grids]
         return [n - int(n * ratio) for n, ratio in zip(tokens, ratios, strict=False)] + [0] * self.skip

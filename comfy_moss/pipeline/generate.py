@@ -16,6 +16,7 @@ from ..model.schedule import Schedule
 from .composite import composite
 from .dispatch import PAPER_BOUNDS, Dispatch, DispatchConfig, dispatch_tokens, refine_counts
 from .draft import Draft, OnScale, Recipe, draw_draft
+from .fastvar import FastVARConfig, finish_fastvar
 from .frequency import frequency_map
 from .refine import RefineConfig, refine
 
@@ -213,8 +214,6 @@ def _in_order(
 def _fastvar(
     backbone: Backbone, recipe: Recipe, method: Method, watch: _Stopwatch, on_scale: OnScale | None
 ) -> _Drawing:
-    from .fastvar import FastVARConfig, finish_fastvar
-
     with watch.stage("draft"):
         drawn, cache, tokens = finish_fastvar(backbone, recipe, FastVARConfig(), on_scale=on_scale)
     return _Drawing(drawn.total, tuple(tokens), cache.nbytes)
