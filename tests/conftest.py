@@ -1,4 +1,4 @@
-"""Shared test set-up: imports, markers, and one tiny model for the whole session.
+"""Shared test set-up: imports, and one tiny model for the whole session.
 
 The repository root holds a folder `kernels/`, which transformers would take for the Hugging Face package of that name if
 the root were on `sys.path`.  So the root is only there while comfy_moss is imported: its submodules are found through the
@@ -25,18 +25,6 @@ from builders import write_model, write_weights  # noqa: E402
 from comfy_moss.model.infinity_backbone import InfinityBackbone  # noqa: E402
 
 torch.set_num_threads(1)
-
-MARKERS = {
-    "gpu": "needs a CUDA device",
-    "host": "needs a ComfyUI checkout",
-    "browser": "needs a browser",
-}
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    for name, meaning in MARKERS.items():
-        config.addinivalue_line("markers", f"{name}: {meaning}")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_vae
+from builders import tiny_text_dir, tiny_vae
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from comfy_moss import cli, job, metadata
 from comfy_moss.model.sampling import NOISE_ID
@@ -30,7 +30,8 @@ def _written(tmp_path: Path) -> list[str]:
 
 
 def _pixels(path: Path) -> torch.Tensor:
-    return torch.frombuffer(bytearray(Image.open(path).convert("RGB").tobytes()), dtype=torch.uint8)
+    with Image.open(path) as image:
+        return torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
 
 
 def _fails(capsys: pytest.CaptureFixture, tmp_path: Path, argv: list[str], message: str) -> None:
@@ -221,6 +222,46 @@ def test_a_truncated_file_is_refused(order: list[str], broken: Path, tmp_path: P
 def test_a_missing_file_is_refused(order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (broken / "vae.safetensors").unlink()
     _fails(capsys, tmp_path, [*order, "--model", str(broken)], "vae.safetensors")
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(
+    order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    marker = tmp_path / "ran"
+    (broken / "transformer.safetensors").unlink()
+    torch.save({"word_embed.weight": torch.zeros(1), "x": _Touch(str(marker))}, broken / "infinity_2b_reg.pth")
+
+    _fails(capsys, tmp_path, [*order, "--model", str(broken)], "infinity_2b_reg.pth")
+
+    assert not marker.exists()
+
+
+class _Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return open, (self.path, "w")
+
+
+def test_a_text_encoder_of_another_width_is_refused(
+    order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (broken / "text").unlink()
+    tiny_text_dir(broken / "text", width=48)
+    capsys.readouterr()  # transformers' progress bar
+    _fails(capsys, tmp_path, [*order, "--model", str(broken)], "48")
+
+
+def test_weights_that_are_not_numbers_are_refused(
+    order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    weights = load_file(broken / "transformer.safetensors")
+    weights["head.weight"][0, 0] = torch.nan
+    save_file(weights, broken / "transformer.safetensors")
+    _fails(capsys, tmp_path, [*order, "--model", str(broken)], "head.weight")
 
 
 def test_an_interruption_leaves_nothing_behind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +17,16 @@ from .sampling import Sampling, bit_noise
 from .schedule import Grid, Schedule
 
 Noise = Callable[[Sequence[int], Positions, int], Tensor]  # see sampling.bit_noise
+
+
+@dataclass(frozen=True)
+class Step:
+    """Which tokens are drawn, of what picture: everything about a forward pass but the tokens' values and the cache."""
+
+    positions: Positions
+    schedule: Schedule
+    condition: Condition
+    guidance: Guidance
 
 
 class Backbone(Protocol):
@@ -42,28 +53,22 @@ class Backbone(Protocol):
     def forward(
         self,
         tokens: Tensor | None,
-        positions: Positions,
-        schedule: Schedule,
-        condition: Condition,
-        guidance: Guidance,
+        step: Step,
         cache: KVCache | None,
         store: bool,
         visible: Tensor | None = None,
         branch: Branch = run_whole,
     ) -> Tensor:
-        """Hidden states (R, N, C) of the tokens (B, N, d); tokens None = the start token."""
+        """Hidden states (R, N, C) of the tokens (B, N, d); tokens None = the start token.
 
-    def sample(
-        self,
-        hidden: Tensor,
-        positions: Positions,
-        schedule: Schedule,
-        condition: Condition,
-        guidance: Guidance,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        noise: Noise = bit_noise,
-    ) -> Tensor:
+        Args:
+            cache: keys and values of earlier tokens.
+            store: append these tokens' keys and values to it.
+            visible: (1 or R, N, N) bool, which new token sees which; None = all see all.
+            branch: how residual branches are run.
+        """
+
+    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, seeds: Sequence[int], noise: Noise = bit_noise) -> Tensor:
         """Bits (B, N, d) uint8 drawn from hidden states."""
 
     def codes(self, bits: Tensor) -> Tensor:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backbone import Noise
+from .backbone import Noise, Step
 from .bsq import bits_to_codes, map_to_tokens, resample, tokens_to_map
 from .cache import KVCache
-from .guidance import Guidance
 from .infinity import InfinityTransformer
 from .layers import Branch, Condition, Pass, run_whole
-from .rope import Positions, rotation
+from .rope import rotation
 from .sampling import Sampling, bit_noise, draw_bits, per_scale
-from .schedule import Grid, Schedule
+from .schedule import Grid
 from .vae import VAE
 
 
@@ -67,57 +66,35 @@ class InfinityBackbone:
     def forward(
         self,
         tokens: Tensor | None,
-        positions: Positions,
-        schedule: Schedule,
-        condition: Condition,
-        guidance: Guidance,
+        step: Step,
         cache: KVCache | None,
         store: bool,
         visible: Tensor | None = None,
         branch: Branch = run_whole,
     ) -> Tensor:
         transformer = self.transformer
-        x = transformer.embed(tokens, positions.scale, condition)
-        tables = rotation(positions, schedule, transformer.config.head_dim)
+        x = transformer.embed(tokens, step.positions.scale, step.condition)
+        tables = rotation(step.positions, step.schedule, transformer.config.head_dim)
         if len(tables[0]) > 1:  # every picture has its own tokens: repeat for the unconditional rows
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
-        mix = guidance.mixes(self.depth, guidance.at(positions, len(schedule)))
-        return transformer(x, Pass(*tables, cache, store, visible, branch, mix), condition)
+        mix = step.guidance.mixes(self.depth, step.guidance.at(step.positions, len(step.schedule)))
+        return transformer(x, Pass(*tables, cache, store, visible, branch, mix), step.condition)
 
-    def logits(
-        self,
-        hidden: Tensor,
-        positions: Positions,
-        schedule: Schedule,
-        condition: Condition,
-        guidance: Guidance,
-        tau: float | tuple[float, ...],
-    ) -> Tensor:
+    def logits(self, hidden: Tensor, step: Step, tau: float | tuple[float, ...]) -> Tensor:
         """Logits (B, N, d, 2) after temperature and guidance."""
-        taus = torch.tensor(per_scale(tau, len(schedule), "tau"), device=hidden.device)[positions.scale][..., None, None]
-        if not condition.guided or 0 not in guidance.layers:
-            only = condition.unguided()
-            return self.transformer.logits(hidden[: condition.batch], only) / taus
-        positive, negative = self.transformer.logits(hidden, condition).chunk(2)
-        cfg = guidance.at(positions, len(schedule))[..., None]
-        mixed = cfg * (positive / taus) + (1 - cfg) * (negative / taus)
-        return torch.where(cfg == 1, positive / taus, mixed)
+        scales, condition = len(step.schedule), step.condition
+        taus = torch.tensor(per_scale(tau, scales, "tau"), device=hidden.device)[step.positions.scale][..., None, None]
+        if not condition.guided or 0 not in step.guidance.layers:
+            return self.transformer.logits(hidden[: condition.batch], condition.unguided()) / taus
+        positive, negative = (half / taus for half in self.transformer.logits(hidden, condition).chunk(2))
+        cfg = step.guidance.at(step.positions, scales)[..., None]
+        return torch.where(cfg == 1, positive, cfg * positive + (1 - cfg) * negative)
 
-    def sample(
-        self,
-        hidden: Tensor,
-        positions: Positions,
-        schedule: Schedule,
-        condition: Condition,
-        guidance: Guidance,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        noise: Noise = bit_noise,
-    ) -> Tensor:
-        logits = self.logits(hidden, positions, schedule, condition, guidance, sampling.tau)
+    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, seeds: Sequence[int], noise: Noise = bit_noise) -> Tensor:
+        logits = self.logits(hidden, step, sampling.tau)
         if not torch.isfinite(logits).all():
             raise ValueError("the model returned values that are not numbers; its file is damaged or does not fit this precision")
-        return draw_bits(logits, noise(seeds, positions, logits.shape[-2]), sampling.top_k, sampling.top_p)
+        return draw_bits(logits, noise(seeds, step.positions, logits.shape[-2]), sampling.top_k, sampling.top_p)
 
     def codes(self, bits: Tensor) -> Tensor:
         return bits_to_codes(bits, self.channels)

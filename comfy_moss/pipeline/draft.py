@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Noise
+from ..model.backbone import Backbone, Noise, Step
 from ..model.cache import KVCache
 from ..model.guidance import Guidance
 from ..model.layers import Branch, Condition, run_whole
@@ -88,7 +88,11 @@ class Run:
     cache: KVCache | None
     noise: Noise = bit_noise
 
-    def step(
+    def at(self, positions: Positions) -> Step:
+        """Those tokens of this picture."""
+        return Step(positions, self.recipe.schedule, self.condition, self.recipe.guidance)
+
+    def forward(
         self,
         tokens: Tensor | None,
         positions: Positions,
@@ -97,17 +101,11 @@ class Run:
         branch: Branch = run_whole,
     ) -> Tensor:
         """Hidden states (R, N, C) of N tokens: the one way through the transformer, for every method."""
-        r = self.recipe
-        return self.backbone.forward(
-            tokens, positions, r.schedule, self.condition, r.guidance, self.cache, store, visible, branch
-        )
+        return self.backbone.forward(tokens, self.at(positions), self.cache, store, visible, branch)
 
     def sample(self, hidden: Tensor, positions: Positions) -> Tensor:
         """Bits (B, N, d) from hidden states."""
-        r = self.recipe
-        return self.backbone.sample(
-            hidden, positions, r.schedule, self.condition, r.guidance, r.sampling, r.seeds, self.noise
-        )
+        return self.backbone.sample(hidden, self.at(positions), self.recipe.sampling, self.recipe.seeds, self.noise)
 
 
 def empty_total(backbone: Backbone, recipe: Recipe) -> Tensor:
@@ -144,7 +142,7 @@ def draw_scales(
         known = given[scale].to(backbone.device) if scale < len(given) else None
         keep = store and not final
         if known is None or keep:  # a known scale that nobody looks back at leaves nothing to compute
-            hidden = run.step(tokens, positions, store=keep, branch=branch)
+            hidden = run.forward(tokens, positions, store=keep, branch=branch)
         bits = run.sample(hidden, positions) if known is None else known
         total = total + backbone.code_map(backbone.codes(bits), grid, schedule.grids[-1])
         drawn.append(bits)

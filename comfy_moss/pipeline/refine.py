@@ -86,6 +86,6 @@ def refine(
     tokens, positions = refine_sequence(backbone, draft, dispatch)
     scale = positions.scale[:1]  # the same for every picture
     visible = None if config.cross_scale else scale[:, :, None] == scale[:, None, :]
-    hidden = run.step(tokens, positions, store=False, visible=visible)
+    hidden = run.forward(tokens, positions, store=False, visible=visible)
     bits = run.sample(hidden, positions)
     return Residual(dispatch, tuple(b.cpu() for b in bits.split(list(dispatch.counts), dim=1)))

@@ -1,0 +1,81 @@
+"""The scripts that made the embedded model still train it, and train the very network that draws."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers  # noqa: F401  (imported before the root is on the path, see conftest)
+
+from comfy_moss.model.backbone import Step
+from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.rope import Positions
+from comfy_moss.model.vae import VAE
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def training():
+    """The module training.train_transformer; the root is on sys.path only while it is imported."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module("training.train_transformer")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def nano(training):
+    torch.manual_seed(0)
+    model = training.Nano()
+    with torch.no_grad():
+        model.transformer.head.weight.normal_(std=0.3)
+    return model
+
+
+def test_training_runs_the_forward_pass_of_inference(training, nano, monkeypatch):
+    monkeypatch.setattr(torch, "rand", torch.ones)  # no flipped bits
+    features = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(1))
+    inputs, targets = training.corrupted_scales(features, 7)
+    backbone = InfinityBackbone(nano.transformer, VAE(training.VAE_CONFIG))
+    losses = []
+    with torch.no_grad():
+        condition = nano.read(["a red circle", None])
+        cache = backbone.new_cache(condition, training.SCHEDULE.tokens(0, 7))
+        for n in range(7):
+            step = Step(Positions.of_scale(training.SCHEDULE, n), training.SCHEDULE, condition, Guidance(1.0))
+            logits = backbone.logits(backbone.forward(inputs[n], step, cache, store=True), step, 1.0)
+            losses.append(F.binary_cross_entropy_with_logits(logits[..., 1] - logits[..., 0], targets[n].float()))
+
+        trained = training.scale_losses(nano, features, ["a red circle", None], 7)
+
+    assert torch.allclose(trained, torch.stack(losses), rtol=1e-4)
+
+
+def test_a_step_reaches_every_weight(training, nano):
+    rng = np.random.default_rng(0)
+    scenes = [training.sample_scene(rng) for _ in range(4)]
+    batches = training.Batches(scenes, torch.randn(4, 16, 32, 32).half(), rng)
+    features, captions = batches.draw(3)
+
+    training.scale_losses(nano, features, [*captions[:2], None], 6).sum().backward()
+
+    assert [name for name, p in nano.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_flipped_bits_change_what_later_scales_see_and_must_repair(training):
+    features = torch.randn(1, 16, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+
+    one, other = training.corrupted_scales(features, 4), training.corrupted_scales(features, 4)
+
+    assert torch.equal(one[1][0], other[1][0])  # the first target is the picture's own
+    assert not torch.equal(one[0][3], other[0][3])
+    assert not torch.equal(one[1][3], other[1][3])
