@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import pickle
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+log = logging.getLogger(__name__)
 TRAINER_KEYS = ("gpt_ema_fsdp", "gpt_fsdp", "gpt_wo_ddp")  # averaged weights first: they are what such a run is for
 SAFETENSORS_TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -192,18 +194,19 @@ def fill_module(
         device: None = where the tensors are.
 
     Raises:
-        CheckpointError: tensors are missing, left over, of another shape, or not finite.  Names and shapes are checked
-            before anything is read.
+        CheckpointError: tensors are missing, of another shape, or not finite.  Names and shapes are checked before anything
+            is read.  Tensors left over are named in the log only: files carry buffers of training that nobody needs.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     problems = {
         "lacks the tensors": sorted(wanted.keys() - tensors.shapes.keys()),
-        "has tensors too many:": sorted(tensors.shapes.keys() - wanted.keys()),
         "has tensors of another size:": [n for n, shape in wanted.items() if tensors.shapes.get(n, shape) != shape],
     }
     if any(problems.values()):
         text = " and ".join(f"{what} {listing(names)}" for what, names in problems.items() if names)
         raise CheckpointError(f"{tensors.path} {text}; it is damaged or of a model that is not known here")
+    if surplus := sorted(tensors.shapes.keys() - wanted.keys()):
+        log.warning(f"{tensors.path} has tensors that this model does not use: {listing(surplus)}")
     module.load_state_dict({name: _place(tensors, name, dtype_of(name), device) for name in wanted}, assign=True)
     module.eval().requires_grad_(False)
 
