@@ -38,7 +38,9 @@ def test_the_bundled_reference_cases_pass():
     assert [c for c in checks if not c.passed] == []
 
 
-@pytest.mark.skipif(not ALL_GOLDEN.is_dir(), reason="NOT VERIFIED: the complete reference numbers are not here; name their directory in MOSS_GOLDEN")
+@pytest.mark.skipif(
+    not ALL_GOLDEN.is_dir(), reason="NOT VERIFIED: the complete reference numbers are not here; name them in MOSS_GOLDEN"
+)
 def test_every_reference_case_passes():
     checks = list(verify(ALL_GOLDEN))
 

@@ -98,6 +98,8 @@ def write_assets(folder: Path, transformer: dict[str, Tensor], text: dict[str, T
     model.load_state_dict(text)
     model.to(torch.float16).save_pretrained(folder / "text")
     make_tokenizer().save_pretrained(folder / "text")
+    for file in folder.rglob("*.*"):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def _half(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
