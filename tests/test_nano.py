@@ -33,7 +33,7 @@ def nano():
 @pytest.fixture(scope="module")
 def recipe():
     files = find_model("nano", [])
-    prompts = ["a red circle on a plain white background", "a blue square on a plain grey background"]
+    prompts = ["a green circle on a plain grey background", "a purple heart on a plain white background"]
     text = TextEncoder.load(ASSETS / "text").encode(prompts)
     return Recipe(tuple(text), None, (0, 1), SCHEDULE, Guidance(files.cfg), Sampling(files.tau))
 
@@ -59,7 +59,7 @@ def test_every_method_draws_what_was_asked_for(nano, recipe, method):
 
     found = [detect(image.numpy()) for image in to_uint8(picture.image)]
 
-    assert [(f[0].color, f[0].shape) for f in found] == [("red", "circle"), ("blue", "square")]
+    assert [(f[0].color, f[0].shape) for f in found] == [("green", "circle"), ("purple", "heart")]
 
 
 def test_tokens_and_cache_are_the_arithmetic(nano, recipe):

@@ -185,7 +185,8 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
     if args.resume:
         state = torch.load(path, weights_only=True)
         nano.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
         ema, step, before = state["ema"], state["step"], state["seconds"]
     encoded = encoded_pictures(args.state / f"features_{rank}.pt", rank, args.pictures // workers, vae)
     batches = Batches(*encoded, np.random.default_rng(rank + 1000 * step))

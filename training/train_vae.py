@@ -117,7 +117,8 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
     if args.resume:
         state = torch.load(path, weights_only=True)
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
         ema, step, before = state["ema"], state["step"], state["seconds"]
     rng = np.random.default_rng(rank + 1000 * step)
     torch.manual_seed(rank + 1000 * step)

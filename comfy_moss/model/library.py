@@ -45,7 +45,7 @@ RELEASES = {
     "8b": Release("infinity_8b_weights", VAE56, 3584, "1M", 3.0, 1.0),
     "8b-512": Release("infinity_8b_512x512_weights", VAE56, 3584, "0.25M", 3.0, 1.0),
 }
-EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 2.0, 0.5)
+EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
 NAMES = ("nano", *RELEASES)
 
