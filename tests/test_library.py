@@ -154,7 +154,9 @@ def test_the_embedded_model_is_looked_for_in_the_pack(own_model: Path, monkeypat
     assert library.NANO.parts[-3:] == ("comfy_moss", "assets", "nano")
     monkeypatch.setattr(library, "NANO", own_model)
     files = find_model("nano", [])
-    assert files.vae.parent == own_model and (files.area, files.cfg, files.tau) == (library.EMBEDDED.area, library.EMBEDDED.cfg, library.EMBEDDED.tau)
+    settings = library.EMBEDDED
+    assert files.vae.parent == own_model
+    assert (files.area, files.cfg, files.tau) == (settings.area, settings.cfg, settings.tau)
     monkeypatch.setattr(library, "NANO", own_model / "absent")
     with pytest.raises(CheckpointError, match="absent lacks transformer.safetensors"):
         find_model("nano", [])
