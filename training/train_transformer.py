@@ -218,16 +218,5 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         log.info(f"done after step {step}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, resumed parts included")
-    parser.add_argument("--state", type=Path, required=True, help="folder with vae.pt, and of the resumable state")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=6000, help="size of the encoded pool")
-    args = parser.parse_args()
-    launch(work, args.workers, args)
-
-
 if __name__ == "__main__":
-    main()
+    launch(work, __doc__, pictures=6000)

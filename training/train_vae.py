@@ -10,7 +10,6 @@ import argparse
 import logging
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -149,16 +148,5 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         save_state(path, model=vae.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, resumed parts included")
-    parser.add_argument("--state", type=Path, required=True, help="folder of the resumable state")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=4000, help="size of the rendered pool")
-    args = parser.parse_args()
-    launch(work, args.workers, args)
-
-
 if __name__ == "__main__":
-    main()
+    launch(work, __doc__, pictures=4000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -13,16 +14,24 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 
-def launch(work: Callable[..., None], workers: int, *args: object) -> None:
-    """Run work(rank, workers, *args) in that many processes which can average tensors with `average`."""
+def launch(work: Callable[[int, int, argparse.Namespace], None], doc: str, pictures: int) -> None:
+    """Read the trainer's command line and run work(rank, workers, options) in every worker."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--minutes", type=float, required=True, help="training time in all, resumed parts included")
+    parser.add_argument("--state", type=Path, required=True, help="folder of the resumable state; vae.pt comes first")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=pictures, help="size of the rendered pool")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_enter, (work, workers, f"file://{folder}/meeting", args), nprocs=workers)
+        mp.spawn(_enter, (work, f"file://{folder}/meeting", args), nprocs=args.workers)
 
 
-def _enter(rank: int, work: Callable[..., None], workers: int, meeting: str, args: tuple) -> None:
+def _enter(rank: int, work: Callable[..., None], meeting: str, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
-    work(rank, workers, *args)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.workers)
+    work(rank, args.workers, args)
+    dist.barrier()  # nobody leaves while another still works
     dist.destroy_process_group()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..model.backbone import Backbone, Noise
 from ..model.cache import KVCache
@@ -36,8 +35,3 @@ def finish_dense(
     run = Run(backbone, recipe, recipe.condition(backbone), grown, noise)
     bits, total = draw_scales(run, total, range(draft.scales, len(schedule)), on_scale=on_scale)
     return Draft(recipe, draft.bits + tuple(b.cpu() for b in bits), total.cpu(), draft.model_id), grown
-
-
-def skip_rest(draft: Draft) -> Tensor:
-    """The draft as the picture: skip the last k scales.  The honest rival of every method here."""
-    return draft.total

@@ -7,7 +7,7 @@ can be rebuilt from it (same numbers, at a draft's cost), so whoever runs short 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -185,18 +185,3 @@ def draw_draft(
 def rebuild_cache(backbone: Backbone, draft: Draft) -> KVCache:
     """The cache of a draft, made anew from its bits."""
     return draw_draft(backbone, draft.recipe, draft.scales, given=draft.bits)[1]
-
-
-def shorten(backbone: Backbone, draft: Draft, scales: int) -> Draft:
-    """The draft as it was after fewer scales.
-
-    Raises:
-        ValueError: it has fewer scales than asked for.
-    """
-    if not 1 <= scales <= draft.scales:
-        raise ValueError(f"this draft has {draft.scales} scales, {scales} were asked for")
-    grids = draft.recipe.schedule.grids
-    total = empty_total(backbone, draft.recipe)
-    for bits, grid in zip(draft.bits[:scales], grids, strict=False):
-        total = total + backbone.code_map(backbone.codes(bits.to(backbone.device)), grid, grids[-1])
-    return replace(draft, bits=draft.bits[:scales], total=total.cpu())
