@@ -25,6 +25,16 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (48, 106, 232),
     "purple": (150, 70, 206),
 }
+USUAL_COLORS: dict[str, str] = {
+    "circle": "red",
+    "square": "blue",
+    "triangle": "green",
+    "star": "yellow",
+    "cross": "purple",
+    "heart": "orange",
+}
+"""The colour of a shape whose colour goes unsaid. A model that draws bits independently of each other would otherwise mix
+colours."""
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checkered", "dotted")
 BACKGROUNDS: dict[str, float] = {"white": 234.0, "grey": 150.0, "black": 40.0}
 STYLES: tuple[str, ...] = ("plain", "gradient", "striped")
@@ -148,11 +158,14 @@ def sample_scene(rng: np.random.Generator, plain_texture: float = 0.45, plain_ba
 
 
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
-    """`scene` with every open colour (distinct from those in use) and an open background drawn at random."""
+    """`scene` with every open colour the shape's usual one (or, where that is in use, another), and an open background
+    drawn at random."""
     used = {group.thing.color for group in scene.groups}
     groups = []
     for group in scene.groups:
-        color = group.thing.color or _pick(rng, [name for name in COLORS if name not in used])
+        usual = USUAL_COLORS[group.thing.shape]
+        free = [usual] if usual not in used else [name for name in COLORS if name not in used]
+        color = group.thing.color or _pick(rng, free)
         used.add(color)
         groups.append(replace(group, thing=replace(group.thing, color=color)))
     background, style = scene.background, scene.style
@@ -315,16 +328,16 @@ def canonical_caption(scene: Scene) -> str:
 
 
 def _forget(group: Group, rng: np.random.Generator) -> Group:
-    """A group whose colour and texture each may go unsaid."""
-    color = None if rng.random() < 0.6 else group.thing.color
-    texture = "plain" if rng.random() < 0.4 else group.thing.texture
-    return replace(group, thing=replace(group.thing, color=color, texture=texture))
+    """A group whose colour may go unsaid, if it is the usual one of its shape."""
+    usual = group.thing.color == USUAL_COLORS[group.thing.shape]
+    return replace(group, thing=replace(group.thing, color=None)) if usual and rng.random() < 0.7 else group
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A lower-case caption with random wording: half open with "a photo of", 60 % name the background and a quarter
-    leave out some of the colours and textures. What it does say is always true of the scene."""
-    groups = [_forget(group, rng) for group in scene.groups] if rng.random() < 0.25 else scene.groups
+    """A lower-case caption with random wording: half open with "a photo of", 60 % name the background, and most leave
+    out a colour that is usual for its shape. What it does say is always true of the scene, and a texture that goes unsaid
+    is plain."""
+    groups = [_forget(group, rng) for group in scene.groups]
     link = "and" if scene.relation is None else _pick(rng, _RELATION_WORDS[scene.relation])
     text = f" {link} ".join(_noun_phrase(group, rng.random() < 0.75) for group in groups)
     opening = rng.random()
