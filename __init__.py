@@ -1,5 +1,7 @@
-"""ComfyUI-MoSs: next-scale-prediction image models with Mixture of Scales.
+"""ComfyUI-MoSs: next-scale-prediction image models with Mixture of Scales."""
 
-ComfyUI's nodes come with the next release and will be registered here.  Until then there is nothing for ComfyUI to load;
-the engine runs from the command line: `python -m comfy_moss --help`.
-"""
+if __package__:  # loaded by ComfyUI; test tools import this file without a package
+    from .comfy_moss.nodes.extension import comfy_entrypoint
+
+    WEB_DIRECTORY = "./js"
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

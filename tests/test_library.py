@@ -95,7 +95,7 @@ def test_links_are_followed_and_loops_end(shelf: Path, tmp_path_factory: pytest.
     (root / "models").symlink_to(shelf, target_is_directory=True)
     (shelf / "loop").symlink_to(root, target_is_directory=True)
     assert find_model("2b", [root]).vae == root / "models" / "vae" / "infinity_vae_d32reg.pth"
-    assert [e.name for e in library._entries([root, shelf])].count("infinity_vae_d32reg.pth") == 1
+    assert [e.name for e in library.model_entries([root, shelf])].count("infinity_vae_d32reg.pth") == 1
 
 
 def test_a_directory_is_a_model(own_model: Path) -> None:

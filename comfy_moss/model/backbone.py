@@ -29,6 +29,21 @@ class Step:
     guidance: Guidance
 
 
+@dataclass(frozen=True)
+class TokenWork:
+    """Multiply-adds that a token of one row takes in all blocks together.
+
+    Attention over the text is left out, and so is what lies around the blocks: embedding, head, text conditioning.
+
+    Attributes:
+        linear: the blocks' matrices: self-attention's qkv and out, cross-attention's query and out, feed-forward.
+        attention: for each token attended to in self-attention, itself included: its score and its value.
+    """
+
+    linear: float
+    attention: float
+
+
 class Backbone(Protocol):
     """Shapes: B pictures, R rows (2B when guided), N tokens, d bits a token, c channels of the code map."""
 
@@ -37,6 +52,7 @@ class Backbone(Protocol):
     stride: int  # pixels per cell of the code map
     model_id: str  # short hash of the weights
     depth: int  # transformer blocks
+    work: TokenWork  # what a token costs
 
     def map_grid(self, grid: Grid) -> Grid:
         """Grid of the code map that belongs to a token grid."""

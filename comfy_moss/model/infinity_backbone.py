@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backbone import Noise, Step
+from .backbone import Noise, Step, TokenWork
 from .bsq import bits_to_codes, map_to_tokens, resample, tokens_to_map
 from .cache import KVCache
 from .infinity import InfinityTransformer
@@ -34,6 +34,12 @@ class InfinityBackbone:
     @property
     def depth(self) -> int:
         return self.transformer.config.depth
+
+    @property
+    def work(self) -> TokenWork:
+        config = self.transformer.config
+        matrices = 6 * config.width**2 + 2 * config.width * config.hidden  # 3 qkv, out, query, out; both of the feed-forward
+        return TokenWork(float(config.depth * matrices), float(2 * config.width * config.depth))
 
     @property
     def channels(self) -> int:

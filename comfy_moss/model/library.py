@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import CODEC, TRANSFORMER, identify, open_transformer
+from .checkpoint import CODEC, RELEASED_VAES, TRANSFORMER, identify, open_transformer
 from .tensors import MODEL_SUFFIXES, CheckpointError, listing, open_tensors
 from .text import text_width
 
@@ -111,9 +111,37 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
     raise CheckpointError(f"there is no model {name_or_path!r}; choose {', '.join(NAMES)} or a directory that holds a model")
 
 
+def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequence[Path]) -> ModelFiles:
+    """A model from a transformer of one's choice; what is None is looked for beside it, then below the roots.
+
+    Raises:
+        CheckpointError: no Infinity transformer, or no VAE or text encoder that belongs to it was found.
+    """
+    config = open_transformer(open_tensors(transformer))[1]
+    beside, entries = _children(transformer.parent), model_entries([transformer.parent, *roots])
+    belongs = RELEASED_VAES.get(config.bits, EMBEDDED.vae)
+    vae = vae or _named(belongs, entries) or _named(EMBEDDED.vae, beside)
+    text = text or _text_in(beside, transformer.parent) or _text(entries)
+    found = {f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}
+    if missing := [part for part, path in found.items() if path is None]:
+        raise CheckpointError(
+            f"for {transformer.name} {listing(missing)} was not found; put it in the models folder, or choose it"
+        )
+    return _files(transformer.name, _settings(transformer), transformer, vae, text)
+
+
+def parts(roots: Sequence[Path]) -> dict[str, list[Path]]:
+    """What lies below the roots and may be a "transformer", a "vae" or a "text" encoder, told by names alone, nothing opened."""
+    entries = model_entries(roots)
+    text = [e.parent for e in entries if e.name == "config.json"]
+    models = [e for e in entries if _is_model(e) and e.parent not in text and e not in text]
+    vaes = [e for e in models if "vae" in e.name.lower()]
+    return {"transformer": [e for e in models if e not in vaes], "vae": vaes, "text": text}
+
+
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
     """What there is of every known model, nano first, then of other models below the roots in folders of their own."""
-    entries = _entries(roots)
+    entries = model_entries(roots)
     folders = {NANO: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
     statuses = []
     for folder, name in folders.items():
@@ -123,7 +151,7 @@ def survey(roots: Sequence[Path]) -> list[ModelStatus]:
 
 
 def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
-    status = _status(name, _entries(roots))
+    status = _status(name, model_entries(roots))
     if status.missing:
         places = ", ".join(map(str, roots)) or "no folder at all"
         raise CheckpointError(
@@ -154,7 +182,7 @@ def _text(entries: Sequence[Path]) -> Path | None:
     return next((e.parent for e in entries if e.name == "config.json" and TEXT_ENCODER in "/".join(e.parts[-4:-1])), None)
 
 
-def _entries(roots: Sequence[Path]) -> list[Path]:
+def model_entries(roots: Sequence[Path]) -> list[Path]:
     """Files and folders below the roots that may belong to a model: root by root, higher ones first, each folder once."""
     found: list[Path] = []
     seen: set[Path] = set()
@@ -189,7 +217,7 @@ def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Relea
     children = _children(folder)
     transformer = _role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], children)
     vae = _role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], children)
-    text = _text_in(children, folder) or _text(_entries([folder, *roots]))
+    text = _text_in(children, folder) or _text(model_entries([folder, *roots]))
     found = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
     if missing := [part for part, path in found.items() if path is None]:
         raise CheckpointError(f"the model folder {folder} lacks {listing(missing)}; put it there, or give another folder")

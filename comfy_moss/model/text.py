@@ -55,19 +55,30 @@ class TextEncoder:
         Raises:
             ValueError: a prompt has more than `max_tokens` tokens (end token included), or the features are not finite.
         """
-        features = {}
-        for prompt in dict.fromkeys(prompts):
-            ids = self.tokenize(prompt)
-            if len(ids) > max_tokens:
-                raise ValueError(
-                    f"the prompt is too long: it has {len(ids)} tokens and the model reads at most {max_tokens}; "
-                    f"shorten it (it begins {prompt[:40]!r})"
-                )
-            features[prompt] = self._features(ids)
+        features = {prompt: self.features(self.ids(prompt, max_tokens)) for prompt in dict.fromkeys(prompts)}
         return [features[prompt] for prompt in prompts]
 
+    def ids(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
+        """Token ids of a prompt, the end token last.
+
+        Raises:
+            ValueError: more than `max_tokens`.
+        """
+        ids = self.tokenize(prompt)
+        if len(ids) > max_tokens:
+            raise ValueError(
+                f"the prompt is too long: it has {len(ids)} tokens and the model reads at most {max_tokens}; "
+                f"shorten it (it begins {prompt[:40]!r})"
+            )
+        return ids
+
     @torch.no_grad()
-    def _features(self, ids: list[int]) -> Tensor:
+    def features(self, ids: list[int]) -> Tensor:
+        """Features (L, Ct) float32 on the CPU of L token ids.
+
+        Raises:
+            ValueError: they are not finite.
+        """
         device = next(self.model.parameters()).device
         rows = self.model(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0].float().cpu()
         if not torch.isfinite(rows).all():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.schedule import Schedule
+from ..model.schedule import Grid, Schedule
 
 # Bounds as printed in the paper, percent, coarsest refine scale first.
 PAPER_BOUNDS = {
@@ -99,6 +99,30 @@ def refine_counts(schedule: Schedule, bounds: Sequence[float]) -> tuple[int, ...
     return tuple(len(band(h * w, up, low)) for (h, w), up, low in zip(grids, bounds, lower, strict=True))
 
 
+def token_scores(frequency: Tensor, grid: Grid, painted: Tensor | None = None) -> Tensor:
+    """What the tokens of one scale are ranked by: the frequency on its grid, or that as a part of its peak plus the mask.
+
+    Args:
+        frequency: (B, H, W), >= 0.
+        painted: as in `dispatch_tokens`.
+
+    Returns:
+        (B, h, w).
+
+    Raises:
+        ValueError: a mask for another number of pictures.
+    """
+    score = F.adaptive_avg_pool2d(frequency, grid)
+    if painted is not None:
+        score = score / score.amax((1, 2), keepdim=True).clamp_min(1e-20) + _fit_mask(painted, score)
+    return score
+
+
+def busiest_first(scores: Tensor) -> Tensor:
+    """Raster indices (B, h*w) of tokens by falling score (B, h, w); ties in raster order."""
+    return scores.flatten(1).sort(dim=1, descending=True, stable=True).indices
+
+
 def dispatch_tokens(
     frequency: Tensor, schedule: Schedule, config: DispatchConfig, painted: Tensor | None = None
 ) -> Dispatch:
@@ -117,11 +141,8 @@ def dispatch_tokens(
     lower = (*config.bounds[1:], 0.0)
     cells = []
     for (h, w), up, low in zip(schedule.grids[first:], config.bounds, lower, strict=True):
-        score = F.adaptive_avg_pool2d(frequency, (h, w))
-        if painted is not None:
-            score = score / score.amax((1, 2), keepdim=True).clamp_min(1e-20) + _fit_mask(painted, score)
+        order = busiest_first(token_scores(frequency, (h, w), painted))
         ranks = band(h * w, up, low)
-        order = score.flatten(1).sort(dim=1, descending=True, stable=True).indices  # ties in raster order
         cells.append(order[:, ranks.start : ranks.stop].sort(dim=1).values)
     return Dispatch(tuple(range(first, len(schedule))), tuple(cells))
 

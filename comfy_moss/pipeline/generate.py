@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +17,7 @@ from .draft import Draft, OnScale, Recipe, draw_draft
 from .fastvar import FastVARConfig, finish_fastvar
 from .frequency import frequency_map
 from .refine import RefineConfig, refine
+from .stopwatch import Stopwatch
 
 METHODS = ("dense", "draft", "fastvar", "moss", *(f"moss{k}" for k in PAPER_BOUNDS))
 STAGES = ("draft", "frequency", "dispatch", "refine", "composite", "decode")
@@ -159,25 +158,6 @@ class _Drawing:
     dispatch: Dispatch | None = None
 
 
-class _Stopwatch:
-    """Seconds by stage, waiting for the device at both ends of each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.seconds[name] += self._now() - start
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
 def generate(backbone: Backbone, recipe: Recipe, method: Method, on_scale: OnScale | None = None) -> Picture:
     """Draw and decode.
 
@@ -189,7 +169,7 @@ def generate(backbone: Backbone, recipe: Recipe, method: Method, on_scale: OnSca
         ValueError: the method leaves no scale to draw on this recipe's schedule.
     """
     method.check(recipe.schedule)
-    watch = _Stopwatch(backbone.device)
+    watch = Stopwatch(backbone.device, STAGES)
     draw = {"moss": _moss, "fastvar": _fastvar}.get(method.name, _in_order)
     drawing = draw(backbone, recipe, method, watch, on_scale)
     with watch.stage("decode"), torch.inference_mode():
@@ -203,7 +183,7 @@ def _whole(schedule: Schedule, scales: int) -> tuple[int, ...]:
 
 
 def _in_order(
-    backbone: Backbone, recipe: Recipe, method: Method, watch: _Stopwatch, on_scale: OnScale | None
+    backbone: Backbone, recipe: Recipe, method: Method, watch: Stopwatch, on_scale: OnScale | None
 ) -> _Drawing:
     scales = len(recipe.schedule) - method.k
     with watch.stage("draft"):
@@ -212,7 +192,7 @@ def _in_order(
 
 
 def _fastvar(
-    backbone: Backbone, recipe: Recipe, method: Method, watch: _Stopwatch, on_scale: OnScale | None
+    backbone: Backbone, recipe: Recipe, method: Method, watch: Stopwatch, on_scale: OnScale | None
 ) -> _Drawing:
     with watch.stage("draft"):
         drawn, cache, tokens = finish_fastvar(backbone, recipe, FastVARConfig(), on_scale=on_scale)
@@ -220,7 +200,7 @@ def _fastvar(
 
 
 def _moss(
-    backbone: Backbone, recipe: Recipe, method: Method, watch: _Stopwatch, on_scale: OnScale | None
+    backbone: Backbone, recipe: Recipe, method: Method, watch: Stopwatch, on_scale: OnScale | None
 ) -> _Drawing:
     schedule = recipe.schedule
     scales = len(schedule) - method.k

@@ -1,0 +1,1 @@
+"""ComfyUI's side: thin nodes around the pipeline.  The only folder that imports ComfyUI."""

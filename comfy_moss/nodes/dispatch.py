@@ -1,0 +1,123 @@
+"""Token Dispatch: give each frequency band to one of the last scales."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, dispatch_tokens
+from ..pipeline.heatmap import enlarge, overlay
+from ..pipeline.stopwatch import Stopwatch
+from .inspector import inspector
+from .schema import DispatchIO, FrequencyIO, schema
+from .values import Dispatched, Measured
+
+PRESETS = ("paper", "custom bounds", "custom shares")
+
+
+def paper_bounds(k: int) -> DispatchConfig:
+    """The paper's bounds for k refine scales; for k = 1 all tokens.
+
+    Raises:
+        ValueError: the paper has none for this k.
+    """
+    if k == 0:
+        raise ValueError(
+            "this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft to 2 to 5"
+        )
+    if k not in (1, *PAPER_BOUNDS):
+        raise ValueError(
+            f"the paper has no bounds for {k} refine scales; set refine_scales to 2 to 5, or preset to custom bounds"
+        )
+    return DispatchConfig(PAPER_BOUNDS.get(k, (100.0,)))
+
+
+def suggested_bounds(k: int) -> DispatchConfig:
+    """The paper's bounds, or even steps where it has none."""
+    return paper_bounds(k) if k in (1, *PAPER_BOUNDS) else DispatchConfig(tuple(100 * (k - n) / (k + 1) for n in range(k)))
+
+
+def read_config(preset: str, values: str, k: int) -> DispatchConfig:
+    """The bounds that the widgets stand for.
+
+    Raises:
+        ValueError: not k percentages, or impossible ones.
+    """
+    if preset == "paper":
+        return paper_bounds(k)
+    try:
+        numbers = tuple(float(part) for part in values.replace("%", "").replace(";", ",").split(","))
+    except ValueError:
+        raise ValueError(f"values {values!r} are not numbers; write percentages with commas, such as 80, 70, 30, 10") from None
+    if len(numbers) != k:
+        raise ValueError(
+            f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"
+        )
+    return DispatchConfig.from_shares(numbers) if preset == "custom shares" else DispatchConfig(numbers)
+
+
+def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> Tensor:
+    """The picture under the overlay, (B, H, W, 3): the artist's, or else the draft's sketch.
+
+    Raises:
+        ValueError: another number of pictures.
+    """
+    if image is not None and len(image) not in (1, len(sketch)):
+        raise ValueError(f"the image input holds {len(image)} pictures, the draft {len(sketch)}; give one, or as many")
+    picture = sketch if image is None else image[..., :3].to(torch.float32).cpu().expand(len(sketch), -1, -1, -1)
+    return enlarge(picture, size)
+
+
+class TokenDispatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_TokenDispatch",
+            display_name="Token Dispatch",
+            description="Decides which places are redrawn, and at which scale: the busiest at the finest. Drag the handles of "
+            "the histogram, or paint a mask.",
+            search_aliases=["moss dispatch", "bounds", "mixture of scales", "token budget"],
+            has_intermediate_output=True,
+            inputs=[
+                FrequencyIO.Input("frequency", tooltip="From Frequency Map."),
+                io.Combo.Input(
+                    "preset", options=list(PRESETS), default="paper",
+                    tooltip="paper: the published bounds for the draft's k. custom bounds or custom shares: the numbers below.",
+                ),
+                io.String.Input(
+                    "values", default="80, 70, 30, 10",
+                    tooltip="One percentage for each refine scale, coarsest first; not used with preset paper. Bounds fall: "
+                    "80, 70, 30, 10 gives the busiest 10 % to the finest scale, 10-30 % to the one before. Shares say the "
+                    "same as 10, 40, 20, 10.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Painted places come first and are redrawn at the finest scales. The number of tokens stays the "
+                    "same.",
+                ),
+                io.Image.Input(
+                    "image", optional=True,
+                    tooltip="The picture under the overlay, such as the decoded draft. Without it a small sketch.",
+                ),
+            ],
+            outputs=[
+                DispatchIO.Output("dispatch", tooltip="For MoSs Refine."),
+                io.Image.Output("overlay", tooltip="One colour for each scale over the picture; grey stays as drafted."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, frequency: Measured, preset: str, values: str, mask: Tensor | None = None, image: Tensor | None = None
+    ) -> io.NodeOutput:
+        drafted, schedule = frequency.drafted, frequency.drafted.schedule
+        config = read_config(preset, values, drafted.draft.refine_scales)
+        watch = Stopwatch(torch.device("cpu"))
+        with watch.stage("dispatch"):
+            dispatch = dispatch_tokens(frequency.frequency, schedule, config, mask)
+        size = tuple(side * drafted.model.backbone.stride for side in frequency.frequency.shape[1:])
+        colours = overlay(fit_picture(image, drafted.sketch, size), dispatch, schedule)
+        cost = frequency.cost.plus("dispatch", watch.seconds["dispatch"])
+        shown = inspector("dispatch", drafted, frequency.frequency, config, mask)
+        return io.NodeOutput(Dispatched(drafted, config, dispatch, cost), colours, ui=shown)

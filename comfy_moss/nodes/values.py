@@ -1,0 +1,100 @@
+"""What travels along the wires between the nodes.
+
+All of it is plain and small: no KV cache, no GPU tensor.  The host prints every input when a node fails, hence the short
+__repr__s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.schedule import Schedule
+from ..pipeline.cost import Cost
+from ..pipeline.dispatch import Dispatch, DispatchConfig
+from ..pipeline.draft import Draft
+from ..pipeline.refine import Residual
+from .model import MossModel
+
+
+@dataclass(frozen=True, repr=False)
+class Drafted:
+    """A draft, the model that drew it and what it took.
+
+    Attributes:
+        sketch: (B, h, w, 3) in [0, 1], the draft as a small picture.
+    """
+
+    model: MossModel
+    draft: Draft
+    sketch: Tensor
+    cost: Cost
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.draft.recipe.schedule
+
+    @property
+    def rows(self) -> int:
+        """Batch rows of the model, unconditional ones included."""
+        return len(self.draft.total) * (2 if self.draft.recipe.guidance.active(len(self.schedule)) else 1)
+
+    def __repr__(self) -> str:
+        return f"a draft of {self.draft.scales} of {len(self.schedule)} scales, {len(self.draft.total)} picture(s)"
+
+
+@dataclass(frozen=True, repr=False)
+class Measured:
+    """The frequency map of a draft, (B, H, W)."""
+
+    drafted: Drafted
+    frequency: Tensor
+    cost: Cost
+
+    def __repr__(self) -> str:
+        return f"the frequency map of {self.drafted}"
+
+
+@dataclass(frozen=True, repr=False)
+class Dispatched:
+    """Which tokens of a draft each refine scale redraws."""
+
+    drafted: Drafted
+    config: DispatchConfig
+    dispatch: Dispatch
+    cost: Cost
+
+    def __repr__(self) -> str:
+        return f"{sum(self.dispatch.counts)} tokens of {self.drafted}"
+
+
+@dataclass(frozen=True, repr=False)
+class Refined:
+    """What the refine step drew."""
+
+    drafted: Drafted
+    residual: Residual
+    cost: Cost
+
+    def __repr__(self) -> str:
+        return f"refined tokens of {self.drafted}"
+
+
+def check_same_shape(drafted: Drafted, other: Drafted, what: str) -> None:
+    """Refuse parts of differently shaped pictures.
+
+    Raises:
+        ValueError: aspect, size, drafted scales or batch differ.
+    """
+    if drafted.schedule != other.schedule or repr(drafted) != repr(other):
+        raise ValueError(
+            f"the {what} was made from {other}, the draft is {drafted} of another shape; wire both to one Infinity Draft"
+        )
+
+
+def latent(total: Tensor, cost: Cost) -> dict[str, Any]:
+    """A LATENT for the host's VAE nodes: the sum of codes (B, c, H, W), with what it took for MoSs Report."""
+    return {"samples": total.to("cpu", torch.float32), "moss_cost": cost}

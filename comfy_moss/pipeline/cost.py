@@ -1,0 +1,69 @@
+"""Cost: what a picture took, as measured, and what a method takes in multiply-adds, as predicted from its token counts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..model.backbone import TokenWork
+from ..model.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What drawing took.
+
+    Attributes:
+        label: the method with its k, as `Method.label` writes it: "dense", "draft-4", "fastvar", "moss4".
+        tokens_per_scale: tokens a picture, one number for every scale of the schedule, 0 where the transformer did not run.
+        kv_bytes: of the largest KV cache that was allocated.
+        seconds: wall time by stage, in the order they ran.
+    """
+
+    label: str
+    tokens_per_scale: tuple[int, ...]
+    kv_bytes: int
+    seconds: dict[str, float]
+
+    def plus(self, stage: str, seconds: float, **changes: Any) -> Cost:
+        """A copy with a stage's time added, and with other fields replaced.  A stage that ran again counts both times."""
+        summed = self.seconds | {stage: self.seconds.get(stage, 0.0) + seconds}
+        return replace(self, **changes, seconds=summed)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def refine_tokens(self) -> int:
+        """Tokens a picture that one refine pass drew: those of the last k scales of "moss<k>"; 0 for other methods."""
+        moss = re.fullmatch(r"moss(\d+)", self.label)
+        return sum(self.tokens_per_scale[-int(moss[1]) :]) if moss else 0
+
+
+def in_order_work(schedule: Schedule, scales: int, work: TokenWork) -> float:
+    """Multiply-adds a row of drawing the first `scales` scales in order and everywhere.
+
+    Each scale attends to all earlier ones and to itself.
+    """
+    return sum((refine_work(schedule.tokens(0, s), schedule.tokens(s, s + 1), work) for s in range(scales)), 0.0)
+
+
+def refine_work(draft_tokens: int, tokens: int, work: TokenWork) -> float:
+    """Multiply-adds a row of one pass of `tokens` tokens that attend to the draft and to each other."""
+    return tokens * (work.linear + work.attention * (draft_tokens + tokens))
+
+
+def dense_share(schedule: Schedule, scales: int, refine_tokens: int, work: TokenWork) -> float:
+    """Work of a draft and its refine step as a share of drawing every scale in order: 0.25 = a quarter.
+
+    A prediction of the transformer's arithmetic alone, with the same number of rows throughout: the codec, the text encoder
+    and the speed of the device are no part of it.
+
+    Args:
+        scales: of the draft, in [1, S].
+        refine_tokens: of all refine scales together.
+    """
+    draft, dense = (in_order_work(schedule, count, work) for count in (scales, len(schedule)))
+    return (draft + refine_work(schedule.tokens(0, scales), refine_tokens, work)) / dense

@@ -1,0 +1,78 @@
+/** The host's graph: where the bounds are kept, how they are read and written, what a node was last sent. */
+
+import { app } from "../../scripts/app.js";
+import { formatBounds, resolveBounds } from "./dispatch.mjs";
+
+const DISPATCH = "MoSs_TokenDispatch";
+
+/**
+ * The Token Dispatch node whose bounds a node shows: itself, or the first that is connected to its first output.
+ * @returns {object | null}
+ */
+export function dispatchOf(node) {
+  if (node.comfyClass === DISPATCH) return node;
+  for (const next of node.getOutputNodes?.(0) ?? []) {
+    const found = next.comfyClass === DISPATCH ? next : next.type === "Reroute" ? dispatchOf(next) : null;
+    if (found) return found;
+  }
+  return null;
+}
+
+const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+function isLinked(node, name) {
+  const input = node.inputs?.findIndex((slot) => slot.widget?.name === name) ?? -1;
+  return input >= 0 && node.isInputConnected(input);
+}
+
+/**
+ * Whether the bounds are set on the node itself, and not by another node that is connected to a widget.
+ * @param {object} dispatch a Token Dispatch node
+ */
+export function isEditable(dispatch) {
+  return !isLinked(dispatch, "preset") && !isLinked(dispatch, "values");
+}
+
+/**
+ * The bounds that a Token Dispatch node's widgets mean.
+ * @param {object} dispatch
+ * @param {number} k number of refine scales
+ * @returns {{bounds: number[]} | {problem: string}}
+ */
+export function readBounds(dispatch, k) {
+  if (!isEditable(dispatch)) return { problem: "A connected node sets the bounds; those of the last run are shown." };
+  return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k);
+}
+
+function setWidget(node, name, value) {
+  const widget = widgetOf(node, name);
+  const old = widget.value;
+  if (old === value) return;
+  widget.value = value;
+  widget.callback?.(value, app.canvas, node, app.canvas?.graph_mouse);
+  node.onWidgetChanged?.(name, value, old, widget);
+}
+
+/** Write bounds to a Token Dispatch node's widgets. */
+export function writeBounds(dispatch, bounds) {
+  setWidget(dispatch, "values", formatBounds(bounds));
+  setWidget(dispatch, "preset", "custom bounds");
+  dispatch.setDirtyCanvas?.(true, true);
+}
+
+/** Go back to the paper's bounds. */
+export function resetBounds(dispatch) {
+  setWidget(dispatch, "preset", "paper");
+  dispatch.setDirtyCanvas?.(true, true);
+}
+
+/** Open and close a step of the undo history; what happens in between is undone at once. */
+export const beginChange = () => app.canvas?.emitBeforeChange?.();
+export const endChange = () => app.canvas?.emitAfterChange?.();
+
+/** What the host was last sent for a node; it survives undo and changing tabs. */
+export function lastOutput(node) {
+  const graph = node.graph;
+  const inside = graph && graph !== (graph.rootGraph ?? graph);
+  return app.nodeOutputs?.[inside ? `${graph.id}:${node.id}` : String(node.id)];
+}

@@ -1,0 +1,110 @@
+/**
+ * The draggable handles above the histogram, one a bound: a label with the percentage, joined to its line by a stroke.
+ *
+ * Labels keep a distance from each other, so that each can be taken also where bounds lie close together.
+ */
+
+const LABEL = 30; // least distance of two labels, pixels
+const COARSE = 1; // percent a step
+const FINE = 0.1; // with Shift
+const KEYS = { ArrowLeft: 1, ArrowUp: 1, ArrowRight: -1, ArrowDown: -1 }; // left is calmer: a higher percentage
+
+/**
+ * Centres of labels as near as possible to their places, in the same order and within the width.
+ * @param {number[]} places pixels, ascending
+ * @param {number} width pixels
+ * @returns {number[]} pixels
+ */
+export function spread(places, width) {
+  const gap = Math.min(LABEL, width / places.length);
+  const centres = places.map((place) => Math.min(width - gap / 2, Math.max(gap / 2, place)));
+  for (let i = 1; i < centres.length; i += 1) centres[i] = Math.max(centres[i], centres[i - 1] + gap);
+  for (let i = centres.length - 1, right = width - gap / 2; i >= 0; i -= 1, right -= gap) {
+    centres[i] = Math.min(centres[i], right);
+    right = centres[i];
+  }
+  return centres;
+}
+
+export class Handles {
+  /**
+   * @param {HTMLElement} box positioned element above the histogram, as wide as it
+   * @param {object} events
+   * @param {() => void} events.start a change begins
+   * @param {(index: number, move: {place?: number, by?: number}, step: number) => void} events.move to a place on the
+   *     axis, or by so many percent
+   * @param {() => void} events.end a change is complete
+   */
+  constructor(box, events) {
+    this.box = box;
+    this.events = events;
+    this.places = [];
+  }
+
+  /**
+   * @param {{percent: number, place: number, colour: string, name: string}[]} bounds coarsest first; none: no handles
+   */
+  show(bounds) {
+    this.places = bounds.map(({ place }) => place);
+    while (this.box.children.length > bounds.length) this.box.lastChild.remove();
+    while (this.box.children.length < bounds.length) this.box.append(this.#create(this.box.children.length));
+    const width = this.box.clientWidth;
+    const centres = spread(this.places.map((place) => place * width), width);
+    bounds.forEach(({ percent, place, colour, name }, i) => {
+      const handle = this.box.children[i];
+      handle.style.left = `${centres[i]}px`;
+      handle.style.setProperty("--moss-colour", colour);
+      handle.style.setProperty("--moss-lean", `${place * width - centres[i]}px`);
+      handle.lastChild.textContent = `${Number(percent.toFixed(1))} %`;
+      const limits = { valuemin: bounds[i + 1]?.percent ?? 0, valuemax: bounds[i - 1]?.percent ?? 100, valuenow: percent };
+      for (const [key, value] of Object.entries(limits)) handle.setAttribute(`aria-${key}`, value);
+      handle.setAttribute("aria-label", `Bound of scale ${name}`);
+      handle.setAttribute("aria-valuetext", `busiest ${Number(percent.toFixed(1))} percent`);
+    });
+  }
+
+  #create(index) {
+    const handle = document.createElement("button");
+    handle.type = "button";
+    handle.className = "moss-handle";
+    handle.setAttribute("role", "slider");
+    handle.title = "Drag to move this bound; with Shift in steps of 0.1 %";
+    handle.append(document.createElement("i"), document.createElement("span"));
+    handle.addEventListener("pointerdown", (event) => this.grab(index, event));
+    handle.addEventListener("keydown", (event) => this.#press(index, event));
+    return handle;
+  }
+
+  /** Let a handle follow the pointer until it is released. */
+  grab(index, event) {
+    if (event.button !== 0) return;
+    const handle = this.box.children[index];
+    const area = this.box.getBoundingClientRect();
+    const offset = event.clientX - area.left - this.places[index] * area.width;
+    const move = ({ clientX, shiftKey }) => {
+      const place = (clientX - offset - area.left) / area.width;
+      this.events.move(index, { place }, shiftKey ? FINE : COARSE);
+    };
+    const release = () => {
+      handle.removeEventListener("pointermove", move);
+      this.events.end();
+    };
+    handle.focus({ preventScroll: true });
+    handle.setPointerCapture(event.pointerId);
+    handle.addEventListener("pointermove", move);
+    handle.addEventListener("lostpointercapture", release, { once: true });
+    this.events.start();
+    event.stopPropagation();
+  }
+
+  #press(index, event) {
+    const by = KEYS[event.key];
+    if (!by || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const step = event.shiftKey ? FINE : COARSE;
+    this.events.start();
+    this.events.move(index, { by: by * step }, step);
+    this.events.end();
+  }
+}

@@ -1,0 +1,126 @@
+/**
+ * The histogram of a picture's frequencies: where a frequency, or a percentile, lies on its axis, and its bars.
+ *
+ * The axis is logarithmic and runs from 0 (left, calm) to 1 (right, busy). Zeros, which have no logarithm, share a strip at
+ * its left end, in order of rank. Frequencies too small to matter gather at the left end of the logarithmic part.
+ */
+
+import { band } from "./dispatch.mjs";
+
+const DECADES = 4; // shown below the largest frequency
+const ZERO_STRIP = 0.08; // width of the zeros' place
+const BARS = 72;
+
+/**
+ * @typedef {object} Axis
+ * @property {Float32Array} sorted frequencies, ascending
+ * @property {number} zeros how many of them are 0
+ * @property {number} strip width of the zeros' place, 0 where there are none
+ * @property {number} low logarithm (base 10) at the left end of the logarithmic part
+ * @property {number} span of logarithms, above 0
+ */
+
+/**
+ * @param {Float32Array} frequency of every cell
+ * @returns {Axis}
+ */
+export function frequencyAxis(frequency) {
+  const sorted = Float32Array.from(frequency).sort();
+  const zeros = sorted.findIndex((value) => value > 0);
+  if (zeros < 0) return { sorted, zeros: sorted.length, strip: 1, low: 0, span: 1 };
+  const high = Math.log10(sorted[sorted.length - 1]);
+  const low = Math.max(Math.log10(sorted[zeros]), high - DECADES);
+  return { sorted, zeros, strip: zeros ? ZERO_STRIP : 0, low, span: high - low || 1 };
+}
+
+/**
+ * @param {Axis} axis
+ * @param {number} frequency above 0
+ * @returns {number} place on the axis
+ */
+export function placeOfFrequency(axis, frequency) {
+  const part = (Math.log10(frequency) - axis.low) / axis.span;
+  return axis.strip + (1 - axis.strip) * Math.min(1, Math.max(0, part));
+}
+
+function placeAt(axis, index) {
+  if (index >= axis.zeros) return placeOfFrequency(axis, axis.sorted[index]);
+  return (axis.strip * (index + 0.5)) / axis.zeros;
+}
+
+/**
+ * @param {Axis} axis
+ * @param {number} percent of the cells that are to the right of the place
+ * @returns {number} place on the axis
+ */
+export function placeOfPercent(axis, percent) {
+  const cells = axis.sorted.length;
+  const index = Math.round(cells * (1 - percent / 100));
+  if (index <= 0) return 0;
+  if (index >= cells) return 1;
+  return (placeAt(axis, index - 1) + placeAt(axis, index)) / 2;
+}
+
+/**
+ * @param {Axis} axis
+ * @param {number} place on the axis
+ * @returns {number} percent of the cells that are to its right
+ */
+export function percentOfPlace(axis, place) {
+  let [low, high] = [0, axis.sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (placeAt(axis, middle) < place) low = middle + 1;
+    else high = middle;
+  }
+  return 100 * (1 - low / axis.sorted.length);
+}
+
+/**
+ * Bars, each a stack of the scales that its cells go to.
+ * @param {Axis} axis
+ * @param {Float32Array} frequency of every cell of the final grid
+ * @param {Uint16Array} ranks of the same cells
+ * @param {number[]} bounds percent
+ * @returns {{left: number, right: number, stack: number[]}[]} stack: cells of each scale, coarsest first, then as drafted
+ */
+export function bars(axis, frequency, ranks, bounds) {
+  const width = (1 - axis.strip) / BARS;
+  const places = Array.from({ length: BARS }, (_, n) => [axis.strip + n * width, axis.strip + (n + 1) * width]);
+  const found = [[0, axis.strip], ...places].map(([left, right]) => ({ left, right, stack: Array(bounds.length + 1).fill(0) }));
+  const ranges = bounds.map((upper, i) => band(frequency.length, upper, bounds[i + 1] ?? 0));
+  frequency.forEach((value, cell) => {
+    const column = value > 0 ? Math.floor((placeOfFrequency(axis, value) - axis.strip) / width) : -1;
+    const scale = ranges.findIndex(({ start, stop }) => ranks[cell] >= start && ranks[cell] < stop);
+    found[1 + Math.min(column, BARS - 1)].stack[scale < 0 ? bounds.length : scale] += 1;
+  });
+  return found.filter(({ left, right }) => right > left);
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {ReturnType<typeof bars>} found
+ * @param {string[]} colours of the scales, then of what stays as drafted
+ * @param {{place: number, colour: string}[]} lines one a bound
+ */
+export function paintHistogram(canvas, found, colours, lines) {
+  const context = canvas.getContext("2d");
+  const { width, height } = canvas;
+  const tallest = Math.max(...found.map(({ stack }) => stack.reduce((sum, cells) => sum + cells, 0)));
+  context.clearRect(0, 0, width, height);
+  for (const { left, right, stack } of found) {
+    let bottom = height;
+    const [from, to] = [Math.round(left * width), Math.round(right * width)];
+    const drafted = stack.length - 1; // at the bottom, the finest scale on top
+    [drafted, ...Array(drafted).keys()].forEach((scale) => {
+      const part = (stack[scale] / tallest) * height;
+      context.fillStyle = colours[scale];
+      context.fillRect(from, bottom - part, Math.max(1, to - from - 1), part);
+      bottom -= part;
+    });
+  }
+  for (const { place, colour } of lines) {
+    context.fillStyle = colour;
+    context.fillRect(Math.min(width - 2, Math.max(0, Math.round(place * width) - 1)), 0, 2, height);
+  }
+}
