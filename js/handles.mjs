@@ -1,5 +1,5 @@
 /**
- * The draggable handles above the histogram, one a bound: a label with the percentage, joined to its line by a stroke.
+ * The draggable handles above the histogram, one a bound: labels with the percentage.
  *
  * Labels keep a distance from each other, so that each can be taken also where bounds lie close together.
  */
@@ -43,6 +43,7 @@ export class Handles {
 
   /**
    * @param {{percent: number, place: number, colour: string, name: string}[]} bounds coarsest first; none: no handles
+   * @returns {number[]} where the labels are, on the axis from 0 to 1
    */
   show(bounds) {
     this.places = bounds.map(({ place }) => place);
@@ -50,17 +51,17 @@ export class Handles {
     while (this.box.children.length < bounds.length) this.box.append(this.#create(this.box.children.length));
     const width = this.box.clientWidth;
     const centres = spread(this.places.map((place) => place * width), width);
-    bounds.forEach(({ percent, place, colour, name }, i) => {
+    bounds.forEach(({ percent, colour, name }, i) => {
       const handle = this.box.children[i];
       handle.style.left = `${centres[i]}px`;
       handle.style.setProperty("--moss-colour", colour);
-      handle.style.setProperty("--moss-lean", `${place * width - centres[i]}px`);
-      handle.lastChild.textContent = `${Number(percent.toFixed(1))} %`;
+      handle.textContent = `${Number(percent.toFixed(1))} %`;
       const limits = { valuemin: bounds[i + 1]?.percent ?? 0, valuemax: bounds[i - 1]?.percent ?? 100, valuenow: percent };
       for (const [key, value] of Object.entries(limits)) handle.setAttribute(`aria-${key}`, value);
       handle.setAttribute("aria-label", `Bound of scale ${name}`);
       handle.setAttribute("aria-valuetext", `busiest ${Number(percent.toFixed(1))} percent`);
     });
+    return centres.map((centre) => centre / width);
   }
 
   #create(index) {
@@ -69,10 +70,16 @@ export class Handles {
     handle.className = "moss-handle";
     handle.setAttribute("role", "slider");
     handle.title = "Drag to move this bound; with Shift in steps of 0.1 %";
-    handle.append(document.createElement("i"), document.createElement("span"));
     handle.addEventListener("pointerdown", (event) => this.grab(index, event));
     handle.addEventListener("keydown", (event) => this.#press(index, event));
     return handle;
+  }
+
+  /** The handle whose line is nearest to a place; of lines on one spot the one that can follow the pointer. */
+  nearest(place) {
+    const distances = this.places.map((line) => Math.abs(line - place));
+    const near = distances.flatMap((distance, i) => (distance <= Math.min(...distances) + 1e-9 ? [i] : []));
+    return place > this.places[near[0]] ? near.at(-1) : near[0];
   }
 
   /** Let a handle follow the pointer until it is released. */

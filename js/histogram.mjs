@@ -101,26 +101,45 @@ export function bars(axis, frequency, ranks, bounds) {
  * @param {HTMLCanvasElement} canvas
  * @param {ReturnType<typeof bars>} found
  * @param {string[]} colours of the scales, then of what stays as drafted
- * @param {{place: number, colour: string}[]} lines one a bound
+ * @param {number} top pixels kept free above the bars
  */
-export function paintHistogram(canvas, found, colours, lines) {
+export function paintBars(canvas, found, colours, top) {
   const context = canvas.getContext("2d");
-  const { width, height } = canvas;
   const tallest = Math.max(...found.map(({ stack }) => stack.reduce((sum, cells) => sum + cells, 0)));
-  context.clearRect(0, 0, width, height);
+  const drafted = colours.length - 1; // at the bottom, the finest scale on top
+  context.clearRect(0, 0, canvas.width, canvas.height);
   for (const { left, right, stack } of found) {
-    let bottom = height;
-    const [from, to] = [Math.round(left * width), Math.round(right * width)];
-    const drafted = stack.length - 1; // at the bottom, the finest scale on top
-    [drafted, ...Array(drafted).keys()].forEach((scale) => {
-      const part = (stack[scale] / tallest) * height;
+    const [from, to] = [left, right].map((place) => Math.round(place * canvas.width));
+    let bottom = canvas.height;
+    for (const scale of [drafted, ...Array(drafted).keys()]) {
+      const part = (stack[scale] / tallest) * (canvas.height - top);
       context.fillStyle = colours[scale];
       context.fillRect(from, bottom - part, Math.max(1, to - from - 1), part);
       bottom -= part;
-    });
+    }
   }
-  for (const { place, colour } of lines) {
-    context.fillStyle = colour;
-    context.fillRect(Math.min(width - 2, Math.max(0, Math.round(place * width) - 1)), 0, 2, height);
-  }
+}
+
+/**
+ * The bounds: upright lines, each led to its label above.
+ * @param {HTMLCanvasElement} canvas
+ * @param {number[]} places on the axis
+ * @param {number[]} labels on the axis
+ * @param {string} colour
+ * @param {number} width of a line in pixels
+ * @param {number} top pixels above the bars, for the leads
+ */
+export function paintBounds(canvas, places, labels, colour, width, top) {
+  const context = canvas.getContext("2d");
+  const x = (place) => Math.min(canvas.width - width / 2, Math.max(width / 2, place * canvas.width));
+  context.strokeStyle = colour;
+  context.lineWidth = width;
+  context.lineJoin = "round";
+  places.forEach((place, i) => {
+    context.beginPath();
+    context.moveTo(x(labels[i]), 0);
+    context.lineTo(x(place), top);
+    context.lineTo(x(place), canvas.height);
+    context.stroke();
+  });
 }

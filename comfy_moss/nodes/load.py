@@ -103,10 +103,10 @@ class LoadInfinity(io.ComfyNode):
                     "pictures most exactly.",
                 ),
             ],
-            outputs=[
-                Model.Output("model", tooltip="Infinity, for Infinity Draft."),
-                io.Clip.Output("clip", tooltip="The text encoder, for CLIP Text Encode."),
-                io.Vae.Output("vae", tooltip="The VAE, for VAE Decode."),
+            outputs=[  # ids of their own: older hosts want them to differ from the inputs'
+                Model.Output("loaded_model", display_name="model", tooltip="Infinity, for Infinity Draft."),
+                io.Clip.Output("loaded_clip", display_name="clip", tooltip="The text encoder, for CLIP Text Encode."),
+                io.Vae.Output("loaded_vae", display_name="vae", tooltip="The VAE, for VAE Decode."),
             ],
         )  # fmt: skip
 

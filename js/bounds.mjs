@@ -1,0 +1,81 @@
+/** The bounds on a histogram of the frequencies: how the tokens are shared out, and handles to change it. */
+
+import { element, fitCanvas, gridName } from "./dom.mjs";
+import { moveBound } from "./dispatch.mjs";
+import { Handles } from "./handles.mjs";
+import { bars, frequencyAxis, paintBars, paintBounds, percentOfPlace, placeOfPercent } from "./histogram.mjs";
+
+const DRAFTED = "#7f7f7f"; // colour of what stays as drafted
+const LEAD = 6; // pixels between the labels and the bars
+const REACH = 10; // pixels around a line in which it can be taken
+
+export class BoundsEditor {
+  /**
+   * @param {object} events
+   * @param {() => void} events.start a change begins
+   * @param {(bounds: number[]) => void} events.change
+   * @param {() => void} events.end the change is complete
+   */
+  constructor({ start, change, end }) {
+    this.change = change;
+    this.labels = element("div", "moss-handles");
+    this.handles = new Handles(this.labels, { start, end, move: (...move) => this.#move(...move) });
+    this.canvas = element("canvas", "");
+    this.least = element("span", "");
+    this.most = element("span", "");
+    const axis = element("div", "moss-axis moss-quiet", {}, this.least, "frequency", this.most);
+    this.element = element("div", "moss-histogram", {}, this.labels, this.canvas, axis);
+    this.canvas.addEventListener("pointerdown", (event) => this.#take(event));
+  }
+
+  /**
+   * @param {import("./decode.mjs").Inspection} inspection
+   * @param {import("./decode.mjs").Picture} picture of the batch
+   */
+  show(inspection, picture) {
+    Object.assign(this, { inspection, picture, axis: frequencyAxis(picture.frequency) });
+    this.least.textContent = `calm ${Number(this.axis.sorted[0].toPrecision(2))}`;
+    this.most.textContent = `${Number(this.axis.sorted.at(-1).toPrecision(2))} busy`;
+  }
+
+  /**
+   * @param {number[]} bounds percent, coarsest first
+   * @param {boolean} editable whether there are handles
+   */
+  paint(bounds, editable) {
+    this.bounds = bounds;
+    this.element.classList.toggle("moss-movable", editable);
+    const { frequency, ranks } = this.picture;
+    const places = bounds.map((percent) => placeOfPercent(this.axis, percent));
+    const labels = this.#label(places, editable);
+    const scale = fitCanvas(this.canvas);
+    if (!scale) return;
+    const { colours } = this.inspection;
+    paintBars(this.canvas, bars(this.axis, frequency, ranks.at(-1), bounds), [...colours, DRAFTED], LEAD * scale);
+    paintBounds(this.canvas, places, labels, getComputedStyle(this.element).color, 1.5 * scale, LEAD * scale);
+  }
+
+  #label(places, editable) {
+    const { colours, grids } = this.inspection;
+    const described = places.map((place, i) => ({
+      place, percent: this.bounds[i], colour: colours[i], name: gridName(grids[i]),
+    }));
+    const labels = this.handles.show(editable ? described : []);
+    return editable ? labels : places;
+  }
+
+  #move(index, { place, by }, step) {
+    const percent = place === undefined ? this.bounds[index] + by : percentOfPlace(this.axis, place);
+    const moved = moveBound(this.bounds, index, percent, step);
+    if (moved[index] === this.bounds[index]) return;
+    this.bounds = moved;
+    this.change(moved);
+  }
+
+  #take(event) {
+    const area = this.canvas.getBoundingClientRect();
+    const place = (event.clientX - area.left) / area.width;
+    const index = this.handles.nearest(place);
+    if (index !== undefined && Math.abs(this.handles.places[index] - place) * area.width <= REACH) this.handles.grab(index, event);
+  }
+}
