@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, dispatch_tokens
 from ..pipeline.heatmap import enlarge, overlay
+from ..pipeline.painting import join_masks, read_painting
 from ..pipeline.stopwatch import Stopwatch
 from .inspector import inspector
 from .schema import DispatchIO, FrequencyIO, schema
@@ -91,6 +92,11 @@ class TokenDispatch(io.ComfyNode):
                     "80, 70, 30, 10 gives the busiest 10 % to the finest scale, 10-30 % to the one before. Shares say the "
                     "same as 10, 40, 20, 10.",
                 ),
+                io.String.Input(
+                    "painting", default="",
+                    tooltip="Cells painted with the brush of the map below. They are redrawn first, at the finest scales; the "
+                    "number of tokens stays the same.",
+                ),
                 io.Mask.Input(
                     "mask", optional=True,
                     tooltip="Painted places come first and are redrawn at the finest scales. The number of tokens stays the "
@@ -109,15 +115,17 @@ class TokenDispatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, frequency: Measured, preset: str, values: str, mask: Tensor | None = None, image: Tensor | None = None
-    ) -> io.NodeOutput:
+        cls, frequency: Measured, preset: str, values: str, painting: str = "", mask: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
         config = read_config(preset, values, drafted.draft.refine_scales)
+        painted = join_masks(mask, read_painting(painting))
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):
-            dispatch = dispatch_tokens(frequency.frequency, schedule, config, mask)
+            dispatch = dispatch_tokens(frequency.frequency, schedule, config, painted)
         size = tuple(side * drafted.model.backbone.stride for side in frequency.frequency.shape[1:])
         colours = overlay(fit_picture(image, drafted.sketch, size), dispatch, schedule)
         cost = frequency.cost.plus("dispatch", watch.seconds["dispatch"])
-        shown = inspector("dispatch", drafted, frequency.frequency, config, mask)
+        shown = inspector("dispatch", drafted, frequency.frequency, config, painted)
         return io.NodeOutput(Dispatched(drafted, config, dispatch, cost), colours, ui=shown)
