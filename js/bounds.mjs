@@ -34,20 +34,22 @@ export class BoundsEditor {
    */
   show(inspection, picture) {
     Object.assign(this, { inspection, picture, axis: frequencyAxis(picture.frequency) });
-    this.least.textContent = `calm ${Number(this.axis.sorted[0].toPrecision(2))}`;
-    this.most.textContent = `${Number(this.axis.sorted.at(-1).toPrecision(2))} busy`;
+    const { sorted, low } = this.axis;
+    const short = (frequency) => String(Number(frequency.toPrecision(2)));
+    this.least.textContent = sorted[0] > 0 && Math.log10(sorted[0]) < low ? `calm \u2264 ${short(10 ** low)}` : `calm ${short(sorted[0])}`;
+    this.most.textContent = `${short(sorted.at(-1))} busy`;
   }
 
   /**
    * @param {number[]} bounds percent, coarsest first
-   * @param {boolean} editable whether there are handles
+   * @param {boolean} editable whether the bounds can be moved
    */
   paint(bounds, editable) {
     this.bounds = bounds;
     this.element.classList.toggle("moss-movable", editable);
     const { frequency, ranks } = this.picture;
     const places = bounds.map((percent) => placeOfPercent(this.axis, percent));
-    const labels = this.#label(places, editable);
+    const labels = this.handles.show(this.#describe(places), editable);
     const scale = fitCanvas(this.canvas);
     if (!scale) return;
     const { colours } = this.inspection;
@@ -55,13 +57,9 @@ export class BoundsEditor {
     paintBounds(this.canvas, places, labels, getComputedStyle(this.element).color, 1.5 * scale, LEAD * scale);
   }
 
-  #label(places, editable) {
+  #describe(places) {
     const { colours, grids } = this.inspection;
-    const described = places.map((place, i) => ({
-      place, percent: this.bounds[i], colour: colours[i], name: gridName(grids[i]),
-    }));
-    const labels = this.handles.show(editable ? described : []);
-    return editable ? labels : places;
+    return places.map((place, i) => ({ place, percent: this.bounds[i], colour: colours[i], name: gridName(grids[i]) }));
   }
 
   #move(index, { place, by }, step) {

@@ -40,7 +40,7 @@ export function isEditable(dispatch) {
  * @returns {{bounds: number[]} | {problem: string}}
  */
 export function readBounds(dispatch, k) {
-  if (!isEditable(dispatch)) return { problem: "A connected node sets the bounds; those of the last run are shown." };
+  if (!isEditable(dispatch)) return { problem: "The bounds come from another node; those of the last run are shown." };
   return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k);
 }
 

@@ -4,7 +4,7 @@
  * Labels keep a distance from each other, so that each can be taken also where bounds lie close together.
  */
 
-const LABEL = 30; // least distance of two labels, pixels
+const LABEL = 36; // least distance of two labels, pixels
 const COARSE = 1; // percent a step
 const FINE = 0.1; // with Shift
 const KEYS = { ArrowLeft: 1, ArrowUp: 1, ArrowRight: -1, ArrowDown: -1 }; // left is calmer: a higher percentage
@@ -42,10 +42,11 @@ export class Handles {
   }
 
   /**
-   * @param {{percent: number, place: number, colour: string, name: string}[]} bounds coarsest first; none: no handles
+   * @param {{percent: number, place: number, colour: string, name: string}[]} bounds coarsest first
+   * @param {boolean} editable false: labels that cannot be moved
    * @returns {number[]} where the labels are, on the axis from 0 to 1
    */
-  show(bounds) {
+  show(bounds, editable) {
     this.places = bounds.map(({ place }) => place);
     while (this.box.children.length > bounds.length) this.box.lastChild.remove();
     while (this.box.children.length < bounds.length) this.box.append(this.#create(this.box.children.length));
@@ -55,6 +56,7 @@ export class Handles {
       const handle = this.box.children[i];
       handle.style.left = `${centres[i]}px`;
       handle.style.setProperty("--moss-colour", colour);
+      handle.disabled = !editable;
       handle.textContent = `${Number(percent.toFixed(1))} %`;
       const limits = { valuemin: bounds[i + 1]?.percent ?? 0, valuemax: bounds[i - 1]?.percent ?? 100, valuenow: percent };
       for (const [key, value] of Object.entries(limits)) handle.setAttribute(`aria-${key}`, value);
@@ -84,22 +86,25 @@ export class Handles {
 
   /** Let a handle follow the pointer until it is released. */
   grab(index, event) {
-    if (event.button !== 0) return;
     const handle = this.box.children[index];
+    if (event.button !== 0 || handle.disabled) return;
     const area = this.box.getBoundingClientRect();
     const offset = event.clientX - area.left - this.places[index] * area.width;
     const move = ({ clientX, shiftKey }) => {
       const place = (clientX - offset - area.left) / area.width;
       this.events.move(index, { place }, shiftKey ? FINE : COARSE);
     };
+    const grip = new AbortController();
     const release = () => {
-      handle.removeEventListener("pointermove", move);
+      grip.abort();
       this.events.end();
     };
     handle.focus({ preventScroll: true });
     handle.setPointerCapture(event.pointerId);
-    handle.addEventListener("pointermove", move);
-    handle.addEventListener("lostpointercapture", release, { once: true });
+    handle.addEventListener("pointermove", move, { signal: grip.signal });
+    for (const type of ["pointerup", "pointercancel"]) { // on the window, since a new run may remove the handle meanwhile
+      window.addEventListener(type, release, { capture: true, signal: grip.signal });
+    }
     this.events.start();
     event.stopPropagation();
   }

@@ -7,7 +7,7 @@
 
 import { band } from "./dispatch.mjs";
 
-const DECADES = 4; // shown below the largest frequency
+const DECADES = 3; // shown below the largest frequency
 const ZERO_STRIP = 0.08; // width of the zeros' place
 const BARS = 72;
 

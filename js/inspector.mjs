@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { BoundsEditor } from "./bounds.mjs";
+import { forwardToCanvas } from "./canvas.mjs";
 import { decode } from "./decode.mjs";
 import { counts, redrawnBy, shareOfDense } from "./dispatch.mjs";
 import { button, element, gridName, swatch } from "./dom.mjs";
@@ -34,8 +35,8 @@ export class Inspector {
 
   #build() {
     this.views = Object.entries(VIEWS).map(([view, text]) => button(text, { value: view, onclick: () => this.#setView(view) }));
-    const previous = button("\u2039", { title: "Previous picture", onclick: () => this.#turn(-1) });
-    const next = button("\u203a", { title: "Next picture", onclick: () => this.#turn(1) });
+    const previous = button("\u2039", { title: "Previous picture", ariaLabel: "Previous picture", onclick: () => this.#turn(-1) });
+    const next = button("\u203a", { title: "Next picture", ariaLabel: "Next picture", onclick: () => this.#turn(1) });
     this.number = element("span", "");
     this.batch = element("div", "moss-batch", {}, previous, this.number, next);
     this.bar = element("div", "moss-bar", {}, element("div", "moss-views", {}, ...this.views), this.batch);
@@ -45,6 +46,7 @@ export class Inspector {
     this.reset = button("Reset", { title: "Back to the paper's bounds", onclick: () => this.#reset() });
     this.foot = element("div", "moss-foot", {}, this.cost, this.reset);
     this.root = element("div", "moss-inspector", {}, this.bar, this.picture.element, this.reading, this.editor.element, this.foot);
+    forwardToCanvas(this.root);
     this.#arrange();
   }
 
@@ -144,10 +146,10 @@ export class Inspector {
     const { grids, final, colours, pictures } = this.inspection;
     const { frequency, percentile, ranks } = pictures[this.index];
     const at = cell.row * final[1] + cell.column;
-    const busier = Math.round((100 * percentile[at]) / 255);
+    const busier = Math.min(99, Math.round((100 * percentile[at]) / 255)); // no token is busier than itself
     const scales = redrawnBy(grids, ranks, this.bounds, final, cell).map((i) => swatch(colours[i], gridName(grids[i])));
     return [
-      [`Row ${cell.row + 1}, column ${cell.column + 1} \u00b7 frequency ${frequency[at].toPrecision(3)} \u00b7 busier than ${busier} %`],
+      [`Row ${cell.row + 1}, col ${cell.column + 1} \u00b7 frequency ${frequency[at].toPrecision(3)} \u00b7 busier than ${busier} %`],
       scales.length ? ["Redrawn at", ...scales] : [swatch(DRAFTED, "Stays as drafted")],
     ];
   }

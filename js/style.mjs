@@ -51,6 +51,7 @@ const SHEET = `
   background: var(--comfy-input-bg, #222); cursor: ew-resize; touch-action: none; line-height: 13px; font-size: 10px;
   font-variant-numeric: tabular-nums;
 }
+.moss-inspector .moss-handle:disabled { border-color: transparent; border-bottom-color: var(--moss-colour); opacity: 1; cursor: default; }
 .moss-histogram canvas { display: block; width: 100%; height: 64px; border-bottom: 1px solid var(--border-color, #4e4e4e); }
 .moss-histogram.moss-movable canvas { cursor: ew-resize; touch-action: none; }
 .moss-axis { display: flex; justify-content: space-between; font-size: 10px; line-height: 14px; }

@@ -13,8 +13,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from websocket import WebSocket
@@ -50,11 +51,14 @@ class Host:
         base: its folder, with custom_nodes, models, input, output, temp and user.
     """
 
-    def __init__(self, *arguments: str, comfyui: Path | None = None, seconds: float = 180) -> None:
+    def __init__(
+        self, *arguments: str, comfyui: Path | None = None, packs: Mapping[str, str] = MappingProxyType({}), seconds: float = 180
+    ) -> None:
         """
         Args:
             arguments: more of main.py's, such as "--cache-none".
             comfyui: the checkout; without it that of `checkout()`.
+            packs: further custom nodes, the source of each by its name.
             seconds: that it may take to start.
 
         Raises:
@@ -63,7 +67,7 @@ class Host:
         self._comfyui = comfyui or checkout()
         if self._comfyui is None:
             raise FileNotFoundError("no ComfyUI checkout; set COMFYUI_PATH to one")
-        self._arguments, self._seconds = arguments, seconds
+        self._arguments, self._packs, self._seconds = arguments, packs, seconds
         self.client = uuid.uuid4().hex
 
     def __enter__(self) -> Host:
@@ -72,6 +76,8 @@ class Host:
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (self.base / name).mkdir()
         (self.base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+        for name, source in self._packs.items():
+            (self.base / "custom_nodes" / f"{name}.py").write_text(source)
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [
@@ -136,12 +142,21 @@ class Host:
             raise
         return json.loads(body) if kind == "application/json" and body else body
 
-    def run(self, prompt: dict[str, Any], seconds: float = 120, **extra: Any) -> dict[str, Any]:
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the process holds; Linux only."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+    def run(
+        self, prompt: dict[str, Any], seconds: float = 120, on_event: Callable[[str | int, Any], None] | None = None, **extra: Any
+    ) -> dict[str, Any]:
         """Run a graph to its end.
 
         Args:
             prompt: in the API's format.
             seconds: that it may take between two events.
+            on_event: called with every event as it comes.
             extra: more fields of the request, such as extra_data.
 
         Returns:
@@ -155,19 +170,23 @@ class Host:
         with WebSocket(f"ws{self.url[4:]}/ws?{query}", seconds) as stream:
             stream.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
             sent = self.post("/prompt", {"prompt": prompt, "client_id": self.client, **extra})
-            events = _events(stream, sent["prompt_id"])
+            events = _events(stream, sent["prompt_id"], on_event)
         return {**self.get(f"/history/{sent['prompt_id']}")[sent["prompt_id"]], "events": events}
 
 
-def _events(stream: WebSocket, prompt_id: str) -> list[tuple[str | int, Any]]:
+def _events(
+    stream: WebSocket, prompt_id: str, on_event: Callable[[str | int, Any], None] | None
+) -> list[tuple[str | int, Any]]:
     """All events until the host says that nothing of this graph runs any more."""
     events: list[tuple[str | int, Any]] = []
     while True:
         message = stream.receive()
         if isinstance(message, bytes):
-            events.append((int.from_bytes(message[:4], "big"), message[4:]))
-            continue
-        event = json.loads(message)
-        events.append((event["type"], event["data"]))
-        if event["type"] == "executing" and event["data"]["node"] is None and event["data"]["prompt_id"] == prompt_id:
+            kind, data = int.from_bytes(message[:4], "big"), message[4:]
+        else:
+            kind, data = (json.loads(message)[name] for name in ("type", "data"))
+        events.append((kind, data))
+        if on_event:
+            on_event(kind, data)
+        if kind == "executing" and data["node"] is None and data["prompt_id"] == prompt_id:
             return events

@@ -87,7 +87,7 @@ def text_features(conditioning: list, name: str) -> tuple[Tensor, ...]:
     """Features (L, Ct) of every row of a CONDITIONING.
 
     Raises:
-        ValueError: several prompts combined, or not made by this model's CLIP.
+        ValueError: several prompts combined, values that are not finite, or not made by this model's CLIP.
     """
     if len(conditioning) != 1:
         raise ValueError(
@@ -97,4 +97,6 @@ def text_features(conditioning: list, name: str) -> tuple[Tensor, ...]:
     features = conditioning[0][0]
     if not isinstance(features, Tensor) or features.dim() != 3:
         raise ValueError(f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of Load Infinity")
+    if not torch.isfinite(features).all():
+        raise ValueError(f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode")
     return tuple(features.to(torch.float32).unbind(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -43,14 +45,16 @@ def read_config(preset: str, values: str, k: int) -> DispatchConfig:
     """The bounds that the widgets stand for.
 
     Raises:
-        ValueError: not k percentages, or impossible ones.
+        ValueError: not k percentages, impossible ones, or no scale to refine.
     """
-    if preset == "paper":
+    if preset == "paper" or k == 0:
         return paper_bounds(k)
     try:
         numbers = tuple(float(part) for part in values.replace("%", "").replace(";", ",").split(","))
     except ValueError:
-        raise ValueError(f"values {values!r} are not numbers; write percentages with commas, such as 80, 70, 30, 10") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"values {values!r} are not numbers; write percentages with commas, such as 80, 70, 30, 10")
     if len(numbers) != k:
         raise ValueError(
             f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"

@@ -44,7 +44,8 @@ class MossModel:
     slot: CacheSlot = field(default_factory=CacheSlot)
 
     def __post_init__(self) -> None:
-        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: self.slot.clear())
+        slot = self.slot  # the callback must not hold the model: that circle would keep its weights until garbage is collected
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: slot.clear())
 
     def __repr__(self) -> str:
         return f"Infinity model {self.files.name}"

@@ -85,6 +85,8 @@ class MossComposite(io.ComfyNode):
     @classmethod
     def execute(cls, draft: Drafted, residual: Refined, strength: float) -> io.NodeOutput:
         check_same_shape(draft, residual.drafted, "residual")
+        if draft.draft.model_id != residual.drafted.draft.model_id:
+            raise ValueError("the residual was drawn by another model than the draft; wire both to one Infinity Draft")
         model = draft.model
         watch = Stopwatch(model.backbone.device)
         with watch.stage("composite"):

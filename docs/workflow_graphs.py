@@ -1,0 +1,179 @@
+"""The example workflows: nodes with place, size and values, and the links between them."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import Any
+
+PROMPT = "a green circle on a plain grey background"
+Node = tuple[str, int, int, int, int, dict[str, Any]]  # type, x, y, width, height, values of widgets
+Link = tuple[str, int, str, str]  # from node, its output's number, to node, its input's name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A workflow.
+
+    Attributes:
+        thumbnail: keys of the preview or save nodes whose pictures stand for it.
+        titles: node titles that differ from the node's own name.
+    """
+
+    nodes: dict[str, Node]
+    links: tuple[Link, ...]
+    thumbnail: tuple[str, ...]
+    titles: dict[str, str] = field(default_factory=dict)
+
+
+def note(text: str, x: int, y: int, w: int, h: int) -> Node:
+    return ("MarkdownNote", x, y, w, h, {"text": text})
+
+
+def start(refine_scales: int = 4, seed: int = 0) -> tuple[dict[str, Node], tuple[Link, ...]]:
+    """Model, prompt and draft: how every workflow begins."""
+    draft = {"refine_scales": refine_scales, "seed": seed, "control_after_generate": "fixed"}
+    nodes: dict[str, Node] = {
+        "load": ("MoSs_LoadInfinity", 0, 0, 320, 180, {}),
+        "prompt": ("CLIPTextEncode", 0, 240, 320, 140, {"text": PROMPT}),
+        "draft": ("MoSs_InfinityDraft", 370, 0, 320, 620, draft),
+    }
+    links = (("load", 1, "prompt", "clip"), ("load", 0, "draft", "model"), ("prompt", 0, "draft", "positive"))
+    return nodes, links
+
+
+def moss(x: int, painting: str = "") -> tuple[dict[str, Node], tuple[Link, ...]]:
+    """Frequency, dispatch, refine, composite, decode."""
+    nodes: dict[str, Node] = {
+        "frequency": ("MoSs_FrequencyMap", x, 0, 340, 620, {}),
+        "dispatch": ("MoSs_TokenDispatch", x + 390, 0, 340, 660, {"painting": painting}),
+        "refine": ("MoSs_Refine", x + 780, 0, 320, 160, {}),
+        "composite": ("MoSs_Composite", x + 780, 220, 320, 100, {}),
+        "decode": ("VAEDecode", x + 780, 380, 320, 60, {}),
+    }
+    links = (
+        ("draft", 0, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"), ("draft", 0, "refine", "draft"),
+        ("dispatch", 0, "refine", "dispatch"), ("draft", 0, "composite", "draft"), ("refine", 0, "composite", "residual"),
+        ("composite", 0, "decode", "samples"), ("load", 2, "decode", "vae"),
+    )  # fmt: skip
+    return nodes, links
+
+
+def text_to_image() -> Graph:
+    nodes, links = start()
+    more, wires = moss(740)
+    nodes |= more
+    nodes |= {
+        "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs"}),
+        "report": ("MoSs_Report", 1520, 500, 320, 300, {}),
+        "note": note(
+            "### Text to image by MoSs\n\nThe draft draws the first scales. The busiest places are then redrawn at the last "
+            "scales, all in one pass.\n\n**Try**: drag a handle of the histogram and run again: the draft stays cached.",
+            0, 430, 320, 190,
+        ),
+    }  # fmt: skip
+    wires += (("decode", 0, "save", "images"), ("composite", 0, "report", "latent"))
+    return Graph(nodes, links + wires, ("save",))
+
+
+def compare() -> Graph:
+    nodes, links = start()
+    more, wires = moss(740)
+    nodes |= more | {
+        "dense": ("MoSs_DenseRefine", 1520, 500, 320, 80, {}),
+        "fastvar": ("MoSs_FastVARRefine", 1520, 640, 320, 80, {}),
+        "decode_dense": ("VAEDecode", 1890, 0, 200, 60, {}),
+        "decode_skip": ("VAEDecode", 1890, 430, 200, 60, {}),
+        "decode_fastvar": ("VAEDecode", 2310, 430, 200, 60, {}),
+        "show_dense": ("PreviewImage", 1890, 110, 370, 270, {}),
+        "show_moss": ("PreviewImage", 2310, 110, 370, 270, {}),
+        "show_skip": ("PreviewImage", 1890, 540, 370, 270, {}),
+        "show_fastvar": ("PreviewImage", 2310, 540, 370, 270, {}),
+        "report_moss": ("MoSs_Report", 2730, 0, 380, 400, {}),
+        "report_fastvar": ("MoSs_Report", 2730, 460, 380, 400, {}),
+        "note": note(
+            "### One draft, four endings\n\n**Dense** draws every scale in order. **Skip** leaves the last four out. "
+            "**FastVAR** prunes tokens. **MoSs** refines chosen tokens in one pass.\n\nTimes are of this run; run twice before "
+            "you compare them, since the first run warms up.", 0, 430, 320, 210,
+        ),
+    }  # fmt: skip
+    wires += (
+        ("draft", 0, "dense", "draft"), ("draft", 0, "fastvar", "draft"),
+        ("dense", 0, "decode_dense", "samples"), ("load", 2, "decode_dense", "vae"), ("decode_dense", 0, "show_dense", "images"),
+        ("draft", 1, "decode_skip", "samples"), ("load", 2, "decode_skip", "vae"), ("decode_skip", 0, "show_skip", "images"),
+        ("fastvar", 0, "decode_fastvar", "samples"), ("load", 2, "decode_fastvar", "vae"),
+        ("decode_fastvar", 0, "show_fastvar", "images"), ("decode", 0, "show_moss", "images"),
+        ("composite", 0, "report_moss", "latent"), ("dense", 0, "report_moss", "reference"),
+        ("decode", 0, "report_moss", "image"), ("decode_dense", 0, "report_moss", "reference_image"),
+        ("fastvar", 0, "report_fastvar", "latent"), ("dense", 0, "report_fastvar", "reference"),
+        ("decode_fastvar", 0, "report_fastvar", "image"), ("decode_dense", 0, "report_fastvar", "reference_image"),
+    )  # fmt: skip
+    titles = {
+        "show_dense": "Dense", "show_moss": "MoSs4", "show_skip": "Skip the last 4", "show_fastvar": "FastVAR",
+        "report_moss": "MoSs4 against dense", "report_fastvar": "FastVAR against dense",
+    }  # fmt: skip
+    return Graph(nodes, links + wires, ("show_dense", "show_moss", "show_skip", "show_fastvar"), titles)
+
+
+def inspect() -> Graph:
+    nodes, links = start()
+    more, wires = moss(740)
+    nodes |= more | {
+        "contribution": ("MoSs_ContributionMap", 1520, 500, 320, 160, {}),
+        "decode_draft": ("VAEDecode", 370, 680, 320, 60, {}),
+        "show_draft": ("PreviewImage", 370, 800, 320, 320, {}),
+        "show_heatmap": ("PreviewImage", 740, 800, 340, 320, {}),
+        "show_overlay": ("PreviewImage", 1130, 800, 340, 320, {}),
+        "show_drafter": ("PreviewImage", 1520, 800, 320, 320, {}),
+        "show_refiner": ("PreviewImage", 1890, 800, 340, 320, {}),
+        "show": ("PreviewImage", 1890, 0, 340, 340, {}),
+        "report": ("MoSs_Report", 1890, 400, 340, 340, {}),
+        "note": note(
+            "### Every map on screen\n\nHover the maps to read a token: row, column, frequency, percentile, and the scale that "
+            "redraws it.\n\nBelow: the draft, its frequency, which scale redraws what, and what draft and refinement added.",
+            0, 430, 320, 200,
+        ),
+    }  # fmt: skip
+    wires += (
+        ("draft", 1, "decode_draft", "samples"), ("load", 2, "decode_draft", "vae"), ("decode_draft", 0, "show_draft", "images"),
+        ("decode_draft", 0, "dispatch", "image"), ("frequency", 1, "show_heatmap", "images"),
+        ("dispatch", 1, "show_overlay", "images"), ("draft", 0, "contribution", "draft"),
+        ("composite", 0, "contribution", "latent"), ("contribution", 0, "show_drafter", "images"),
+        ("contribution", 1, "show_refiner", "images"), ("decode", 0, "show", "images"), ("composite", 0, "report", "latent"),
+    )  # fmt: skip
+    titles = {
+        "show_draft": "Draft", "show_heatmap": "Frequency", "show_overlay": "Dispatch", "show_drafter": "Drafter's contribution",
+        "show_refiner": "Refiner's contribution", "show": "Result",
+    }  # fmt: skip
+    return Graph(nodes, links + wires, ("show_draft", "show_heatmap", "show_overlay", "show"), titles)
+
+
+def painted_corner(side: int = 32) -> str:
+    """A painting: a disc in the upper left, as text of the node's widget."""
+    bits = [(row - 8) ** 2 + (column - 8) ** 2 <= 36 for row in range(side) for column in range(side)]
+    data = bytes(sum(bit << (7 - n) for n, bit in enumerate(bits[i : i + 8])) for i in range(0, len(bits), 8))
+    return f"{side}x{side}:{base64.b64encode(data).decode()}"
+
+
+def paint() -> Graph:
+    nodes, links = start()
+    more, wires = moss(740, painted_corner())
+    nodes |= more | {
+        "show": ("PreviewImage", 1890, 0, 400, 400, {}),
+        "show_overlay": ("PreviewImage", 1890, 460, 400, 400, {}),
+        "note": note(
+            "### Paint where detail goes\n\nTake the brush of Token Dispatch and paint over the map: painted cells are redrawn "
+            "first, at the finest scales. The number of tokens stays the same.\n\nA mask from any other node can be wired to "
+            "*mask* as well.", 0, 430, 320, 210,
+        ),
+    }  # fmt: skip
+    wires += (("decode", 0, "show", "images"), ("dispatch", 1, "show_overlay", "images"))
+    return Graph(nodes, links + wires, ("show_overlay", "show"), {"show_overlay": "Dispatch", "show": "Result"})
+
+
+GRAPHS = {
+    "moss4_text_to_image": text_to_image(),
+    "compare_methods": compare(),
+    "inspect_every_map": inspect(),
+    "paint_to_refine": paint(),
+}

@@ -1,0 +1,273 @@
+"""The smallest stand-in for ComfyUI's modules in which comfy_moss.nodes can be imported and run.
+
+It proves nothing about ComfyUI.  It exists so that our own logic and what our schemas say are tested on machines without a
+host; whether a real one agrees is for the tests marked `host`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+OUTPUT = {"tooltip", "display_name"}
+INPUT = {"tooltip", "display_name", "optional"}
+WIDGETS = {
+    "Int": {"default", "min", "max", "step", "control_after_generate"},
+    "Float": {"default", "min", "max", "step", "display_mode"},
+    "String": {"default"},
+    "Boolean": {"default"},
+    "Combo": {"default", "options"},
+}
+
+
+class Interrupted(BaseException):
+    """The artist cancelled."""
+
+
+@dataclass
+class Socket:
+    """An input or output of a schema.  `settings` are those that its kind allows."""
+
+    kind: str
+    id: str
+    settings: dict[str, Any]
+
+    @property
+    def widget(self) -> bool:
+        return self.kind in WIDGETS
+
+    @property
+    def default(self) -> Any:
+        """What a fresh node shows."""
+        return self.settings.get("default", self.settings.get("options", [None])[0])
+
+
+@dataclass
+class Schema:
+    """The fields of the host's schema that this pack uses."""
+
+    node_id: str
+    display_name: str
+    category: str
+    description: str
+    inputs: list[Socket]
+    outputs: list[Socket]
+    search_aliases: list[str] = field(default_factory=list)
+    is_output_node: bool = False
+    has_intermediate_output: bool = False
+
+
+class NodeOutput:
+    def __init__(self, *result: Any, ui: Any = None) -> None:
+        self.result, self.ui = result, ui
+
+
+class Patcher:
+    """A handle on a module that is always loaded."""
+
+    def __init__(self, model: nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+        self.callbacks: list[tuple[str, Callable]] = []
+
+    def add_callback(self, kind: str, callback: Callable) -> None:
+        self.callbacks.append((kind, callback))
+
+    def clone(self) -> Patcher:
+        return copy(self)
+
+    def detach(self) -> None:
+        """Unload."""
+        for kind, callback in self.callbacks:
+            if kind == "detach":
+                callback(self, True)
+
+
+class CLIP:
+    """Text to conditioning, in the steps of CLIP Text Encode."""
+
+    def __init__(self, no_init: bool = False) -> None:
+        pass
+
+    def clone(self) -> CLIP:
+        copied = CLIP(no_init=True)
+        copied.__dict__.update(self.__dict__, patcher=self.patcher.clone())
+        return copied
+
+    def encode(self, text: str) -> list[list[Any]]:
+        self.cond_stage_model.reset_clip_options()
+        tokens = self.tokenizer.tokenize_with_weights(text, False)
+        self.load_model(tokens)
+        features, pooled = self.cond_stage_model.encode_token_weights(tokens)
+        return [[features, {"pooled_output": pooled}]]
+
+
+class VAE:
+    """Pictures and latents, in the steps of VAE Decode and VAE Encode."""
+
+    def decode(self, samples: Tensor) -> Tensor:
+        pixels = self.first_stage_model.decode(samples.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
+        self.process_output(pixels)
+        return pixels.movedim(1, -1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        ready = self.process_input(pixels.movedim(-1, 1)).to(self.device, self.vae_dtype)
+        return self.first_stage_model.encode(ready).to(self.output_device, torch.float32)
+
+
+@dataclass
+class FakeHost:
+    """What a test sees of it.
+
+    Attributes:
+        models: the models folder.
+        loads: (handles, keyword arguments) of every request to load models.
+        progress: (done, total, picture or None) of every step of a progress bar.
+        interrupted: whether the artist has cancelled.
+        nodes: node id -> class.
+    """
+
+    models: Path
+    loads: list[tuple[list[Patcher], dict[str, Any]]] = field(default_factory=list)
+    progress: list[tuple[int, int, Any]] = field(default_factory=list)
+    interrupted: bool = False
+    nodes: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, package: str = "comfy_moss") -> FakeHost:
+        """Load the pack's nodes, as the host does once."""
+        extension = importlib.import_module(f"{package}.nodes.extension")
+        nodes = asyncio.run(_nodes_of(extension.comfy_entrypoint))
+        self.nodes = {node.define_schema().node_id: node for node in nodes}
+        return self
+
+    def run(self, node_id: str, **inputs: Any) -> NodeOutput:
+        """Run a node as the host does, widgets that are not given at their defaults.
+
+        Raises:
+            TypeError: an input that the node does not have, or a required one missing.
+        """
+        sockets = {socket.id: socket for socket in self.nodes[node_id].define_schema().inputs}
+        values = {name: socket.default for name, socket in sockets.items() if socket.widget} | inputs
+        required = {name for name, socket in sockets.items() if not socket.settings.get("optional")}
+        if not required <= values.keys() <= sockets.keys():
+            raise TypeError(f"{node_id} has the inputs {', '.join(sockets)}; got {', '.join(values)}")
+        with torch.inference_mode():
+            return self.nodes[node_id].execute(**values)
+
+    def interrupt_check(self) -> None:
+        if self.interrupted:
+            raise Interrupted
+
+
+async def _nodes_of(entrypoint: Callable) -> list[Any]:
+    return await (await entrypoint()).get_node_list()
+
+
+def _socket(kind: str, allowed: set[str], id: str, **settings: Any) -> Socket:
+    if unknown := settings.keys() - allowed:
+        raise TypeError(f"{kind} does not know {', '.join(unknown)}")
+    return Socket(kind, id, settings)
+
+
+def _kind(name: str) -> SimpleNamespace:
+    """io.Image and its like."""
+    inputs = INPUT | WIDGETS.get(name, set())
+    return SimpleNamespace(Input=partial(_socket, name, inputs), Output=partial(_socket, name, OUTPUT))
+
+
+def _api() -> dict[str, Any]:
+    kinds = {name: _kind(name) for name in (*WIDGETS, "Image", "Mask", "Latent", "Conditioning", "Clip", "Vae")}
+    io = SimpleNamespace(
+        Schema=Schema, NodeOutput=NodeOutput, ComfyNode=type("ComfyNode", (), {}), Custom=_kind,
+        NumberDisplay=SimpleNamespace(slider="slider"), FolderType=SimpleNamespace(temp="temp"), **kinds,
+    )  # fmt: skip
+    ui = SimpleNamespace(
+        ImageSaveHelper=SimpleNamespace(
+            save_images=lambda images, prefix, folder, cls: [{"filename": f"{prefix}_{n}.png"} for n in range(len(images))]
+        ),
+        PreviewText=lambda text: {"text": (text,)},
+    )
+    return {"comfy_api": {}, "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})}}
+
+
+def _comfy(host: FakeHost) -> dict[str, Any]:
+    devices = (
+        "get_torch_device", "unet_offload_device", "vae_device", "vae_offload_device", "intermediate_device",
+        "text_encoder_device", "text_encoder_offload_device",
+    )  # fmt: skip
+    management = {name: lambda: CPU for name in devices} | {
+        "should_use_bf16": lambda device: False,
+        "dtype_size": lambda dtype: dtype.itemsize,
+        "load_models_gpu": lambda models, **options: host.loads.append((models, options)),
+        "throw_exception_if_processing_interrupted": lambda: host.interrupt_check(),
+    }
+
+    class ProgressBar:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def update_absolute(self, done: int, total: int | None = None, preview: Any = None) -> None:
+            host.progress.append((done, self.total, preview))
+
+    return {
+        "comfy": {},
+        "comfy.model_management": management,
+        "comfy.model_patcher": {"ModelPatcher": Patcher},
+        "comfy.patcher_extension": {"CallbacksMP": SimpleNamespace(ON_DETACH="detach")},
+        "comfy.sd": {"CLIP": CLIP, "VAE": VAE},
+        "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy.hooks": {"EnumHookMode": SimpleNamespace(MinVram="minvram")},
+    }
+
+
+def _folders(models: Path) -> dict[str, Any]:
+    known = {name: ([str(models / name)], set()) for name in ("vae", "text_encoders")}
+
+    def add(name: str, folder: str, is_default: bool = False) -> None:
+        known.setdefault(name, ([], set()))[0].insert(0, folder)
+
+    folder_paths = {
+        "models_dir": str(models), "folder_names_and_paths": known, "add_model_folder_path": add,
+        "get_folder_paths": lambda name: list(known[name][0]),
+    }  # fmt: skip
+    return {"folder_paths": folder_paths}
+
+
+def _ours(name: str) -> bool:
+    """Whether a module is a stand-in, or was imported on top of one."""
+    return name.split(".")[0] in ("comfy", "comfy_api", "folder_paths") or name.startswith("comfy_moss.nodes")
+
+
+@contextmanager
+def installed(folder: Path) -> Iterator[FakeHost]:
+    """Put the stand-in into sys.modules, and take it and comfy_moss.nodes out again.
+
+    Args:
+        folder: for models/.
+    """
+    host = FakeHost(folder / "models")
+    for name, members in (_api() | _comfy(host) | _folders(host.models)).items():
+        sys.modules[name] = module = ModuleType(name)
+        vars(module).update(members)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    try:
+        yield host
+    finally:
+        for name in [name for name in sys.modules if _ours(name)]:
+            del sys.modules[name]
+        if package := sys.modules.get("comfy_moss"):
+            vars(package).pop("nodes", None)

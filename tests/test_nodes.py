@@ -1,0 +1,360 @@
+"""The nodes on their own, in a stand-in for ComfyUI: what they say, what they draw, and what they refuse."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from builders import write_model
+from fakehost import FakeHost, Interrupted, Socket, installed
+
+from comfy_moss.metadata import to_image
+from comfy_moss.model.checkpoint import load_infinity
+from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.library import find_model
+from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.schedule import make_schedule, parse_aspect
+from comfy_moss.model.text import TextEncoder
+from comfy_moss.pipeline.draft import Recipe
+from comfy_moss.pipeline.generate import Picture, generate, parse_method
+from comfy_moss.pipeline.painting import write_painting
+
+PROMPT = "a green circle on a plain grey background"
+TINY = "tiny/transformer.safetensors"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
+    with installed(tmp_path_factory.mktemp("host")) as host:
+        yield host.start()
+
+
+@pytest.fixture(autouse=True)
+def forget(host: FakeHost) -> None:
+    host.loads.clear()
+    host.progress.clear()
+
+
+@pytest.fixture(scope="module")
+def nano(host: FakeHost) -> tuple[Any, Any, Any]:
+    """model, clip and vae of the embedded model."""
+    return host.run("MoSs_LoadInfinity").result
+
+
+@pytest.fixture(scope="module")
+def tiny(host: FakeHost) -> tuple[Any, Any, Any]:
+    """The same of a tiny model in the models folder: another width of text, and it draws in no time."""
+    write_model(host.models / "infinity" / "tiny")
+    return host.run("MoSs_LoadInfinity", model=TINY).result
+
+
+@pytest.fixture
+def draft(host: FakeHost, tiny: tuple) -> Any:
+    """A function that drafts with the tiny model."""
+    return lambda prompt="a red cat", **widgets: draw(host, tiny, prompt, **widgets)
+
+
+def draw(host: FakeHost, parts: tuple, prompt: str = PROMPT, **widgets: Any) -> Any:
+    """A draft at the smallest area."""
+    model, clip, _ = parts
+    positive = widgets.pop("positive", None) or clip.encode(prompt)
+    return host.run("MoSs_InfinityDraft", model=model, positive=positive, **{"area": "0.06M", **widgets}).result[0]
+
+
+def dispatch(host: FakeHost, draft: Any, **widgets: Any) -> Any:
+    frequency = host.run("MoSs_FrequencyMap", draft=draft).result[0]
+    return host.run("MoSs_TokenDispatch", frequency=frequency, **widgets).result[0]
+
+
+def moss(host: FakeHost, draft: Any, strength: float = 1.0, **widgets: Any) -> dict[str, Any]:
+    """The latent of the paper's method."""
+    residual = host.run("MoSs_Refine", draft=draft, dispatch=dispatch(host, draft), **widgets).result[0]
+    return host.run("MoSs_Composite", draft=draft, residual=residual, strength=strength).result[0]
+
+
+# --- what they say ----------------------------------------------------------------------------------------------
+
+
+def test_ids_are_unique_and_our_own(host: FakeHost) -> None:
+    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes.extension"].NODES) == 10
+    assert all(name.startswith("MoSs_") for name in host.nodes)
+
+
+def test_every_node_says_what_it_is(host: FakeHost) -> None:
+    schemas = [node.define_schema() for node in host.nodes.values()]
+    assert {schema.category for schema in schemas} == {"MoSs"}
+    assert len({schema.display_name for schema in schemas}) == len(schemas)
+    assert [s.node_id for s in schemas if len(s.description) < 20 or not s.search_aliases or not s.outputs] == []
+
+
+def test_every_input_and_output_says_what_it_is(host: FakeHost) -> None:
+    for name, node in host.nodes.items():
+        sockets = node.define_schema().inputs + node.define_schema().outputs
+        assert len({socket.id for socket in sockets}) == len(sockets), name  # hosts before 0.4 load no node otherwise
+        assert [socket.id for socket in sockets if len(socket.settings.get("tooltip", "")) < 15] == [], name
+
+
+def _valid(socket: Socket, value: Any) -> bool:
+    settings = socket.settings
+    if socket.kind == "Combo":
+        return value in settings["options"]
+    if socket.kind in ("Int", "Float"):
+        steps = (value - settings["min"]) / settings.get("step", 1)
+        return settings["min"] <= value <= settings["max"] and abs(steps - round(steps)) < 1e-6
+    return isinstance(value, {"Boolean": bool, "String": str}[socket.kind])
+
+
+def test_every_widget_starts_at_a_value_that_it_allows(host: FakeHost) -> None:
+    widgets = [s for node in host.nodes.values() for s in node.define_schema().inputs if s.widget]
+    assert len(widgets) > 15
+    assert [socket.id for socket in widgets if not _valid(socket, socket.default)] == []
+
+
+def test_the_outputs_are_as_many_as_the_schema_says(host: FakeHost, nano: tuple) -> None:
+    one = draw(host, nano)
+    latent = moss(host, one)
+    measured = host.run("MoSs_FrequencyMap", draft=one).result
+    outputs = {"MoSs_LoadInfinity": nano, "MoSs_FrequencyMap": measured}
+    outputs["MoSs_ContributionMap"] = host.run("MoSs_ContributionMap", draft=one, latent=latent).result
+    outputs["MoSs_TokenDispatch"] = host.run("MoSs_TokenDispatch", frequency=measured[0]).result
+    outputs["MoSs_Report"] = host.run("MoSs_Report", latent=latent).result
+    assert {name: len(values) for name, values in outputs.items()} == {
+        name: len(host.nodes[name].define_schema().outputs) for name in outputs
+    }
+
+
+# --- what they draw ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    """A function that draws with nano, without any node."""
+    files = find_model("nano", [])
+    backbone, encoder = load_infinity(files.transformer, files.vae, files.text), TextEncoder.load(files.text)
+
+    def run(method: str, batch: int, aspect: str, cfg: float, negative: str, area: str, bounds: tuple | None) -> Picture:
+        denied = tuple(encoder.encode([negative])) * batch if negative else None
+        recipe = Recipe(
+            tuple(encoder.encode([PROMPT])) * batch, denied, tuple(range(5, 5 + batch)),
+            make_schedule(parse_aspect(aspect), area), Guidance(cfg or files.cfg), Sampling(files.tau),
+        )  # fmt: skip
+        return generate(backbone, recipe, parse_method(method, bounds))
+
+    return run
+
+
+def _by_nodes(host: FakeHost, parts: tuple, method: str, widgets: dict[str, Any], bounds: tuple | None) -> dict[str, Any]:
+    k = len(bounds) if bounds else int(method[4:]) if method.startswith("moss") else 4
+    drafted = draw(host, parts, refine_scales=0 if method == "dense0" else k, seed=5, **widgets)
+    if method == "draft":
+        return {"samples": drafted.draft.total, "moss_cost": drafted.cost}
+    if method in ("dense", "dense0", "fastvar"):
+        node = "MoSs_FastVARRefine" if method == "fastvar" else "MoSs_DenseRefine"
+        return host.run(node, draft=drafted).result[0]
+    settings = {"preset": "custom bounds", "values": ", ".join(map(str, bounds))} if bounds else {}
+    residual = host.run("MoSs_Refine", draft=drafted, dispatch=dispatch(host, drafted, **settings)).result[0]
+    return host.run("MoSs_Composite", draft=drafted, residual=residual).result[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("moss2", {}), ("moss3", {}), ("moss4", {}), ("moss5", {}), ("dense", {}), ("fastvar", {}), ("draft", {}),
+        ("dense0", {}),
+        ("moss4", {"batch_size": 2, "aspect": "16:9"}), ("dense", {"batch_size": 2, "aspect": "9:16"}),
+        ("moss4", {"cfg": 1.0}), ("fastvar", {"cfg": 1.0}), ("moss4", {"negative": "a red square"}),
+        ("moss4", {"bounds": (60.0, 20.0)}), ("moss4", {"bounds": (70.0,)}), ("moss4", {"area": "0.25M"}),
+    ],
+)  # fmt: skip
+def test_the_graph_draws_the_pipelines_picture_bit_for_bit(
+    host: FakeHost, nano: tuple, pipeline: Any, method: str, changes: dict
+) -> None:
+    bounds = changes.get("bounds")
+    widgets = {name: value for name, value in changes.items() if name != "bounds"}
+    if negative := widgets.get("negative"):
+        widgets["negative"] = nano[1].encode(negative)
+    latent = _by_nodes(host, nano, method, widgets, bounds)
+    expected = pipeline(
+        "moss" if bounds else method.removesuffix("0"), changes.get("batch_size", 1), changes.get("aspect", "1:1"),
+        changes.get("cfg", 0), negative, changes.get("area", "0.06M"), bounds,
+    )  # fmt: skip
+    assert torch.equal(latent["samples"], expected.total)
+    assert torch.equal(nano[2].decode(latent["samples"]), to_image(expected.image).clamp(0, 1))
+    cost = latent["moss_cost"]
+    assert (cost.tokens_per_scale, cost.kv_bytes) == (expected.tokens_per_scale, expected.kv_bytes)
+
+
+def test_switches_of_the_refine_node_and_the_strength_change_the_picture(host: FakeHost, draft: Any) -> None:
+    one = draft()
+    whole = moss(host, one)["samples"]
+    for change in ({"cross_scale_attention": False}, {"guidance": False}, {"strength": 0.5}):
+        assert not torch.equal(moss(host, one, **change)["samples"], whole), change
+    assert torch.equal(moss(host, one, strength=0)["samples"], one.draft.total)
+    assert torch.equal(moss(host, one, backend="torch")["samples"], whole)
+
+
+def test_one_draft_serves_many_refine_nodes_in_any_order(host: FakeHost, draft: Any) -> None:
+    one = draft()
+    first = moss(host, one)["samples"], host.run("MoSs_DenseRefine", draft=one).result[0]["samples"]
+    assert torch.equal(moss(host, one)["samples"], first[0])
+    one.model.slot.clear()
+    assert torch.equal(host.run("MoSs_DenseRefine", draft=one).result[0]["samples"], first[1])
+    assert torch.equal(moss(host, one)["samples"], first[0])
+
+
+def test_seeds_of_a_batch_count_up_and_start_again_at_the_end(host: FakeHost, draft: Any) -> None:
+    last = 2**64 - 1
+    both = draft(seed=last, batch_size=2).draft
+    assert both.recipe.seeds == (last, 0)
+    assert torch.equal(both.total[1:], draft(seed=0).draft.total)
+
+
+def test_prompts_of_a_batch_may_differ(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    cat, dog = (tiny[1].encode(prompt) for prompt in ("a red cat", "a blue dog"))
+    both = draft(positive=[[torch.cat([cat[0][0], dog[0][0]]), {}]], batch_size=2).draft
+    assert torch.equal(both.total[1:], draft(positive=dog, seed=1).draft.total)
+
+
+def test_an_empty_negative_prompt_is_none(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    plain = draft().draft.total
+    assert torch.equal(draft(negative=tiny[1].encode("")).draft.total, plain)
+    assert not torch.equal(draft(negative=tiny[1].encode("a blue dog")).draft.total, plain)
+
+
+def test_settings_of_zero_are_the_models_own(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    recipe = draft().draft.recipe
+    assert (recipe.guidance.cfg, recipe.sampling.tau) == (tiny[0].files.cfg, tiny[0].files.tau) == (3.0, 0.5)
+    own = draft(tau=0.9, cfg=2.0).draft.recipe
+    assert (own.guidance, own.sampling) == (Guidance(2.0), Sampling(0.9))
+
+
+def test_a_painted_mask_moves_tokens_and_keeps_their_number(host: FakeHost, draft: Any) -> None:
+    one = draft()
+    mask = torch.zeros(1, 32, 32)
+    mask[:, :8, :8] = 1
+    plain, painted = dispatch(host, one).dispatch, dispatch(host, one, mask=mask).dispatch
+    assert plain.counts == painted.counts
+    assert any(not torch.equal(a, b) for a, b in zip(plain.cells, painted.cells, strict=True))
+    corner = {row * 16 + column for row in range(4) for column in range(4)}  # finest scale: 16 x 16
+    assert corner <= set(painted.cells[-1][0].tolist()) and not corner <= set(plain.cells[-1][0].tolist())
+    by_hand = dispatch(host, one, painting=write_painting(mask[0] > 0)).dispatch
+    assert all(torch.equal(a, b) for a, b in zip(painted.cells, by_hand.cells, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("preset", "values"), [("custom bounds", "80, 70, 30, 10"), ("custom shares", "10%; 40; 20; 10"), ("paper", "nothing")]
+)
+def test_bounds_can_be_said_in_three_ways(host: FakeHost, draft: Any, preset: str, values: str) -> None:
+    assert dispatch(host, draft(), preset=preset, values=values).config.bounds == (80.0, 70.0, 30.0, 10.0)
+
+
+# --- what they show ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preview", [True, False])
+def test_progress_counts_the_scales_and_shows_pictures_unless_told_not_to(host: FakeHost, draft: Any, preview: bool) -> None:
+    one = draft(preview=preview, refine_scales=4)
+    assert [(done, total) for done, total, _ in host.progress] == [(n, 3) for n in (1, 2, 3)]
+    host.progress.clear()
+    host.run("MoSs_DenseRefine", draft=one, preview=preview)
+    assert [(done, total) for done, total, _ in host.progress] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert [shown is not None for _, _, shown in host.progress] == [preview] * 4
+    if preview:
+        kind, picture, size = host.progress[-1][2]
+        assert kind == "JPEG" and max(picture.size) <= size
+
+
+def test_pictures_and_maps_are_as_the_host_passes_them(host: FakeHost, draft: Any) -> None:
+    one = draft(aspect="2:1", batch_size=2)
+    _, heatmap, mask = host.run("MoSs_FrequencyMap", draft=one).result
+    measured = host.run("MoSs_FrequencyMap", draft=one).result[0]
+    _, overlay = host.run("MoSs_TokenDispatch", frequency=measured, image=torch.rand(1, 20, 40, 4)).result
+    drafter, refiner, r = host.run("MoSs_ContributionMap", draft=one, latent=moss(host, one)).result
+    height, width = (side * one.model.backbone.stride for side in one.draft.total.shape[2:])
+    assert width > height
+    for picture in (heatmap, overlay, drafter, refiner):
+        assert picture.shape == (2, height, width, 3) and picture.dtype == torch.float32
+        assert picture.min() >= 0 and picture.max() <= 1
+    assert mask.shape == (2, height, width) and mask.min() >= 0 and mask.max() <= 1
+    assert isinstance(r, float) and -1 <= r <= 1
+
+
+def test_the_inspector_gets_the_same_bounds_that_the_dispatch_used(host: FakeHost, draft: Any) -> None:
+    measured = host.run("MoSs_FrequencyMap", draft=draft(batch_size=2))
+    output = host.run("MoSs_TokenDispatch", frequency=measured.result[0], preset="custom bounds", values="60, 40, 20, 5")
+    (seen,), (first,) = output.ui["moss_inspector"], measured.ui["moss_inspector"]
+    assert (seen["kind"], seen["bounds"], len(seen["pictures"])) == ("dispatch", [60.0, 40.0, 20.0, 5.0], 2)
+    assert (first["kind"], first["bounds"]) == ("frequency", [80.0, 70.0, 30.0, 10.0])
+
+
+def test_a_finished_draft_has_a_map_but_nothing_to_inspect(host: FakeHost, draft: Any) -> None:
+    output = host.run("MoSs_FrequencyMap", draft=draft(refine_scales=0))
+    assert output.ui is None and output.result[2].max() > 0.99
+
+
+def test_the_report_compares_two_pictures(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    one = draft()
+    latent, dense = moss(host, one), host.run("MoSs_DenseRefine", draft=one).result[0]
+    images = {name: tiny[2].decode(x["samples"]) for name, x in (("image", latent), ("reference_image", dense))}
+    output = host.run("MoSs_Report", latent=latent, reference=dense, **images)
+    lines = dict(line.split(maxsplit=1) for line in output.result[0].splitlines())
+    assert lines["method"] == "moss4" and {"PSNR", "SSIM", "speed", "refine", "composite"} <= lines.keys()
+    assert output.ui == {"text": (output.result[0],)}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_room_is_made_for_weights_and_caches_before_drawing(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    one = draft(batch_size=2)
+    kept = one.cost.kv_bytes
+    dense = host.run("MoSs_DenseRefine", draft=one).result[0]["moss_cost"].kv_bytes
+    moss(host, one)
+    asked = [options["memory_required"] for models, options in host.loads if tiny[0].patcher in models]
+    assert all(asked >= need for asked, need in zip(asked, (kept, kept + dense, kept), strict=True))
+    for models, options in host.loads:
+        assert options["force_full_load"] and tiny[1].patcher in models or tiny[0].vae_patcher in models
+
+
+def test_unloading_empties_the_slot_and_changes_no_picture(host: FakeHost, draft: Any) -> None:
+    one = draft()
+    before = moss(host, one)["samples"]
+    assert one.model.slot.nbytes == one.cost.kv_bytes > 0
+    one.model.patcher.detach()
+    assert one.model.slot.nbytes == 0
+    assert torch.equal(moss(host, one)["samples"], before)
+
+
+def test_the_cache_goes_with_the_draft(host: FakeHost, draft: Any) -> None:
+    one = draft()
+    slot = one.model.slot
+    assert slot.nbytes > 0
+    del one
+    assert slot.nbytes == 0
+
+
+def test_a_cancelled_draft_leaves_nothing_behind(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    host.interrupted = True
+    try:
+        with pytest.raises(Interrupted):
+            draft()
+    finally:
+        host.interrupted = False
+    assert host.progress == [] and tiny[0].slot.nbytes == 0
+    assert draft().draft.total.shape[0] == 1
+
+
+def test_a_model_that_nobody_uses_goes_at_once(host: FakeHost, tiny: tuple) -> None:
+    gc.disable()
+    try:
+        model = host.run("MoSs_LoadInfinity", model=TINY).result[0]
+        weights, model = weakref.ref(model.backbone.transformer), None
+        host.loads.clear()
+        assert weights() is None
+    finally:
+        gc.enable()
