@@ -1,4 +1,4 @@
-"""The command line: `python -m comfy_moss generate | verify | models | convert`.
+"""The command line: `python -m comfy_moss generate | bench | verify | models | convert`.
 
 Results go to stdout; progress and errors to stderr, an error as one sentence with exit code 2 and nothing written.
 torch and transformers are imported only by the commands that need them, so that --help is instant.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
+from .bench import RESULTS
 from .model.schedule import PRESETS
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_bench(commands)
     verify = commands.add_parser("verify", help="compare this implementation with reference numbers")
     verify.add_argument("directory", type=Path, help="directory of reference numbers with a manifest.json")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
@@ -113,6 +115,27 @@ def _add_generate(commands: Any) -> None:
     add("--maps", type=Path, metavar="DIR", help="also write draft, frequency, dispatch, every scale and a poster there")
     add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
     parser.set_defaults(run=_generate)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure speed and memory of the methods on this machine")
+    add = parser.add_argument
+    add("--shape", choices=("nano", "125m", "2b", "8b"), default="nano", help="released ones get random weights (default: nano)")
+    add("--pixels", choices=PRESETS, help="image area (default: 1M, for nano 0.25M)")
+    add("--aspect", default="1:1", help="width:height (default: 1:1)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda, else fp32")
+    add("--backend", choices=("auto", "torch", "triton"), default="auto", help="auto = Triton's kernels where they are faster")
+    methods = "dense,fastvar,moss2,moss3,moss4,moss5"
+    add("--methods", default=methods, metavar="M1,M2,...", help=f"dense and every moss's draft-k are added (default: {methods})")
+    add("--runs", type=int, default=5, metavar="N", help="rounds of all methods, in random order (default: 5)")
+    add("--warmup", type=int, default=1, metavar="N", help="rounds before those, not counted (default: 1)")
+    add("--cfg", choices=("on", "off"), default="on", help="guidance: off = half the rows (default: on)")
+    add("--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="write all numbers there, or print only them")
+    add("--markdown", type=Path, metavar="FILE", help="write the printed tables there as well")
+    add("--save", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="store all numbers there, default benchmarks/results")
+    add("--tables", action="store_true", help="measure nothing: write docs/performance.md from all stored results")
+    parser.set_defaults(run=_bench)
 
 
 def _numbers(text: str) -> float | list[float]:
@@ -171,6 +194,38 @@ def _summary(job: Job, picture: Picture, seconds: dict[str, float]) -> str:
     tokens, memory = sum(picture.tokens_per_scale), picture.kv_bytes / 2**20
     drawing = seconds["total"] - seconds["load"]
     return f"{width} x {height}, {job.method.label}: {tokens} tokens, {memory:.1f} MiB of KV cache, {drawing:.2f} s"
+
+
+# --- bench ------------------------------------------------------------------------------------------------------
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import order, run, store, tables
+    from .metadata import write_files
+
+    if args.tables:
+        print(store.write_page())
+        return 0
+    result = run.bench(order.check(args), _progress_line())
+    text, data = tables.section(result), store.as_json(result)
+    printed = args.json == Path("-")
+    files = {args.json: data} if args.json and not printed else {}
+    write_files(files | ({args.markdown: text.encode()} if args.markdown else {}))
+    if args.save:
+        store.save(result, args.save)
+    sys.stdout.write(data.decode() if printed else text)
+    return 0 if all(limit["passed"] for limit in result["limits"]) else 1
+
+
+def _progress_line() -> Callable[[str], None]:
+    """What is being measured, on one line of stderr that is written over; nothing where nobody watches."""
+
+    def show(text: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+    return show
 
 
 # --- the other commands -----------------------------------------------------------------------------------------

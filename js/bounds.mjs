@@ -1,11 +1,10 @@
 /** The bounds on a histogram of the frequencies: how the tokens are shared out, and handles to change it. */
 
-import { element, fitCanvas, gridName } from "./dom.mjs";
+import { DRAFTED, element, fitCanvas, gridName } from "./dom.mjs";
 import { moveBound } from "./dispatch.mjs";
 import { Handles } from "./handles.mjs";
 import { bars, frequencyAxis, paintBars, paintBounds, percentOfPlace, placeOfPercent } from "./histogram.mjs";
 
-const DRAFTED = "#7f7f7f"; // colour of what stays as drafted
 const LEAD = 6; // pixels between the labels and the bars
 const REACH = 10; // pixels around a line in which it can be taken
 
@@ -34,26 +33,25 @@ export class BoundsEditor {
    */
   show(inspection, picture) {
     Object.assign(this, { inspection, picture, axis: frequencyAxis(picture.frequency) });
-    const { sorted, low } = this.axis;
+    const { sorted } = this.axis;
     const short = (frequency) => String(Number(frequency.toPrecision(2)));
-    this.least.textContent = sorted[0] > 0 && Math.log10(sorted[0]) < low ? `calm \u2264 ${short(10 ** low)}` : `calm ${short(sorted[0])}`;
+    this.least.textContent = `calm ${short(sorted[0])}`;
     this.most.textContent = `${short(sorted.at(-1))} busy`;
   }
 
   /**
-   * @param {number[]} bounds percent, coarsest first
+   * @param {import("./reading.mjs").State} state
    * @param {boolean} editable whether the bounds can be moved
    */
-  paint(bounds, editable) {
+  paint({ bounds, ranks }, editable) {
     this.bounds = bounds;
     this.element.classList.toggle("moss-movable", editable);
-    const { frequency, ranks } = this.picture;
     const places = bounds.map((percent) => placeOfPercent(this.axis, percent));
     const labels = this.handles.show(this.#describe(places), editable);
     const scale = fitCanvas(this.canvas);
     if (!scale) return;
     const { colours } = this.inspection;
-    paintBars(this.canvas, bars(this.axis, frequency, ranks.at(-1), bounds), [...colours, DRAFTED], LEAD * scale);
+    paintBars(this.canvas, bars(this.axis, this.picture.frequency, ranks.at(-1), bounds), [...colours, DRAFTED], LEAD * scale);
     paintBounds(this.canvas, places, labels, getComputedStyle(this.element).color, 1.5 * scale, LEAD * scale);
   }
 

@@ -1,5 +1,8 @@
 /** Small helpers for building the inspector's elements. */
 
+/** Colour of what stays as drafted. */
+export const DRAFTED = "#7f7f7f";
+
 /**
  * @param {string} tag
  * @param {string} className

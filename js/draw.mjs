@@ -135,3 +135,34 @@ export function paintOverlay(canvas, layers, inspection, ranks, bounds, line) {
     context.stroke(path);
   });
 }
+
+/**
+ * The border of what is painted: white dashes on black, to be seen on every ground.
+ * @param {HTMLCanvasElement} canvas
+ * @param {import("./painting.mjs").Painting} painting
+ * @param {number} line width in pixels of the canvas
+ */
+export function paintBorder(canvas, { grid: [height, width], cells }, line) {
+  const [rows, columns] = [edges(canvas.height, height), edges(canvas.width, width)];
+  const path = new Path2D();
+  const side = (x, y, toX, toY) => {
+    path.moveTo(columns[x], rows[y]);
+    path.lineTo(columns[toX], rows[toY]);
+  };
+  cells.forEach((painted, cell) => {
+    if (!painted) return;
+    const [y, x] = [Math.floor(cell / width), cell % width];
+    if (!y || !cells[cell - width]) side(x, y, x + 1, y);
+    if (!x || !cells[cell - 1]) side(x, y, x, y + 1);
+    if (y === height - 1 || !cells[cell + width]) side(x, y + 1, x + 1, y + 1);
+    if (x === width - 1 || !cells[cell + 1]) side(x + 1, y, x + 1, y + 1);
+  });
+  const context = canvas.getContext("2d");
+  context.lineWidth = 2 * line;
+  context.strokeStyle = "#000";
+  context.stroke(path);
+  context.setLineDash([3 * line, 2 * line]);
+  context.strokeStyle = "#fff";
+  context.stroke(path);
+  context.setLineDash([]);
+}

@@ -53,6 +53,38 @@ function setWidget(node, name, value) {
   node.onWidgetChanged?.(name, value, old, widget);
 }
 
+/**
+ * @param {object} dispatch a Token Dispatch node
+ * @returns {string} what is painted on it, as text
+ */
+export function paintingText(dispatch) {
+  return isLinked(dispatch, "painting") ? "" : String(widgetOf(dispatch, "painting")?.value ?? "");
+}
+
+/** Whether a mask is connected, which only the server knows. */
+export function isMasked(dispatch) {
+  const input = dispatch.inputs?.findIndex(({ name }) => name === "mask") ?? -1;
+  return input >= 0 && dispatch.isInputConnected(input);
+}
+
+/** Whether cells can be painted on a node. */
+export function isPaintable(node) {
+  return Boolean(widgetOf(node, "painting")) && !isLinked(node, "painting");
+}
+
+/** Keep what is painted in a Token Dispatch node. */
+export function writePaintingText(dispatch, text) {
+  setWidget(dispatch, "painting", text);
+}
+
+/** Hide the widget with the painting's text, which says nothing to a reader; it is still saved and sent. */
+export function hidePaintingText(node) {
+  const widget = widgetOf(node, "painting");
+  if (!widget) return;
+  widget.hidden = true; // for the classic renderer
+  widget.options.hidden = true; // for the other one
+}
+
 /** Write bounds to a Token Dispatch node's widgets. */
 export function writeBounds(dispatch, bounds) {
   setWidget(dispatch, "values", formatBounds(bounds));
@@ -70,9 +102,13 @@ export function resetBounds(dispatch) {
 export const beginChange = () => app.canvas?.emitBeforeChange?.();
 export const endChange = () => app.canvas?.emitAfterChange?.();
 
+/** A node's place as the host names it: its id, in a subgraph with the subgraph's id before it. */
+export function locator(node) {
+  const { graph } = node;
+  return graph && graph !== (graph.rootGraph ?? graph) ? `${graph.id}:${node.id}` : String(node.id);
+}
+
 /** What the host was last sent for a node; it survives undo and changing tabs. */
 export function lastOutput(node) {
-  const graph = node.graph;
-  const inside = graph && graph !== (graph.rootGraph ?? graph);
-  return app.nodeOutputs?.[inside ? `${graph.id}:${node.id}` : String(node.id)];
+  return app.nodeOutputs?.[locator(node)];
 }

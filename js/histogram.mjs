@@ -1,21 +1,21 @@
 /**
  * The histogram of a picture's frequencies: where a frequency, or a percentile, lies on its axis, and its bars.
  *
- * The axis is logarithmic and runs from 0 (left, calm) to 1 (right, busy). Zeros, which have no logarithm, share a strip at
- * its left end, in order of rank. Frequencies too small to matter gather at the left end of the logarithmic part.
+ * The axis runs from 0 (left, calm) to 1 (right, busy). It is logarithmic, and has no place there for zeros and for what is
+ * too small to matter: these share a strip at the left end, in order of rank.
  */
 
 import { band } from "./dispatch.mjs";
 
-const DECADES = 3; // shown below the largest frequency
-const ZERO_STRIP = 0.08; // width of the zeros' place
+const DECADES = 3; // of the logarithmic part, below the largest frequency
+const STRIP = 0.08; // width of the place for smaller ones
 const BARS = 72;
 
 /**
  * @typedef {object} Axis
  * @property {Float32Array} sorted frequencies, ascending
- * @property {number} zeros how many of them are 0
- * @property {number} strip width of the zeros' place, 0 where there are none
+ * @property {number} faint how many of them are in the strip
+ * @property {number} strip its width, 0 where nothing is in it
  * @property {number} low logarithm (base 10) at the left end of the logarithmic part
  * @property {number} span of logarithms, above 0
  */
@@ -26,26 +26,20 @@ const BARS = 72;
  */
 export function frequencyAxis(frequency) {
   const sorted = Float32Array.from(frequency).sort();
-  const zeros = sorted.findIndex((value) => value > 0);
-  if (zeros < 0) return { sorted, zeros: sorted.length, strip: 1, low: 0, span: 1 };
-  const high = Math.log10(sorted[sorted.length - 1]);
-  const low = Math.max(Math.log10(sorted[zeros]), high - DECADES);
-  return { sorted, zeros, strip: zeros ? ZERO_STRIP : 0, low, span: high - low || 1 };
+  const largest = sorted[sorted.length - 1];
+  const faint = sorted.findIndex((value) => value > 0 && value >= largest / 10 ** DECADES);
+  if (faint < 0) return { sorted, faint: sorted.length, strip: 1, low: 0, span: 1 };
+  const low = Math.log10(sorted[faint]);
+  return { sorted, faint, strip: faint ? STRIP : 0, low, span: Math.log10(largest) - low || 1 };
 }
 
-/**
- * @param {Axis} axis
- * @param {number} frequency above 0
- * @returns {number} place on the axis
- */
-export function placeOfFrequency(axis, frequency) {
-  const part = (Math.log10(frequency) - axis.low) / axis.span;
-  return axis.strip + (1 - axis.strip) * Math.min(1, Math.max(0, part));
+function placeOfFrequency(axis, frequency) {
+  return axis.strip + ((1 - axis.strip) * (Math.log10(frequency) - axis.low)) / axis.span;
 }
 
 function placeAt(axis, index) {
-  if (index >= axis.zeros) return placeOfFrequency(axis, axis.sorted[index]);
-  return (axis.strip * (index + 0.5)) / axis.zeros;
+  if (index >= axis.faint) return placeOfFrequency(axis, axis.sorted[index]);
+  return (axis.strip * (index + 0.5)) / axis.faint;
 }
 
 /**
@@ -90,7 +84,8 @@ export function bars(axis, frequency, ranks, bounds) {
   const found = [[0, axis.strip], ...places].map(([left, right]) => ({ left, right, stack: Array(bounds.length + 1).fill(0) }));
   const ranges = bounds.map((upper, i) => band(frequency.length, upper, bounds[i + 1] ?? 0));
   frequency.forEach((value, cell) => {
-    const column = value > 0 ? Math.floor((placeOfFrequency(axis, value) - axis.strip) / width) : -1;
+    const isFaint = axis.faint === frequency.length || value < axis.sorted[axis.faint];
+    const column = isFaint ? -1 : Math.floor((placeOfFrequency(axis, value) - axis.strip) / width);
     const scale = ranges.findIndex(({ start, stop }) => ranks[cell] >= start && ranks[cell] < stop);
     found[1 + Math.min(column, BARS - 1)].stack[scale < 0 ? bounds.length : scale] += 1;
   });

@@ -2,18 +2,22 @@
 
 import { api } from "../../scripts/api.js";
 import { BoundsEditor } from "./bounds.mjs";
+import { Brush } from "./brush.mjs";
 import { forwardToCanvas } from "./canvas.mjs";
 import { decode } from "./decode.mjs";
-import { counts, redrawnBy, shareOfDense } from "./dispatch.mjs";
-import { button, element, gridName, swatch } from "./dom.mjs";
-import { beginChange, dispatchOf, endChange, isEditable, readBounds, resetBounds, writeBounds } from "./graph.mjs";
+import { button, element } from "./dom.mjs";
+import * as graph from "./graph.mjs";
+import { onGrid, readPainting, stroke, writePainting } from "./painting.mjs";
 import { PictureView } from "./picture.mjs";
+import { rankTokens } from "./ranks.mjs";
+import { costLine, describeToken, legend } from "./reading.mjs";
 
 const VIEWS = { heatmap: "Heatmap", overlay: "Overlay", image: "Image" };
-const VIEW_PROPERTY = "moss_view"; // kept with the node, so that undo and reload do not change it
-const DRAFTED = "#7f7f7f";
-
-const thousands = (number) => number.toLocaleString("en-US");
+const VIEW_PROPERTY = "moss_view"; // kept with the node, so that a saved graph opens as it was left
+const COST = "Tokens that are redrawn, KV cache of the draft, and predicted work as a share of the plain model's";
+const EMPTY = "Run the graph to see the map.";
+const PAINT = "Drag to paint what is redrawn first; Shift erases.";
+const JOINED = "Run the graph to join the painting with the mask.";
 
 export class Inspector {
   /**
@@ -21,12 +25,19 @@ export class Inspector {
    * @param {"heatmap" | "overlay"} view shown at first
    */
   constructor(node, view) {
-    Object.assign(this, { node, defaultView: view, inspection: null, index: 0, bounds: [], problem: "" });
+    Object.assign(this, { node, defaultView: view, problem: "", ranked: {} });
     this.picture = new PictureView(() => this.#read());
     this.editor = new BoundsEditor({
-      start: beginChange,
-      change: (bounds) => writeBounds(dispatchOf(this.node), bounds),
-      end: endChange,
+      start: graph.beginChange,
+      change: (bounds) => graph.writeBounds(graph.dispatchOf(this.node), bounds),
+      end: graph.endChange,
+    });
+    this.brush = new Brush(this.picture, {
+      start: graph.beginChange,
+      stroke: (from, to, value) => this.#stroke(from, to, value),
+      end: graph.endChange,
+      clear: () => this.#change(() => graph.writePaintingText(this.node, "")),
+      changed: () => this.#read(),
     });
     this.#build();
     this.resized = new ResizeObserver(() => this.#paint());
@@ -39,15 +50,19 @@ export class Inspector {
     const next = button("\u203a", { title: "Next picture", ariaLabel: "Next picture", onclick: () => this.#turn(1) });
     this.number = element("span", "");
     this.batch = element("div", "moss-batch", {}, previous, this.number, next);
-    this.bar = element("div", "moss-bar", {}, element("div", "moss-views", {}, ...this.views), this.batch);
-    this.reading = element("div", "moss-read");
-    this.reading.setAttribute("aria-live", "polite");
-    this.cost = element("span", "");
-    this.reset = button("Reset", { title: "Back to the paper's bounds", onclick: () => this.#reset() });
+    const views = element("div", "moss-views", {}, ...this.views);
+    this.bar = element("div", "moss-bar", {}, views, this.batch, this.brush.toggle);
+    this.words = element("div", "moss-words");
+    this.words.setAttribute("aria-live", "polite");
+    this.reading = element("div", "moss-read", {}, this.words, this.brush.panel);
+    this.cost = element("span", "", { title: COST });
+    const back = () => this.#change(() => graph.resetBounds(graph.dispatchOf(this.node)));
+    this.reset = button("Reset", { title: "Back to the paper's bounds", onclick: back });
     this.foot = element("div", "moss-foot", {}, this.cost, this.reset);
     this.root = element("div", "moss-inspector", {}, this.bar, this.picture.element, this.reading, this.editor.element, this.foot);
+    this.root.addEventListener("pointerenter", () => this.refresh()); // widgets may also change without a word
     forwardToCanvas(this.root);
-    this.#arrange();
+    this.clear();
   }
 
   /** Follow the size of the widget; call again after `rest`. */
@@ -69,28 +84,55 @@ export class Inspector {
     this.payload = payload;
     try {
       this.inspection = decode(payload);
-      this.bounds = this.inspection.bounds;
     } catch (error) {
-      this.inspection = null;
+      this.clear();
       this.picture.say(error.message);
+      return;
     }
-    this.index = Math.min(this.index, (this.inspection?.pictures.length ?? 1) - 1);
+    this.state = null;
+    this.index = Math.min(this.index, this.inspection.pictures.length - 1);
     this.#arrange();
     this.#select();
   }
 
-  /** Read the bounds from the widgets again, and show them. */
+  /** Show nothing, as before the first run. */
+  clear() {
+    Object.assign(this, { payload: null, inspection: null, state: null, index: 0 });
+    this.picture.look(null);
+    this.picture.say(EMPTY);
+    this.#arrange();
+  }
+
+  /** Read bounds and painting from the widgets again, and show them. */
   refresh() {
     if (!this.inspection) return;
-    const dispatch = dispatchOf(this.node);
-    const found = dispatch ? readBounds(dispatch, this.inspection.grids.length) : { bounds: this.inspection.bounds };
-    this.bounds = found.bounds ?? this.bounds;
+    const dispatch = graph.dispatchOf(this.node);
+    const { bounds, grids } = this.inspection;
+    const found = dispatch ? graph.readBounds(dispatch, grids.length) : { bounds };
+    const text = dispatch ? graph.paintingText(dispatch) : "";
     this.problem = found.problem ?? "";
-    this.editable = Boolean(dispatch) && isEditable(dispatch);
+    this.state = {
+      bounds: found.bounds ?? this.state?.bounds ?? bounds,
+      ranks: dispatch && !graph.isMasked(dispatch) ? this.#rank(text) : this.inspection.pictures[this.index].ranks,
+      painting: readPainting(text),
+    };
+    this.editable = Boolean(dispatch) && graph.isEditable(dispatch);
     this.reset.hidden = !this.editable;
+    this.brush.toggle.hidden = !graph.isPaintable(this.node);
+    this.brush.clear.disabled = !text;
+    this.cost.textContent = costLine(this.inspection, this.state.bounds);
     this.#paint();
     this.#read();
-    this.#count();
+  }
+
+  /** Ranks for what is painted now; those that were sent are for what was painted then. */
+  #rank(text) {
+    const picture = this.inspection.pictures[this.index];
+    if (this.ranked.picture !== picture || this.ranked.text !== text) {
+      const { final, grids } = this.inspection;
+      this.ranked = { picture, text, ranks: rankTokens(picture.frequency, final, grids, readPainting(text)) };
+    }
+    return this.ranked.ranks;
   }
 
   #arrange() {
@@ -100,7 +142,6 @@ export class Inspector {
   }
 
   #select() {
-    if (!this.inspection) return;
     const { pictures } = this.inspection;
     const picture = pictures[this.index];
     this.number.textContent = `${this.index + 1}/${pictures.length}`;
@@ -115,7 +156,7 @@ export class Inspector {
     this.#select();
   }
 
-  get view() {
+  get #view() {
     return this.node.properties?.[VIEW_PROPERTY] ?? this.defaultView;
   }
 
@@ -124,50 +165,36 @@ export class Inspector {
     this.#paint();
   }
 
-  #reset() {
-    beginChange();
-    resetBounds(dispatchOf(this.node));
-    endChange();
+  #change(write) {
+    graph.beginChange();
+    write();
+    graph.endChange();
+  }
+
+  #stroke(from, to, value) {
+    const painting = onGrid(readPainting(graph.paintingText(this.node)), this.inspection.final);
+    stroke(painting, from, to, this.brush.size, value);
+    graph.writePaintingText(this.node, writePainting(painting));
   }
 
   #paint() {
-    if (!this.inspection) return;
-    for (const toggle of this.views) toggle.setAttribute("aria-pressed", toggle.value === this.view);
-    this.picture.paint(this.view, this.bounds);
-    this.editor.paint(this.bounds, this.editable);
+    if (!this.state) return;
+    for (const toggle of this.views) toggle.setAttribute("aria-pressed", toggle.value === this.#view);
+    this.picture.paint(this.#view, this.state);
+    this.editor.paint(this.state, this.editable);
   }
 
   #read() {
-    const lines = this.picture.cell ? this.#describe(this.picture.cell) : this.problem ? [[this.problem]] : [this.#legend()];
-    this.reading.replaceChildren(...lines.map((line) => element("div", "", {}, ...line)));
+    if (!this.state) return;
+    const { cell } = this.picture;
+    this.brush.panel.hidden = Boolean(cell || this.problem) || !this.brush.on;
+    this.words.replaceChildren(...this.#lines(cell).map((line) => element("div", "", {}, ...line)));
   }
 
-  #describe(cell) {
-    const { grids, final, colours, pictures } = this.inspection;
-    const { frequency, percentile, ranks } = pictures[this.index];
-    const at = cell.row * final[1] + cell.column;
-    const busier = Math.min(99, Math.round((100 * percentile[at]) / 255)); // no token is busier than itself
-    const scales = redrawnBy(grids, ranks, this.bounds, final, cell).map((i) => swatch(colours[i], gridName(grids[i])));
-    return [
-      [`Row ${cell.row + 1}, col ${cell.column + 1} \u00b7 frequency ${frequency[at].toPrecision(3)} \u00b7 busier than ${busier} %`],
-      scales.length ? ["Redrawn at", ...scales] : [swatch(DRAFTED, "Stays as drafted")],
-    ];
-  }
-
-  #legend() {
-    const { grids, colours } = this.inspection;
-    const tokens = counts(grids, this.bounds);
-    const scales = grids.map((grid, i) => swatch(colours[i], `${gridName(grid)}: ${thousands(tokens[i])}`));
-    return [...scales, swatch(DRAFTED, "as drafted")];
-  }
-
-  #count() {
-    const { grids, work, draftTokens, kvBytes } = this.inspection;
-    const refined = counts(grids, this.bounds).reduce((sum, tokens) => sum + tokens, 0);
-    const share = Math.round(100 * shareOfDense(work, draftTokens, refined));
-    const mebibytes = kvBytes / 2 ** 20;
-    const kv = mebibytes < 100 ? mebibytes.toPrecision(3) : thousands(Math.round(mebibytes));
-    this.cost.textContent = `${thousands(refined)} tokens \u00b7 KV ${kv} MiB \u00b7 ${share} % of dense`;
-    this.cost.title = "Tokens that are redrawn, KV cache of the draft, and predicted work as a share of the plain model's";
+  #lines(cell) {
+    if (cell) return describeToken(this.inspection, this.inspection.pictures[this.index], this.state, cell);
+    if (this.problem) return [[this.problem]];
+    if (this.brush.on) return [[graph.isMasked(this.node) ? JOINED : PAINT]];
+    return [legend(this.inspection, this.state.bounds)];
   }
 }

@@ -1,21 +1,23 @@
 /** ComfyUI's entry: the inspector on Frequency Map and Token Dispatch. */
 
 import { app } from "../../scripts/app.js";
-import { lastOutput } from "./graph.mjs";
+import { hidePaintingText, lastOutput, locator } from "./graph.mjs";
 import { Inspector } from "./inspector.mjs";
 import { addStyle } from "./style.mjs";
 
 const FIRST_VIEW = { MoSs_FrequencyMap: "heatmap", MoSs_TokenDispatch: "overlay" };
+const FOLLOWED = ["preset", "values", "painting"]; // widgets that the inspector shows
 const MARGIN = 10; // pixels that the host leaves around a DOM widget
 const MIN_HEIGHT = 300; // of the inspector, in pixels
 const NEW_WIDTH = 330; // of a new node
 const NEW_ROOM = 200; // more than the least height, so that a square picture is as wide as the node
 
 const live = new Map(); // inspectors by node, of the nodes that are in a graph
+const resting = new Map(); // inspectors by place, of nodes that were removed just now
 
 let refreshing = false;
 
-/** Bounds may have changed: at the next frame, show them everywhere. */
+/** Bounds or painting may have changed: at the next frame, show them everywhere. */
 function refreshAll() {
   if (refreshing) return;
   refreshing = true;
@@ -39,25 +41,46 @@ function showOutput(inspector, output) {
   if (payload) inspector.show(payload);
 }
 
+/**
+ * Keep a node's inspector in `live` while the node is in a graph.
+ *
+ * Undo removes all nodes and makes new ones in their places. Each then takes over the inspector of the one before it, so that
+ * it stays as it was; besides, a front-end may go on showing the old element.
+ */
+function keepLive(node, widget, own) {
+  let inspector = own;
+  let place = null;
+  chain(node, "onAdded", () => {
+    place = `${node.comfyClass} ${locator(node)}`;
+    inspector = resting.get(place) ?? inspector;
+    resting.delete(place);
+    inspector.node = node;
+    widget.element = inspector.root;
+    live.set(node, inspector);
+    inspector.watch();
+    refreshAll();
+  });
+  chain(node, "onRemoved", () => {
+    live.delete(node);
+    inspector.rest();
+    resting.set(place, inspector);
+    setTimeout(() => resting.delete(place));
+  });
+}
+
 function attach(node) {
   const inspector = new Inspector(node, FIRST_VIEW[node.comfyClass]);
   const widget = node.addDOMWidget("moss_inspector", "MOSS_INSPECTOR", inspector.root, {
     serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT + 2 * MARGIN, getValue: () => "", setValue: () => {},
   });
   widget.serialize = false;
+  keepLive(node, widget, inspector);
+  hidePaintingText(node);
   for (const each of node.widgets) {
-    if (each.name === "preset" || each.name === "values") chain(each, "callback", refreshAll);
+    if (FOLLOWED.includes(each.name)) chain(each, "callback", refreshAll);
   }
-  chain(node, "onExecuted", (output) => showOutput(inspector, output));
+  chain(node, "onExecuted", (output) => showOutput(live.get(node), output));
   chain(node, "onConnectionsChange", refreshAll);
-  chain(node, "onAdded", () => {
-    live.set(node, inspector);
-    inspector.watch();
-  });
-  chain(node, "onRemoved", () => {
-    live.delete(node);
-    inspector.rest();
-  });
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, NEW_WIDTH), height + NEW_ROOM]);
 }
@@ -70,8 +93,9 @@ app.registerExtension({
     if (node.comfyClass in FIRST_VIEW) attach(node);
   },
   loadedGraphNode(node) {
-    const inspector = live.get(node);
-    if (inspector) showOutput(inspector, lastOutput(node));
+    const output = lastOutput(node);
+    if (!output) live.get(node)?.clear();
+    else if (live.has(node)) showOutput(live.get(node), output);
   },
   onNodeOutputsUpdated() {
     for (const [node, inspector] of live) showOutput(inspector, lastOutput(node));

@@ -1,7 +1,8 @@
 /** The picture of the inspector: three views of one picture, and the token that is looked at in it. */
 
 import { element, fitCanvas } from "./dom.mjs";
-import { colourTable, overlayLayers, paintHeatmap, paintOverlay, paintPicture } from "./draw.mjs";
+import { colourTable, overlayLayers, paintBorder, paintHeatmap, paintOverlay, paintPicture } from "./draw.mjs";
+import { onGrid } from "./painting.mjs";
 
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const LABEL = "Map of the tokens. Point at a token to read it, or move with the arrow keys.";
@@ -11,6 +12,7 @@ export class PictureView {
   constructor(onCell) {
     this.onCell = onCell;
     this.cell = null;
+    this.reach = 0; // of the outline, in cells around the one that is looked at
     this.canvas = element("canvas", "");
     this.outline = element("div", "moss-cell", { hidden: true });
     this.frame = element("div", "moss-picture", { tabIndex: 0 }, this.canvas, this.outline);
@@ -18,7 +20,6 @@ export class PictureView {
     this.frame.setAttribute("aria-label", LABEL);
     this.hint = element("div", "moss-hint");
     this.element = element("div", "moss-stage", {}, this.hint, this.frame);
-    this.say("Run the graph to see the map.");
     this.#listen();
   }
 
@@ -35,6 +36,7 @@ export class PictureView {
    * @param {string} url of the drafted picture
    */
   show(inspection, picture, url) {
+    if (String(this.inspection?.final) !== String(inspection.final)) this.look(null);
     Object.assign(this, { inspection, picture, layers: null });
     this.table = colourTable(inspection.palette);
     this.frame.style.setProperty("--moss-aspect", inspection.final[1] / inspection.final[0]);
@@ -43,15 +45,15 @@ export class PictureView {
 
   #loaded() {
     this.layers = null;
-    if (this.view) this.paint(this.view, this.bounds);
+    if (this.view) this.paint(this.view, this.state);
   }
 
   /**
    * @param {"heatmap" | "overlay" | "image"} view
-   * @param {number[]} bounds percent
+   * @param {import("./reading.mjs").State} state
    */
-  paint(view, bounds) {
-    Object.assign(this, { view, bounds });
+  paint(view, state) {
+    Object.assign(this, { view, state });
     const ready = this.image.complete;
     const image = ready && this.image.naturalWidth ? this.image : null;
     this.say(view === "image" && ready && !image ? "The picture is no longer there. Run the graph again." : "");
@@ -60,6 +62,7 @@ export class PictureView {
     if (view === "heatmap") paintHeatmap(this.canvas, this.picture.percentile, this.inspection.final, this.table);
     else if (view === "overlay") this.#paintOverlay(image, scale);
     else if (image) paintPicture(this.canvas, image);
+    if (state.painting) paintBorder(this.canvas, onGrid(state.painting, this.inspection.final), scale);
   }
 
   #paintOverlay(image, scale) {
@@ -67,23 +70,26 @@ export class PictureView {
     if (this.layers?.dimmed.width !== width || this.layers?.dimmed.height !== height) {
       this.layers = overlayLayers(image, width, height, this.inspection.colours);
     }
-    paintOverlay(this.canvas, this.layers, this.inspection, this.picture.ranks, this.bounds, scale);
+    paintOverlay(this.canvas, this.layers, this.inspection, this.state.ranks, this.state.bounds, scale);
   }
 
   /** Look at a token, or at none. */
   look(cell) {
+    if (cell?.row === this.cell?.row && cell?.column === this.cell?.column) return;
     this.cell = cell;
     this.outline.hidden = !cell;
     if (cell) {
       const [height, width] = this.inspection.final;
-      const box = { left: cell.column / width, top: cell.row / height, width: 1 / width, height: 1 / height };
+      const side = 2 * this.reach + 1;
+      const corner = { left: (cell.column - this.reach) / width, top: (cell.row - this.reach) / height };
+      const box = { ...corner, width: side / width, height: side / height };
       for (const [side, part] of Object.entries(box)) this.outline.style[side] = `${100 * part}%`;
     }
     this.onCell(cell);
   }
 
   #listen() {
-    const follow = (event) => this.look(this.#cellAt(event));
+    const follow = (event) => this.look(this.cellAt(event));
     this.frame.addEventListener("pointermove", follow);
     this.frame.addEventListener("pointerdown", follow);
     this.frame.addEventListener("pointerleave", () => this.look(null));
@@ -91,7 +97,8 @@ export class PictureView {
     this.frame.addEventListener("keydown", (event) => this.#press(event));
   }
 
-  #cellAt({ clientX, clientY }) {
+  /** The cell under the pointer, or the nearest one. */
+  cellAt({ clientX, clientY }) {
     const [height, width] = this.inspection.final;
     const area = this.frame.getBoundingClientRect();
     const part = (at, from, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor(((at - from) / size) * cells)));

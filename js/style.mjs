@@ -13,10 +13,14 @@ const SHEET = `
 .moss-inspector button:hover { background: var(--comfy-input-bg, #222); }
 .moss-inspector button:disabled { opacity: 0.4; cursor: default; background: none; }
 .moss-inspector :focus-visible { outline: 2px solid var(--p-primary-color, #60a5fa); outline-offset: 1px; }
+.moss-brush { display: flex; align-items: center; gap: 4px; width: 100%; }
+.moss-inspector .moss-brush button { height: 16px; padding: 0 6px; line-height: 14px; }
+.moss-brush button:last-child { margin-left: auto; }
 .moss-bar, .moss-foot { display: flex; align-items: center; justify-content: space-between; gap: 8px; flex: none; }
 .moss-views, .moss-batch { display: flex; align-items: center; gap: 2px; }
-.moss-inspector .moss-views button { color: var(--descrip-text, #999); }
-.moss-inspector .moss-views button[aria-pressed="true"] {
+.moss-views { margin-right: auto; }
+.moss-inspector button[aria-pressed="false"] { color: var(--descrip-text, #999); }
+.moss-inspector button[aria-pressed="true"] {
   background: var(--comfy-input-bg, #222); border-color: var(--border-color, #4e4e4e); color: inherit;
 }
 .moss-batch span { min-width: 30px; text-align: center; }
@@ -36,7 +40,7 @@ const SHEET = `
   border-radius: 1px; pointer-events: none;
 }
 .moss-read { flex: none; height: 32px; overflow: hidden; font-variant-numeric: tabular-nums; }
-.moss-read > div { display: flex; flex-wrap: wrap; column-gap: 10px; }
+.moss-words > div { display: flex; flex-wrap: wrap; column-gap: 10px; }
 .moss-scale { display: inline-flex; align-items: center; gap: 4px; white-space: nowrap; }
 .moss-scale::before {
   content: ""; width: 9px; height: 9px; border-radius: 2px; background: var(--moss-colour);

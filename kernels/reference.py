@@ -1,13 +1,21 @@
 """Plain torch twins of every kernel: the definition, the CPU path and the yardstick of the tests.
 
-Each computes in the precision of its input or better.
+Each computes in the precision of its input or better, so that in float64 it is the exact answer.
+Shapes: R rows, N tokens, C channels, H heads, D = C / H.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MAX_LOG_SCALE = math.log(100)  # of a head's queries
+
+Segment = tuple[Tensor, Tensor]  # keys and values, each (R, H, M, D)
 
 
 def rope2d(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -18,32 +26,64 @@ def rope2d(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
-def cosine_rope2d(x: Tensor, scale: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-    """L2-normalise each head vector of x (R, H, N, D), multiply by scale (H, 1, 1) if given, rotate, return in x's dtype."""
-    unit = F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-    return rope2d(unit if scale is None else unit * scale, cos, sin).to(x.dtype)
+def cosine_rope2d(qkv: Tensor, log_scale: Tensor, cos: Tensor, sin: Tensor, into: Segment | None = None) -> tuple[Tensor, ...]:
+    """Queries, keys and values of cosine attention from the packed projection.
 
-
-def cross_scale_attention(
-    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, visible: Tensor | None, scale: float
-) -> Tensor:
-    """Attention of new tokens over the cache and over each other.
+    Queries and keys are L2-normalised and rotated, queries also multiplied by exp(min(log_scale, ln 100)).
 
     Args:
-        q, k, v: (R, H, N, D), the new tokens, of one scale or of several.
-        past_k, past_v: (R, H, P, D), the cache; always visible.
-        visible: (R or 1, N, N) bool, which new token (row) sees which (column); None = all see all (CSSA).
+        qkv: (R, N, 3, H, D).
+        log_scale: (H,).
+        cos, sin: (R or 1, N, D / 2), float32 or better.
+        into: memory for keys and values, each (R, H, N, D), such as a place in the KV cache.
+
+    Returns:
+        q, k, v, each (R, H, N, D) in qkv's dtype; k and v are those of `into` if given, else v is a view of qkv.
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    strength = _float(log_scale).clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
+    q = rope2d(F.normalize(_float(q), dim=-1) * strength, cos, sin).to(qkv.dtype)
+    k = rope2d(F.normalize(_float(k), dim=-1), cos, sin).to(qkv.dtype)
+    return (q, k, v) if into is None else (q, into[0].copy_(k), into[1].copy_(v))
+
+
+def _float(x: Tensor) -> Tensor:
+    """Float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def cross_scale_attention(q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """Attention of N new tokens over the cache and over each other.
+
+    Args:
+        q: (R, H, N, D), the new tokens, of one scale or of several.
+        segments: one or two pairs of keys and values, each (R, H, M, D): everything there is to attend to, M tokens in all,
+            the new tokens last.
+        visible: which new token sees which; what came before them is always visible.
+            None: all see all (CSSA).  (N,) int32: a token sees those with its own number (the scale, in the SA ablation).
+            (R or 1, N, N) bool: row sees column.
         scale: factor on the dot products.
 
     Returns:
         (R, H, N, D)
     """
+    k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in zip(*segments, strict=True))
     if visible is not None:
-        visible = F.pad(visible, (past_k.shape[2], 0), value=True).unsqueeze(1)
-    k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        mask = visible if visible.dim() == 3 else (visible[:, None] == visible)[None]
+        visible = F.pad(mask, (k.shape[2] - q.shape[2], 0), value=True).unsqueeze(1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
 
 
-def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
-    """LayerNorm without weights, then (1 + scale) and shift; x (R, N, C), scale and shift (R, 1, C)."""
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
+    """LayerNorm without weights, then (1 + scale) and shift: x (R, N, C), scale and shift (R, 1, C) -> dtype (None: x's)."""
+    return (F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift).to(dtype or x.dtype)
+
+
+def affine_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
+    """LayerNorm in x's precision, whatever the weights': x (R, N, C), weight and bias (C,) -> dtype (None: x's)."""
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(dtype or x.dtype)
+
+
+def gated_add(x: Tensor, gamma: Tensor, y: Tensor) -> Tensor:
+    """x + gamma * y: x and y (R, N, C), gamma (R, 1, C); x is the residual stream, y may be of a lower precision."""
+    return x + gamma * y

@@ -34,7 +34,7 @@ NODE_CLASS_MAPPINGS = {}
 @PromptServer.instance.routes.get("/moss_probe")
 async def probe(request):
     gc.collect()
-    alive = [x for x in gc.get_objects() if type(x).__module__.rpartition("comfy_moss")[1]]
+    alive = [x for x in gc.get_objects() if "comfy_moss" in str(type(x).__module__)]
     caches = [x for x in alive if type(x).__name__ == "KVCache"]
     drafts = [x for x in alive if type(x).__name__ == "Draft"]
     return web.json_response({"caches": len(caches), "bytes": sum(c.nbytes for c in caches), "drafts": len(drafts)})
@@ -129,7 +129,7 @@ def complaints(log: str) -> list[str]:
 def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host) -> None:
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
-    assert start.count("10 nodes; attention and RoPE run in torch") == 1
+    assert start.count("10 nodes;") == 1 and "run in torch" in start
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
@@ -257,8 +257,10 @@ def test_values_that_a_widget_cannot_have_are_refused_before_anything_runs(host:
     graph = moss(24)
     graph["load"]["inputs"]["model"] = "gone.safetensors"
     graph["composite"]["inputs"]["strength"] = 1.5
-    with pytest.raises(urllib.error.HTTPError, match="value_not_in_list.*value_bigger_than_max|value_bigger_than_max.*value_not_in_list"):
+    with pytest.raises(urllib.error.HTTPError) as refused:
         host.run(graph)
+    assert refused.value.code == 400
+    assert "value_not_in_list" in str(refused.value) and "value_bigger_than_max" in str(refused.value)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------

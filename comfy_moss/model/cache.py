@@ -26,18 +26,27 @@ class KVCache:
         self.layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * len(self.layers)
 
+    def reserve(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """The next places of a layer for keys and values (rows, heads, tokens, head_dim), to be filled by the caller.
+
+        Raises:
+            ValueError: the layer is full.
+        """
+        start, end = self.lengths[layer], self.lengths[layer] + tokens
+        if end > self.layers[layer].shape[3]:
+            raise ValueError(f"the KV cache of layer {layer} holds {self.layers[layer].shape[3]} tokens, {end} were needed")
+        self.lengths[layer] = end
+        k, v = self.layers[layer][:, :, :, start:end]
+        return k, v
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Store k and v (rows, heads, N, head_dim) behind what the layer holds.
 
         Raises:
             ValueError: the layer is full.
         """
-        start, end = self.lengths[layer], self.lengths[layer] + k.shape[2]
-        if end > self.layers[layer].shape[3]:
-            raise ValueError(f"the KV cache of layer {layer} holds {self.layers[layer].shape[3]} tokens, {end} were needed")
-        self.layers[layer][0, :, :, start:end] = k
-        self.layers[layer][1, :, :, start:end] = v
-        self.lengths[layer] = end
+        for place, new in zip(self.reserve(layer, k.shape[2]), (k, v), strict=True):
+            place.copy_(new)
 
     def view(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values (rows, heads, length, head_dim) stored in a layer; no copy."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..ops import TORCH, Kernels
 from .backbone import Noise, Step, TokenWork
 from .bsq import bits_to_codes, map_to_tokens, resample, tokens_to_map
 from .cache import KVCache
@@ -21,11 +22,12 @@ from .vae import VAE
 
 @dataclass(frozen=True)
 class InfinityBackbone:
-    """See `backbone.Backbone` for the members' contracts."""
+    """See `backbone.Backbone` for the members' contracts; `kernels` is what `ops.choose` found for the device."""
 
     transformer: InfinityTransformer
     vae: VAE
     model_id: str = ""
+    kernels: Kernels = field(default=TORCH, kw_only=True)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +86,7 @@ class InfinityBackbone:
         if len(tables[0]) > 1:  # every picture has its own tokens: repeat for the unconditional rows
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
         mix = step.guidance.mixes(self.depth, step.guidance.at(step.positions, len(step.schedule)))
-        return transformer(x, Pass(*tables, cache, store, visible, branch, mix), step.condition)
+        return transformer(x, Pass(*tables, cache, store, visible, branch, mix, self.kernels), step.condition)
 
     def logits(self, hidden: Tensor, step: Step, tau: float | tuple[float, ...]) -> Tensor:
         """Logits (B, N, d, 2) after temperature and guidance."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import cosine_rope2d, cross_scale_attention, modulated_norm
+from ..ops import TORCH, Kernels, Segment
 from .cache import KVCache
 
 Update = Callable[[Tensor, Tensor | None], Tensor]  # (tokens, kept indices or None) -> residual update of those tokens
@@ -65,9 +65,11 @@ class Pass:
         cos, sin: (R or 1, N, D / 2) rotary tables of the tokens.
         cache: earlier tokens; None when there are none and none are kept.
         store: append these tokens' keys and values to the cache.
-        visible: (R or 1, N, N) bool among the new tokens; None = all see all.
+        visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its scale),
+            (R or 1, N, N) bool = row sees column.
         branch: how residual branches are run (FastVAR runs some on fewer tokens).
         mix: layer -> guidance strength (B or 1, N, 1) mixed into the rows after that layer.
+        kernels: what the operations are computed with.
     """
 
     cos: Tensor
@@ -77,6 +79,7 @@ class Pass:
     visible: Tensor | None = None
     branch: Branch = run_whole
     mix: dict[int, Tensor] = field(default_factory=dict)
+    kernels: Kernels = TORCH
 
     def rotary(self, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tables of all tokens, or of the kept ones; keep (R, K) indices."""
@@ -84,6 +87,34 @@ class Pass:
             return self.cos, self.sin
         index = keep[..., None].expand(-1, -1, self.cos.shape[-1])
         return tuple(table.expand(len(keep), -1, -1).gather(1, index) for table in (self.cos, self.sin))
+
+    def places(self, layer: int, tokens: int) -> Segment | None:
+        """Where new keys and values are to be written: in the cache, or anywhere (None) if it does not keep them itself."""
+        return self.cache.reserve(layer, tokens) if self.store and isinstance(self.cache, KVCache) else None
+
+    def context(self, layer: int, k: Tensor, v: Tensor) -> tuple[Segment, ...]:
+        """All that new tokens with these keys and values attend to, themselves last; stored first if they are to be kept.
+
+        In the cache old and new lie side by side, so that nothing has to be joined.
+        """
+        if self.cache is None:
+            return ((k, v),)
+        if not self.store:
+            return self.cache.view(layer), (k, v)
+        if not isinstance(self.cache, KVCache):  # in training: a cache that gradients pass through
+            self.cache.append(layer, k, v)
+        return (self.cache.view(layer),)
+
+    def residual(self, layer: int, kind: str, x: Tensor, update: Update, gamma: Tensor | None = None) -> Tensor:
+        """x plus the branch's update of it, times gamma (R, 1, C) if given."""
+        if self.branch is run_whole:  # nothing comes between update and sum: gate and add at once
+            y = run_whole(layer, kind, x, update)
+            return x + y if gamma is None else self.kernels.gated_add(x, gamma, y)
+
+        def gated(x: Tensor, keep: Tensor | None) -> Tensor:
+            return update(x, keep).to(x.dtype) if gamma is None else gamma * update(x, keep)
+
+        return x + self.branch(layer, kind, x, gated)
 
 
 class SelfAttention(nn.Module):
@@ -100,15 +131,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, step: Pass, keep: Tensor | None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x.to(bias.dtype), self.mat_qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (R, H, N, D) each
-        cos, sin = step.rotary(keep)
-        strength = self.scale_mul_1H11[0].float().clamp_max(math.log(100)).exp()
-        q, k = cosine_rope2d(q, strength, cos, sin), cosine_rope2d(k, None, cos, sin)
-        past = step.cache.view(layer) if step.cache else (k[:, :, :0], v[:, :, :0])
-        out = cross_scale_attention(q, k, v, *past, visible=step.visible, scale=1.0)
-        if step.store:
-            step.cache.append(layer, k, v)
+        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))  # (R, N, 3, H, D)
+        places = step.places(layer, x.shape[1])
+        q, k, v = step.kernels.cosine_rope2d(qkv, self.scale_mul_1H11.flatten(), *step.rotary(keep), places)
+        out = step.kernels.cross_scale_attention(q, step.context(layer, k, v), step.visible)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -131,7 +157,7 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        q = self.mat_q(x.to(k.dtype)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = self.mat_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -143,7 +169,7 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype)), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -161,21 +187,18 @@ class Block(nn.Module):
         modulation = self.ada_gss + condition.modulation[:, None]  # (R, 1, 6, C)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         text_k, text_v = condition.text[layer]
+        kernels, dtype = step.kernels, text_k.dtype  # the weights', while x is float32
 
         def self_attend(x: Tensor, keep: Tensor | None) -> Tensor:
-            return gamma1 * self.sa(modulated_norm(x, scale1, shift1), layer, step, keep)
+            return self.sa(kernels.modulated_norm(x, scale1, shift1, dtype), layer, step, keep)
 
         def read_text(x: Tensor, keep: Tensor | None) -> Tensor:
-            return self.ca(self._normed(x), text_k, text_v, condition.text_mask).to(x.dtype)
+            norm = self.ca_norm
+            return self.ca(kernels.affine_norm(x, norm.weight, norm.bias, dtype, norm.eps), text_k, text_v, condition.text_mask)
 
         def feed_forward(x: Tensor, keep: Tensor | None) -> Tensor:
-            return gamma2 * self.ffn(modulated_norm(x, scale2, shift2))
+            return self.ffn(kernels.modulated_norm(x, scale2, shift2, dtype))
 
-        x = x + step.branch(layer, "sa", x, self_attend)
-        x = x + step.branch(layer, "ca", x, read_text)
-        return x + step.branch(layer, "ffn", x, feed_forward)
-
-    def _normed(self, x: Tensor) -> Tensor:
-        """The affine norm in the residual stream's float32, whatever the weights' dtype."""
-        norm = self.ca_norm
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        x = step.residual(layer, "sa", x, self_attend, gamma1)
+        x = step.residual(layer, "ca", x, read_text)
+        return step.residual(layer, "ffn", x, feed_forward, gamma2)

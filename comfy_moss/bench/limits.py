@@ -1,0 +1,134 @@
+"""Checks that must hold before a speed is worth printing: exact limits, and agreement with plain float32 on the CPU.
+
+They run on a small random model whose attention heads are as wide as the measured model's, on the same device, precision and
+backend, at a ratio other than 1:1, so that rows and columns cannot be confused unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.infinity import InfinityConfig
+from ..model.infinity_backbone import InfinityBackbone
+from ..model.schedule import make_schedule
+from ..model.vae import VAEConfig
+from ..ops import Kernels
+from ..pipeline.dense import finish_dense
+from ..pipeline.dispatch import PAPER_BOUNDS, Dispatch, DispatchConfig, dispatch_tokens
+from ..pipeline.draft import Draft, Recipe, draw_draft
+from ..pipeline.frequency import frequency_map
+from ..pipeline.refine import RefineConfig, refine
+from .shapes import random_backbone
+
+DIFFERENT = {torch.float32: 0.0, torch.bfloat16: 0.01}  # share of bits allowed to differ where both ways are the same in theory
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # allowed distance of logits, as a share of their norm
+SCHEDULE = make_schedule(1.5, "0.06M")
+TEXT_WIDTH = 64
+K = 3  # of the refine steps that are compared
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One check: what was compared, on which kernels, how far apart it was, and how far it may be."""
+
+    name: str
+    kernels: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+@dataclass(frozen=True)
+class Listening(InfinityBackbone):
+    """Keeps the logits of every drawn scale or refine step."""
+
+    heard: list[Tensor] = field(default_factory=list, kw_only=True)
+
+    def logits(self, *args: Any) -> Tensor:
+        self.heard.append(super().logits(*args))
+        return self.heard[-1]
+
+
+def check_limits(head_dim: int, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> list[Limit]:
+    """Run every check there."""
+    plain = small_model(head_dim)
+    model = _moved(plain, device, dtype, kernels)
+    recipe = Recipe((torch.randn(9, TEXT_WIDTH, generator=torch.Generator().manual_seed(1)),), None, (7,), SCHEDULE)
+    whole, _ = draw_draft(plain, recipe, len(SCHEDULE))
+    part, _ = draw_draft(plain, recipe, len(SCHEDULE) - K)
+    far, near, apart = DIFFERENT[dtype], ROUNDING[dtype], RefineConfig(cross_scale=False)
+    found = [
+        ("bits of one refine scale with bound 100 against the dense last step", _one_scale(model, recipe), far),
+        ("bits of a draft of all scales against the plain model", _resumed(model, recipe), far),
+        ("logits of the draft against float32 on the CPU", _drafted(model, plain, whole), near),
+        ("logits of the refine step against float32 on the CPU", _refined(model, plain, part, RefineConfig()), near),
+        ("logits of the refine step without CSSA against float32 on the CPU", _refined(model, plain, part, apart), near),
+    ]
+    return [Limit(name, kernels.name, error, allowed) for name, error, allowed in found]
+
+
+def small_model(head_dim: int) -> Listening:
+    """Two layers of two heads, float32, on the CPU."""
+    width = 2 * head_dim
+    config = InfinityConfig(2, width, 2, 2 * width, 8, TEXT_WIDTH, 2, 32, 15)
+    model = random_backbone(config, VAEConfig(32, (1, 1), 1, 1, 8), torch.device("cpu"), torch.float32, "limits")
+    return Listening(model.transformer, model.vae, model.model_id)
+
+
+def _moved(model: Listening, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Listening:
+    transformer, vae = (deepcopy(part).to(device) for part in (model.transformer, model.vae))
+    transformer.blocks.to(dtype)
+    return Listening(transformer, vae.to(dtype), model.model_id, kernels=kernels)
+
+
+def _different(bits: Tensor, others: Tensor) -> float:
+    return (bits != others).double().mean().item()
+
+
+def _one_scale(model: Listening, recipe: Recipe) -> float:
+    draft, cache = draw_draft(model, recipe, len(SCHEDULE) - 1)
+    whole, _ = finish_dense(model, draft, cache)
+    return _different(refine(model, draft, _dispatch(draft, (100.0,)), cache=cache).bits[0], whole.bits[-1])
+
+
+def _resumed(model: Listening, recipe: Recipe) -> float:
+    whole, _ = draw_draft(model, recipe, len(SCHEDULE))
+    finished, _ = finish_dense(model, *draw_draft(model, recipe, len(SCHEDULE) - K))
+    return max(_different(ours, bits) for ours, bits in zip(finished.bits, whole.bits, strict=True))
+
+
+def _drafted(model: Listening, plain: Listening, reference: Draft) -> float:
+    """Every scale drawn from the reference's bits before it, so that one early slip does not cause the later ones."""
+
+    def draw(listener: Listening) -> None:
+        for n in range(reference.scales):
+            draw_draft(listener, reference.recipe, n + 1, given=reference.bits[:n])
+
+    return _distance(draw, model, plain)
+
+
+def _refined(model: Listening, plain: Listening, draft: Draft, config: RefineConfig) -> float:
+    dispatch = _dispatch(draft, PAPER_BOUNDS[K])
+    return _distance(lambda listener: refine(listener, draft, dispatch, config), model, plain)
+
+
+def _distance(draw: Callable[[Listening], object], model: Listening, plain: Listening) -> float:
+    """How far the logits are apart when both models draw the same, as a share of their norm; the worst step counts."""
+    for listener in (model, plain):
+        listener.heard.clear()
+        draw(listener)
+    pairs = [(ours.double().cpu(), true.double()) for ours, true in zip(model.heard, plain.heard, strict=True)]
+    return max(((ours - true).norm() / true.norm()).item() for ours, true in pairs)
+
+
+def _dispatch(draft: Draft, bounds: tuple[float, ...]) -> Dispatch:
+    return dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig(bounds))

@@ -1,0 +1,93 @@
+"""One order for measurements: everything that can be known to be right before anything slow."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..job import _device
+from ..model.schedule import Schedule, make_schedule, parse_aspect
+from ..ops import Kernels, choose
+from ..pipeline.generate import Method
+from .machine import name_of
+from .shapes import NANO
+from .variants import parse_methods
+from .work import spans
+
+OPTIONS = ("shape", "pixels", "aspect", "device", "precision", "backend", "methods", "runs", "warmup", "cfg")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked order.
+
+    Attributes:
+        shape: "nano" or a key of `shapes.SHAPES`.
+        pixels: image area, a key of `schedule.PRESETS`.
+        dtype: of the transformer's blocks, the codec and the text encoder.
+        reason: why these kernels, in words.
+        guided: run the unconditional rows too.
+        command: what to type for the same again.
+    """
+
+    shape: str
+    pixels: str
+    aspect: str
+    schedule: Schedule
+    device: torch.device
+    dtype: torch.dtype
+    kernels: Kernels
+    reason: str
+    methods: tuple[Method, ...]
+    runs: int
+    warmup: int
+    guided: bool
+    command: str
+
+
+def check(args: argparse.Namespace) -> Order:
+    """Refuse what is wrong with the order.
+
+    Raises:
+        ValueError: a value out of range, a device or backend that cannot be used, or a file that cannot be written.
+    """
+    if args.runs < 1 or args.warmup < 0:
+        raise ValueError(f"at least 1 run and 0 warm-ups are needed, got --runs {args.runs} and --warmup {args.warmup}")
+    pixels = args.pixels or default_pixels(args.shape)
+    schedule, methods = make_schedule(parse_aspect(args.aspect), pixels), parse_methods(args.methods)
+    for method in methods:
+        spans(method, schedule, 1, guided=True)  # refuses what this schedule cannot carry
+    for path in (args.json, args.markdown):
+        _check_writable(path)
+    device, dtype = _device(args.device, args.precision)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"measured is on cpu and cuda only, not on {device.type}")
+    kernels, reason = choose(args.backend, device)
+    return Order(
+        args.shape, pixels, args.aspect, schedule, device, dtype, kernels, reason, methods, args.runs, args.warmup,
+        args.cfg == "on", _command(args, pixels, device, dtype),
+    )  # fmt: skip
+
+
+def _command(args: argparse.Namespace, pixels: str, device: torch.device, dtype: torch.dtype) -> str:
+    """All that decides the measurement, spelled out; not where the result is written."""
+    decided = {"pixels": pixels, "device": device, "precision": name_of(dtype)}
+    named = {name: decided.get(name, getattr(args, name)) for name in OPTIONS}
+    return "python -m comfy_moss bench " + " ".join(f"--{name} {value}" for name, value in named.items())
+
+
+def default_pixels(shape: str) -> str:
+    """The embedded model's own size, and for the released shapes the paper's one megapixel."""
+    return "0.25M" if shape == NANO else "1M"
+
+
+def _check_writable(path: Path | None) -> None:
+    if path is None or str(path) == "-":
+        return
+    nearest = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(f"{path} cannot be written; name a file in another folder")

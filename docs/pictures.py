@@ -1,0 +1,217 @@
+"""Draw the help pages' pictures and the icon, with the included model on the CPU.
+
+    python docs/pictures.py
+
+Writes js/docs/<node id>/picture.jpg, or picture.png where a map or a table is shown, and icon.png.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import comfy_moss  # noqa: E402, F401
+
+sys.path.remove(str(ROOT))  # the folder kernels/ must not pass for the package of that name
+
+import torch  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from comfy_moss.evaluation.metrics import psnr, ssim  # noqa: E402
+from comfy_moss.metadata import to_bytes, to_image, write_files  # noqa: E402
+from comfy_moss.model.backbone import Backbone  # noqa: E402
+from comfy_moss.model.checkpoint import load_infinity  # noqa: E402
+from comfy_moss.model.guidance import Guidance  # noqa: E402
+from comfy_moss.model.library import find_model  # noqa: E402
+from comfy_moss.model.sampling import Sampling  # noqa: E402
+from comfy_moss.model.schedule import make_schedule  # noqa: E402
+from comfy_moss.model.text import TextEncoder  # noqa: E402
+from comfy_moss.pipeline.contribution import contribution  # noqa: E402
+from comfy_moss.pipeline.cost import Cost  # noqa: E402
+from comfy_moss.pipeline.draft import Recipe  # noqa: E402
+from comfy_moss.pipeline.generate import Picture, generate, parse_method  # noqa: E402
+from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
+from comfy_moss.pipeline.report import report  # noqa: E402
+
+PROMPT = "a green circle on a plain grey background"
+SEED = 5
+WIDTH = 640  # pixels; the help panel is about 240 wide until somebody widens it
+MARGIN, GAP, TEXT = 16, 12, 30
+INK, QUIET, PAPER = (28, 30, 36), (112, 116, 126), (255, 255, 255)
+LIMIT = 60_000  # bytes of a picture
+ICON = 400
+RUNS = 3  # the report shows the fastest
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One prompt, drawn by every method.
+
+    Attributes:
+        scales: images (1, H, W, 3) of the dense picture after every scale.
+        half: MoSs4 at strength 0.5.
+    """
+
+    scales: list[Tensor]
+    dense: Picture
+    moss: Picture
+    half: Picture
+    fastvar: Picture
+
+    @property
+    def draft(self) -> Tensor:
+        """The draft as an image."""
+        return self.scales[self.moss.draft.scales - 1]
+
+
+def load() -> tuple[Backbone, Recipe]:
+    files = find_model("nano", [])
+    text = TextEncoder.load(files.text).encode([PROMPT])
+    schedule = make_schedule(1.0, files.area)
+    recipe = Recipe(tuple(text), None, (SEED,), schedule, Guidance(files.cfg), Sampling(files.tau))
+    return load_infinity(files.transformer, files.vae, files.text), recipe
+
+
+def draw(backbone: Backbone, recipe: Recipe) -> Drawn:
+    sums: list[Tensor] = []
+    generate(backbone, recipe, parse_method("dense"), on_scale=lambda done, scales, total: sums.append(total))
+    with torch.inference_mode():
+        scales = [to_image(backbone.decode(total)) for total in sums]
+    moss = parse_method("moss4")
+    methods = (parse_method("dense"), moss, replace(moss, strength=0.5), parse_method("fastvar"))
+    return Drawn(scales, *(fastest([generate(backbone, recipe, method) for _ in range(RUNS)]) for method in methods))
+
+
+def fastest(pictures: Sequence[Picture]) -> Picture:
+    return min(pictures, key=lambda picture: sum(picture.seconds.values()))
+
+
+def to_pillow(image: Tensor, width: int) -> Image.Image:
+    """An image (1, H, W, 3) at another width."""
+    height = round(width * image.shape[1] / image.shape[2])
+    return Image.fromarray(to_bytes(enlarge(image, (height, width))[0]).numpy())
+
+
+def sheet(panels: Sequence[tuple[str, Tensor]], columns: int, footer: Tensor | None = None) -> Image.Image:
+    """Panels in rows on white, each below its title, and an image of the whole width under them."""
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
+    shown = [(title, to_pillow(image, width)) for title, image in panels]
+    step = TEXT + GAP + shown[0][1].height + GAP
+    rows = -(-len(shown) // columns)
+    below = footer.shape[1] + GAP if footer is not None else 0
+    page = Image.new("RGB", (WIDTH, rows * step + below + MARGIN), PAPER)
+    write, font = ImageDraw.Draw(page), ImageFont.load_default(TEXT)
+    for n, (title, image) in enumerate(shown):
+        left, top = MARGIN + n % columns * (width + GAP), GAP + n // columns * step
+        write.text((left, top + TEXT), title, INK, font, "ls")
+        page.paste(image, (left, top + TEXT + GAP))
+    if footer is not None:
+        page.paste(to_pillow(footer, WIDTH - 2 * MARGIN), (MARGIN, rows * step + GAP))
+    return page
+
+
+def table(text: str) -> Image.Image:
+    """Lines of a name and a value, at least two spaces apart."""
+    rows = [line.split("  ", 1) for line in text.splitlines()]
+    rows = [(name, value.strip()) for name, value in rows]
+    for size in range(TEXT, 8, -1):
+        font = ImageFont.load_default(size)
+        names, values = (max(font.getlength(row[n]) for row in rows) for n in (0, 1))
+        if 2 * MARGIN + names + 2 * GAP + values <= WIDTH:
+            break
+    step = round(1.5 * size)
+    page = Image.new("RGB", (WIDTH, step * len(rows) + 2 * MARGIN), PAPER)
+    write = ImageDraw.Draw(page)
+    for n, (name, value) in enumerate(rows):
+        line = MARGIN + (n + 0.5) * step
+        write.text((MARGIN, line), name, QUIET, font, "lm")
+        write.text((MARGIN + names + 2 * GAP, line), value, INK, font, "lm")
+    return page
+
+
+def cost(label: str, picture: Picture) -> Cost:
+    """What drawing took, without the decoding."""
+    seconds = {stage: spent for stage, spent in picture.seconds.items() if stage != "decode"}
+    return Cost(label, picture.tokens_per_scale, picture.kv_bytes, seconds)
+
+
+def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
+    """File in js/docs -> picture."""
+    schedule, moss, inner = recipe.schedule, drawn.moss, WIDTH - 2 * MARGIN
+    result, half, dense, fastvar = (to_image(p.image) for p in (moss, drawn.half, drawn.dense, drawn.fastvar))
+    before, size = ("Draft", drawn.draft), (inner, inner)
+    grown = [(f"{w} x {h}", image) for (h, w), image in zip(schedule.grids, drawn.scales, strict=True)]
+    parts = contribution(moss.draft.total, moss.total, moss.frequency)
+    likeness = psnr(result, dense).item(), ssim(result, dense).item()
+    return {
+        "MoSs_LoadInfinity/picture.jpg": sheet([grown[n] for n in (0, 2, 4, 6, 8, 9)], 3),
+        "MoSs_InfinityDraft/picture.jpg": sheet(grown[: moss.draft.scales], 3),
+        "MoSs_FrequencyMap/picture.png": sheet([before, ("Frequency", heatmap(moss.frequency, size))], 2, colour_bar(inner)),
+        "MoSs_TokenDispatch/picture.png": sheet(
+            [before, ("Dispatch", overlay(enlarge(drawn.draft, size), moss.dispatch, schedule))], 2,
+            legend(moss.dispatch, schedule, inner),
+        ),
+        "MoSs_Refine/picture.jpg": sheet([before, ("Refined", result)], 2),
+        "MoSs_Composite/picture.jpg": sheet([("0", drawn.draft), ("0.5", half), ("1", result)], 3),
+        "MoSs_DenseRefine/picture.jpg": sheet([before, ("MoSs4", result), ("Dense", dense)], 3),
+        "MoSs_FastVARRefine/picture.jpg": sheet([before, ("FastVAR", fastvar), ("Dense", dense)], 3),
+        "MoSs_ContributionMap/picture.png": sheet(
+            [("Drafter", heatmap(parts.drafter, size)), ("Refiner", heatmap(parts.refiner, size))], 2
+        ),
+        "MoSs_Report/picture.png": table(report(cost("moss4", moss), cost("dense", drawn.dense), *likeness)),
+    }  # fmt: skip
+
+
+def encode(picture: Image.Image, suffix: str) -> bytes:
+    """The best quality below the limit: fewer colours of a map's palette, or stronger compression."""
+    for quality, colours in ((92, 256), (85, 128), (75, 64), (60, 32)):
+        buffer = io.BytesIO()
+        if suffix == ".jpg":
+            picture.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+        else:
+            picture.quantize(colours).save(buffer, "PNG", optimize=True)
+        if buffer.tell() < LIMIT:
+            break
+    return buffer.getvalue()
+
+
+def icon() -> Image.Image:
+    """Tokens from coarse at the border to fine in the middle, in the colours of the overlay."""
+    times, colours = 4, [tuple(round(255 * c) for c in colour.tolist()) for colour in scale_colours(4)]
+    page = Image.new("RGBA", (ICON * times, ICON * times))
+    pen = ImageDraw.Draw(page)
+    pen.rounded_rectangle((0, 0, page.width - 1, page.height - 1), page.width * 0.18, INK)
+    side, whole = page.width * 0.84, page.width / 2
+    for level, colour in enumerate(colours):
+        cell = side / 4
+        for row in range(4):
+            for column in range(4):
+                inner = row in (1, 2) and column in (1, 2)
+                if not inner or level == len(colours) - 1:
+                    left, top = whole - side / 2 + column * cell, whole - side / 2 + row * cell
+                    pad = cell * 0.05
+                    pen.rounded_rectangle((left + pad, top + pad, left + cell - pad, top + cell - pad), cell * 0.12, colour)
+        side /= 2
+    return page.resize((ICON, ICON), Image.Resampling.LANCZOS)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    backbone, recipe = load()
+    drawn = draw(backbone, recipe)
+    files = {}
+    for name, picture in help_pictures(drawn, recipe).items():
+        path = ROOT / "js" / "docs" / name
+        files[path] = encode(picture, path.suffix)
+    write_files(files)
+    icon().save(ROOT / "icon.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

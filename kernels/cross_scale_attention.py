@@ -1,0 +1,137 @@
+"""Triton: attention over two segments of keys and values, the draft's cache and the new tokens, in one online softmax.
+
+torch must join the segments first, which reads and writes the whole cache of the layer.  Here both are read where they lie.
+Work: 4 R H N M D multiply-and-add operations; memory: every query, key, value and result once.
+Twin: reference.cross_scale_attention.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import reference
+from .reference import Segment
+
+
+class Tile(NamedTuple):
+    """How the work is cut: a program's queries, the keys it reads at a time, its warps, and loads under way at once."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def tile_for(head_dim: int, dtype: torch.dtype) -> Tile:
+    """A fixed choice a head size: fits the 99 KiB of shared memory of small cards (sm_86, sm_89).
+
+    No autotuner: it may choose differently from start to start, and other tiles round differently, so that the same seed
+    would draw another picture.  `benchmarks/kernels.py --tune` compares candidates.
+    """
+    if dtype == torch.float32:
+        return Tile(32, 32, 8, 1)
+    return Tile(128, 64, 8 if head_dim > 64 else 4, 3)
+
+
+def cross_scale_attention(
+    q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0, tile: Tile | None = None
+) -> Tensor:
+    """See reference.cross_scale_attention, which also takes over where `visible` is a bool mask.
+
+    The last axis of every tensor must be contiguous; all else may be strided.
+
+    Args:
+        tile: None = `tile_for`.
+    """
+    if visible is not None and visible.dim() > 1:
+        return reference.cross_scale_attention(q, segments, visible, scale)
+    rows, heads, tokens, size = q.shape
+    (past_k, past_v), (k, v) = segments if len(segments) > 1 else _split(segments[0], tokens)
+    out = torch.empty(rows, tokens, heads, size, dtype=q.dtype, device=q.device).transpose(1, 2)
+    tile = tile or tile_for(size, q.dtype)
+    grid = (triton.cdiv(tokens, tile.queries), rows * heads)
+    with torch.cuda.device_of(q):
+        _cross_scale_attention[grid](
+            q, past_k, past_v, k, v, out, visible, tokens, past_k.shape[2], k.shape[2], heads, scale / math.log(2),
+            *q.stride()[:3], *past_k.stride()[:3], *past_v.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            D=size, CHANNELS=max(16, triton.next_power_of_2(size)), QUERIES=tile.queries, KEYS=tile.keys,
+            GROUPS=visible is not None, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return out
+
+
+def _split(segment: Segment, tokens: int) -> tuple[Segment, Segment]:
+    """One segment as two: what came before, and the last `tokens` tokens.  Views."""
+    k, v = segment
+    return (k[:, :, : k.shape[2] - tokens], v[:, :, : k.shape[2] - tokens]), (k[:, :, -tokens:], v[:, :, -tokens:])
+
+
+@triton.jit(do_not_specialize=["tokens", "past_tokens", "new_tokens"])
+def _cross_scale_attention(
+    q, past_k, past_v, k, v, out, group, tokens, past_tokens, new_tokens, heads, factor,
+    q_row, q_head, q_token, pk_row, pk_head, pk_token, pv_row, pv_head, pv_token,
+    k_row, k_head, k_token, v_row, v_head, v_token, out_row, out_head, out_token,
+    D: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    row, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    token = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    channel = tl.arange(0, CHANNELS)[None, :]
+    mask = (token < tokens)[:, None] & (channel < D)
+    at = q + row * q_row + head * q_head + token[:, None].to(tl.int64) * q_token + channel
+    queries = tl.load(at, mask=mask, other=0.0)
+    own = tl.load(group + token, mask=token < tokens, other=-1) if GROUPS else token
+
+    peak = tl.full((QUERIES,), -1e30, tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mean = tl.zeros((QUERIES, CHANNELS), tl.float32)
+    mean, total, peak = _attend(
+        mean, total, peak, queries, own, group, factor, past_tokens,
+        past_k + row * pk_row + head * pk_head, pk_token, past_v + row * pv_row + head * pv_head, pv_token,
+        D, CHANNELS, KEYS, False,
+    )  # fmt: skip
+    mean, total, peak = _attend(
+        mean, total, peak, queries, own, group, factor, new_tokens,
+        k + row * k_row + head * k_head, k_token, v + row * v_row + head * v_head, v_token,
+        D, CHANNELS, KEYS, GROUPS,
+    )  # fmt: skip
+    at = out + row * out_row + head * out_head + token[:, None].to(tl.int64) * out_token + channel
+    tl.store(at, (mean / total[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _attend(
+    mean, total, peak, queries, own, group, factor, length, k, k_token, v, v_token,
+    D: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Take the keys and values of one segment into the running softmax.
+
+    Hidden scores are -1e30, not minus infinity: what they add while nothing was seen yet is finite, and is wiped out by the
+    first score that counts.  Every token sees at least itself.
+    """
+    key, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
+    k_at = k + channel[:, None] + key[None, :].to(tl.int64) * k_token
+    v_at = v + channel[None, :] + key[:, None].to(tl.int64) * v_token
+    for start in range(0, length, KEYS):
+        inside = start + key < length
+        keys = tl.load(k_at, mask=(channel < D)[:, None] & inside[None, :], other=0.0)
+        scores = tl.dot(queries, keys, input_precision="ieee") * factor  # (QUERIES, KEYS), of base 2
+        seen = inside[None, :]
+        if GROUPS:
+            seen = seen & (own[:, None] == tl.load(group + start + key, mask=inside, other=-1)[None, :])
+        scores = tl.where(seen, scores, -1e30)
+
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - new_peak[:, None])
+        decay = tl.exp2(peak - new_peak)
+        values = tl.load(v_at, mask=inside[:, None] & (channel < D)[None, :], other=0.0)
+        mean = tl.dot(weights.to(values.dtype), values, mean * decay[:, None], input_precision="ieee")
+        total = total * decay + tl.sum(weights, axis=1)
+        peak = new_peak
+        k_at += KEYS * k_token
+        v_at += KEYS * v_token
+    return mean, total, peak

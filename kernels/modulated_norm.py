@@ -1,0 +1,83 @@
+"""Triton: LayerNorm with its scale, shift and rounding in one launch, and the gated residual add in one.
+
+torch takes five launches for the modulated norm and two for the add, and writes the intermediates in float32.
+Twins: reference.modulated_norm, reference.affine_norm, reference.gated_add.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
+    """See reference.modulated_norm.  The last axis of every tensor must be contiguous."""
+    return _norm(x, scale, shift, (scale.stride(0), shift.stride(0)), 1.0, dtype, eps)
+
+
+def affine_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
+    """See reference.affine_norm.  The last axis of every tensor must be contiguous."""
+    return _norm(x, weight, bias, (0, 0), 0.0, dtype, eps)
+
+
+def _norm(
+    x: Tensor, scale: Tensor, shift: Tensor, strides: tuple[int, int], base: float, dtype: torch.dtype | None, eps: float
+) -> Tensor:
+    """Normalised x times (base + scale) plus shift, both `strides` apart from row to row."""
+    rows, tokens, width = x.shape
+    out = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+    block = triton.next_power_of_2(width)
+    with torch.cuda.device_of(x):
+        _norm_kernel[(rows * tokens,)](
+            x, scale, shift, out, tokens, *x.stride()[:2], *strides, *out.stride()[:2],
+            EPS=eps, BASE=base, C=width, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+    return out
+
+
+def gated_add(x: Tensor, gamma: Tensor, y: Tensor) -> Tensor:
+    """See reference.gated_add.  The last axis of every tensor must be contiguous."""
+    rows, tokens, width = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(width)
+    with torch.cuda.device_of(x):
+        _gated_add_kernel[(rows * tokens,)](
+            x, gamma, y, out, tokens, *x.stride()[:2], gamma.stride(0), *y.stride()[:2], *out.stride()[:2],
+            C=width, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+    return out
+
+
+def _warps(block: int) -> int:
+    """Warps for one token of that many channels: 16 channels a thread, within limits."""
+    return min(max(block // 512, 1), 8)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _norm_kernel(
+    x, scale, shift, out, tokens, x_row, x_token, scale_row, shift_row, out_row, out_token,
+    EPS: tl.constexpr, BASE: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, token = (tl.program_id(0) // tokens).to(tl.int64), (tl.program_id(0) % tokens).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    mask = channel < C
+    value = tl.load(x + row * x_row + token * x_token + channel, mask=mask, other=0.0).to(tl.float32)
+    centred = tl.where(mask, value - tl.sum(value, axis=0) / C, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + EPS)
+    gain = BASE + tl.load(scale + row * scale_row + channel, mask=mask, other=0.0).to(tl.float32)
+    value = normed * gain + tl.load(shift + row * shift_row + channel, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * out_row + token * out_token + channel, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _gated_add_kernel(
+    x, gamma, y, out, tokens, x_row, x_token, gamma_row, y_row, y_token, out_row, out_token,
+    C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, token = (tl.program_id(0) // tokens).to(tl.int64), (tl.program_id(0) % tokens).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    mask = channel < C
+    gate = tl.load(gamma + row * gamma_row + channel, mask=mask, other=0.0).to(tl.float32)
+    update = tl.load(y + row * y_row + token * y_token + channel, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(x + row * x_row + token * x_token + channel, mask=mask, other=0.0).to(tl.float32) + gate * update
+    tl.store(out + row * out_row + token * out_token + channel, value.to(out.dtype.element_ty), mask=mask)
