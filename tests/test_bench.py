@@ -22,6 +22,7 @@ from comfy_moss.bench.variants import Variant, ablation, parse_methods
 from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity import InfinityTransformer
+from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig
 from comfy_moss.pipeline.draft import Recipe
@@ -50,17 +51,32 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- models -----------------------------------------------------------------------------------------------------
 
 
+def _unfilled(shape: str) -> InfinityBackbone:
+    """A released shape on the meta device."""
+    with torch.device("meta"):
+        return InfinityBackbone(InfinityTransformer(shapes.SHAPES[shape].transformer), VAE(shapes.SHAPES[shape].codec))
+
+
 @pytest.mark.parametrize(
     ("shape", "transformer", "codec"),
-    [("125m", 125_148_800, None), ("2b", 2_204_564_032, 110.1e6), ("8b", 8_375_791_824, 81.6e6)],
+    [("125m", 125_148_800, 110.0e6), ("2b", 2_204_564_032, 110.1e6), ("8b", 8_375_791_824, 81.6e6)],
 )
-def test_the_shapes_have_as_many_parameters_as_the_released_models(shape: str, transformer: int, codec: float | None) -> None:
-    with torch.device("meta"):
-        model, vae = InfinityTransformer(shapes.SHAPES[shape].transformer), VAE(shapes.SHAPES[shape].codec)
-    buffers = 2 * model.config.depth * model.config.width  # of zeros, in the released files and in their count
-    counts = [sum(p.numel() for p in part.parameters()) for part in (model, vae)]
-    assert counts[0] in (transformer, transformer - buffers)
-    assert codec is None or counts[1] == pytest.approx(codec, rel=1e-3)
+def test_the_shapes_have_as_many_parameters_as_the_released_models(shape: str, transformer: int, codec: float) -> None:
+    model = _unfilled(shape)
+    counts = [sum(p.numel() for p in part.parameters()) for part in (model.transformer, model.vae)]
+    assert counts[0] == transformer
+    assert counts[1] == pytest.approx(codec, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "linear", "attention"),
+    [("dense", 79.08, 35.91), ("draft-2", 30.97, 5.55), ("moss2", 43.00, 10.35), ("moss4", 23.38, 3.37), ("moss5", 14.35, 1.28)],
+)
+def test_the_2b_shape_takes_as_many_operations_as_counted_by_hand(method: str, linear: float, attention: float) -> None:
+    model = _unfilled("2b")
+    passes = work.spans(parse_methods(method)[-1], make_schedule(1.0, "1M"), model.depth, guided=True)
+    flops = sum(map(work.Model(model.work, model.depth, 2).flops, passes))
+    assert flops == pytest.approx((linear + attention) * 1e12, abs=0.02e12)
 
 
 def test_random_weights_are_the_same_each_time_and_only_the_blocks_and_the_codec_are_rounded() -> None:
@@ -406,6 +422,18 @@ def test_the_choices_of_the_command_line_are_those_of_the_code() -> None:
 
 def _bench_parser() -> object:
     return cli._parser()._subparsers._group_actions[0].choices["bench"]
+
+
+@pytest.mark.gpu
+def test_a_gpus_memory_and_launches_are_told_and_kernels_need_fewer(quick: list[str], capsys: pytest.CaptureFixture) -> None:
+    asked = ["--device", "cuda", "--precision", "bf16", "--backend", "triton", "--methods", "moss2", "--json"]
+    assert cli.main([*quick, *asked]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {limit["kernels"] for limit in result["limits"]} == {"torch", "triton"}
+    assert all(row["peak_bytes"] > row["kv_bytes"] for row in result["methods"])
+    plain, ours = (row["refine_launches"] for row in result["ablation"][1:3])
+    assert 0 < ours < plain
+    assert "launches in refine" in tables.section(result) and "peak memory" in tables.section(result)
 
 
 # --- the page and the script ------------------------------------------------------------------------------------

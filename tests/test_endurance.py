@@ -83,7 +83,7 @@ def cancelled_at(host: Host, graph: Graph, when: int, delay: float) -> list[str]
 
 def test_twenty_cancels_at_random_moments_leave_a_healthy_host(host: Host) -> None:
     def long(seed: int) -> Graph:
-        return {**picture("moss", seed=seed, area="0.60M", preview=True), **graphs.rival("dense"), **graphs.rival("fastvar")}
+        return {**picture("moss", seed=seed, preview=True), **graphs.rival("dense"), **graphs.rival("fastvar")}
 
     chance, events = random.Random(0), len(host.run(long(0))["events"])
     cancelled = []

@@ -14,7 +14,6 @@ from fakehost import Schema, Socket, installed
 from hosting import Host, checkout
 from PIL import Image
 
-import comfy_moss
 from comfy_moss.model.library import EMBEDDED, RELEASES, TEXT_ENCODER
 from comfy_moss.pipeline.dispatch import PAPER_BOUNDS
 from comfy_moss.pipeline.fastvar import FastVARConfig
@@ -176,13 +175,6 @@ def test_texts_hold_nothing_that_the_front_end_would_take_for_a_command(language
 
 # --- the registry -----------------------------------------------------------------------------------------------
 
-
-def test_the_registry_finds_the_version_where_it_looks() -> None:
-    """Its tool does not run Python: it searches the named file for a line."""
-    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    path = re.search(r'^\[tool\.comfy\.version\]\npath = "(.+)"$', metadata, re.MULTILINE)[1]
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
-    assert found[1] == comfy_moss.__version__
 
 
 def test_the_icon_is_square_and_as_large_as_the_registry_takes() -> None:

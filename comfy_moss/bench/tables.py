@@ -33,7 +33,7 @@ Every number on this page was measured by the command above its table and is wri
   and self-attention's scores and values; attention over the text, embedding, head, frequency map and codec are not counted.
 - **of roofline**: the least time those operations, and the bytes of weights and KV cache, would take, over the measured time. A
   forward pass cannot take less than the longer of operations over ceiling and bytes over ceiling; passes follow one another. The
-  ceilings are what a large matrix product and a large copy reached on the same machine, minutes before.
+  ceilings are what a large matrix product and a large copy reached on the same machine just before.
 - **launches in refine**: kernels, copies and fills that the GPU is given for the transformer's pass of the refine step.
 - **draft-k** skips the last k scales and refines nothing. It is what **moss-k** starts from and the rival it has to beat, so it
   stands beside it in every table. These tables tell speed, not quality.

@@ -25,16 +25,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (48, 106, 232),
     "purple": (150, 70, 206),
 }
-USUAL_COLORS: dict[str, str] = {
-    "circle": "red",
-    "square": "blue",
-    "triangle": "green",
-    "star": "yellow",
-    "cross": "purple",
-    "heart": "orange",
-}
-"""The colour of a shape whose colour goes unsaid. A model that draws bits independently of each other would otherwise mix
-colours."""
+# The colour of a shape whose colour goes unsaid: a model that draws bits independently would otherwise mix colours.
+USUAL_COLORS: dict[str, str] = dict(zip(SHAPES, ("red", "blue", "green", "yellow", "purple", "orange"), strict=True))
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checkered", "dotted")
 BACKGROUNDS: dict[str, float] = {"white": 234.0, "grey": 150.0, "black": 40.0}
 STYLES: tuple[str, ...] = ("plain", "gradient", "striped")
