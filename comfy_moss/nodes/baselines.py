@@ -38,7 +38,8 @@ class DenseRefine(io.ComfyNode):
         if not draft.draft.refine_scales:
             return io.NodeOutput(latent(draft.draft.total, draft.cost))
         last = len(schedule)
-        model.load(schedule, last - 1 + first, draft.rows, schedule.tokens(last - 1))  # the draft's cache is copied
+        cached = schedule.tokens(0, first) + schedule.tokens(0, last - 1)  # the draft's cache is copied
+        model.load(cached, draft.rows, schedule.tokens(last - 1))
         watch, progress = Stopwatch(model.backbone.device), Progress(model, last - first, first, preview)
         cache = model.slot.of(model.backbone, draft.draft)
         with watch.stage("dense"):
@@ -98,6 +99,6 @@ class FastVARRefine(io.ComfyNode):
     def execute(cls, draft: Drafted, preview: bool) -> io.NodeOutput:
         config, model, schedule = check_fastvar(draft), draft.model, draft.schedule
         last = len(schedule) - config.skip
-        model.load(schedule, last - 1, draft.rows, schedule.tokens(last - 1, last))
+        model.load(schedule.tokens(0, last - 1), draft.rows, schedule.tokens(last - 1, last))
         total, cost = finish(model, draft, config, preview)
         return io.NodeOutput(latent(total, cost))

@@ -123,7 +123,7 @@ class InfinityDraft(io.ComfyNode):
         recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         model.slot.clear()  # the last draft's cache makes room
-        model.load(schedule, scales, rows, schedule.tokens(scales - 1, scales))
+        model.load(schedule.tokens(0, min(scales, len(schedule) - 1)), rows, schedule.tokens(scales - 1, scales))
         watch, progress = Stopwatch(model.backbone.device), Progress(model, scales, preview=preview)
         with watch.stage("draft"):
             draft, cache = draw_draft(model.backbone, recipe, scales, on_scale=progress)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..metadata import to_image
 from ..model.infinity_backbone import InfinityBackbone
 from ..model.library import ModelFiles
-from ..model.schedule import Schedule
 from ..pipeline.slot import CacheSlot
 
 SKETCH = 512  # longest side of a sketch in pixels
@@ -50,17 +49,17 @@ class MossModel:
     def __repr__(self) -> str:
         return f"Infinity model {self.files.name}"
 
-    def load(self, schedule: Schedule, scales: int, rows: int, largest: int) -> None:
+    def load(self, cached: int, rows: int, largest: int) -> None:
         """Have the host bring all weights to the device and make room.
 
         Args:
-            scales: how many scales the KV cache will hold.
+            cached: tokens a row that the KV caches will hold together.
             rows: batch rows, unconditional ones included.
             largest: tokens of the largest forward pass.
         """
         config = self.backbone.transformer.config
         element = self.backbone.transformer.blocks[0].sa.q_bias.element_size()
-        cache = 2 * rows * schedule.tokens(0, scales) * config.width * config.depth * element
+        cache = 2 * rows * cached * config.width * config.depth * element
         work = rows * largest * config.width * ACTIVATIONS
         mm.load_models_gpu([self.patcher, self.vae_patcher], memory_required=cache + work, force_full_load=True)
 

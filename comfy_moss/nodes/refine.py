@@ -49,7 +49,7 @@ class MossRefine(io.ComfyNode):
     ) -> io.NodeOutput:
         check_same_shape(draft, dispatch.drafted, "dispatch")
         model, counts = draft.model, dispatch.dispatch.counts
-        model.load(draft.schedule, draft.draft.scales, draft.rows, sum(counts))
+        model.load(draft.schedule.tokens(0, draft.draft.scales), draft.rows, sum(counts))
         watch, progress = Stopwatch(model.backbone.device), Progress(model, 2, preview=False)
         cache = model.slot.of(model.backbone, draft.draft)
         progress(1, 2, draft.draft.total)
