@@ -22,6 +22,7 @@ from .model.library import ModelFiles, default_roots, find_model
 from .model.sampling import NOISE_ID, Sampling, per_scale
 from .model.schedule import Schedule, make_schedule, parse_aspect
 from .model.text import TextEncoder
+from .ops import choose
 from .pipeline.draft import Recipe
 from .pipeline.generate import Method, Picture, parse_method
 from .pipeline.heatmap import explain
@@ -130,6 +131,7 @@ def load(job: Job) -> tuple[Backbone, Recipe, dict[str, float]]:
     encoded = time.perf_counter()
     del encoder
     backbone = load_infinity(files.transformer, files.vae, files.text, job.device, job.dtype)
+    backbone = replace(backbone, kernels=choose("auto", job.device)[0])
     recipe = Recipe(
         (text,) * args.batch, tuple(negative) * args.batch or None, job.seeds, job.schedule, **job.settings
     )

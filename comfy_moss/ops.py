@@ -15,7 +15,7 @@ from torch import Tensor
 from .kernels import reference
 from .kernels.reference import Segment, modulated_norm
 
-__all__ = ["BACKENDS", "TORCH", "Kernels", "Segment", "choose", "modulated_norm"]
+__all__ = ["BACKENDS", "TORCH", "Kernels", "Segment", "choose", "modulated_norm", "triton_kernels"]
 
 BACKENDS = ("auto", "torch", "triton")
 FEW_QUERIES = 512  # below, copying the cache costs Hopper's vendor attention more than Triton's slower products do
@@ -64,7 +64,7 @@ def choose(backend: str, device: torch.device | str) -> tuple[Kernels, str]:
         return TORCH, f"torch: {obstacle}"
     import triton
 
-    kernels = _triton()
+    kernels = triton_kernels()
     if backend == "auto":
         kernels = replace(kernels, name="auto", cross_scale_attention=_faster_attention(kernels, device))
     return kernels, f"triton {triton.__version__} on {torch.cuda.get_device_name(device)}"
@@ -80,14 +80,18 @@ def _obstacle(device: torch.device) -> str | None:
         return "triton is not installed"
     try:  # an installed Triton may still lack a compiler: run the smallest kernel once
         one = torch.ones(1, 1, 1, device=device)
-        _triton().gated_add(one, one, one)
+        triton_kernels().gated_add(one, one, one)
     except Exception as error:  # of any library on the way
         return f"triton is installed but does not work ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     return None
 
 
-def _triton() -> Kernels:
-    """Every Triton kernel.  Imports triton."""
+def triton_kernels() -> Kernels:
+    """Every Triton kernel, with or without a device to run on.
+
+    Raises:
+        ImportError: triton is not installed.
+    """
     from .kernels import cross_scale_attention, modulated_norm, rope2d
 
     return Kernels(

@@ -26,7 +26,7 @@ function isLinked(node, name) {
 }
 
 /**
- * Whether the bounds are set on the node itself, and not by another node that is connected to a widget.
+ * Whether the bounds are set on the node itself, and not through an input that is connected.
  * @param {object} dispatch a Token Dispatch node
  */
 export function isEditable(dispatch) {
@@ -40,7 +40,6 @@ export function isEditable(dispatch) {
  * @returns {{bounds: number[]} | {problem: string}}
  */
 export function readBounds(dispatch, k) {
-  if (!isEditable(dispatch)) return { problem: "The bounds come from another node; those of the last run are shown." };
   return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k);
 }
 
@@ -61,10 +60,10 @@ export function paintingText(dispatch) {
   return isLinked(dispatch, "painting") ? "" : String(widgetOf(dispatch, "painting")?.value ?? "");
 }
 
-/** Whether a mask is connected, which only the server knows. */
+/** Whether a mask is connected, or a painting through an input: what is in it, only the server knows. */
 export function isMasked(dispatch) {
   const input = dispatch.inputs?.findIndex(({ name }) => name === "mask") ?? -1;
-  return input >= 0 && dispatch.isInputConnected(input);
+  return (input >= 0 && dispatch.isInputConnected(input)) || isLinked(dispatch, "painting");
 }
 
 /** Whether cells can be painted on a node. */

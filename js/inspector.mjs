@@ -15,6 +15,7 @@ import { costLine, describeToken, legend } from "./reading.mjs";
 const VIEWS = { heatmap: "Heatmap", overlay: "Overlay", image: "Image" };
 const VIEW_PROPERTY = "moss_view"; // kept with the node, so that a saved graph opens as it was left
 const COST = "Tokens that are redrawn, KV cache of the draft, and predicted work as a share of the plain model's";
+const LINKED = "The bounds come through a connected input; those of the last run are shown.";
 const EMPTY = "Run the graph to see the map.";
 const PAINT = "Drag to paint what is redrawn first; Shift erases.";
 const JOINED = "Run the graph to join the painting with the mask.";
@@ -108,7 +109,8 @@ export class Inspector {
     if (!this.inspection) return;
     const dispatch = graph.dispatchOf(this.node);
     const { bounds, grids } = this.inspection;
-    const found = dispatch ? graph.readBounds(dispatch, grids.length) : { bounds };
+    this.editable = Boolean(dispatch) && graph.isEditable(dispatch);
+    const found = this.editable ? graph.readBounds(dispatch, grids.length) : { bounds, problem: dispatch ? LINKED : "" };
     const text = dispatch ? graph.paintingText(dispatch) : "";
     this.problem = found.problem ?? "";
     this.state = {
@@ -116,7 +118,6 @@ export class Inspector {
       ranks: dispatch && !graph.isMasked(dispatch) ? this.#rank(text) : this.inspection.pictures[this.index].ranks,
       painting: readPainting(text),
     };
-    this.editable = Boolean(dispatch) && graph.isEditable(dispatch);
     this.reset.hidden = !this.editable;
     this.brush.toggle.hidden = !graph.isPaintable(this.node);
     this.brush.clear.disabled = !text;

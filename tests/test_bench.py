@@ -123,7 +123,7 @@ TRITON = replace(ops.TORCH, name="triton")
         (TRITON, True, ["SA", "CSSA", "CSSA + kernels", "CSSA + kernels, no guidance in refine"]),
     ],
 )
-def test_the_ablation_adds_one_thing_a_row(kernels: ops.Kernels, guided: bool, labels: list[str]) -> None:
+def test_the_ablation_changes_one_thing_a_row(kernels: ops.Kernels, guided: bool, labels: list[str]) -> None:
     rows = ablation(parse_methods("moss2,moss4,moss5"), kernels, guided)
     assert [row.label.removeprefix("moss4, ") for row in rows] == labels
     assert [row.method.cross_scale for row in rows] == [False] + [True] * (len(rows) - 1)
@@ -402,6 +402,7 @@ def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusua
         (["--shape", "20b"], "invalid choice: '20b'"),
         (["--json", str(ROOT)], "cannot be written"),
         (["--markdown", str(ROOT / "README.md" / "a.md")], "cannot be written"),
+        (["--save", str(ROOT / "README.md")], "cannot be written"),
     ],
 )
 def test_wrong_orders_are_refused_before_anything_is_measured(

@@ -61,7 +61,7 @@ def check(args: argparse.Namespace) -> Order:
     schedule, methods = make_schedule(parse_aspect(args.aspect), pixels), parse_methods(args.methods)
     for method in methods:
         spans(method, schedule, 1, guided=True)  # refuses what this schedule cannot carry
-    for path in (args.json, args.markdown):
+    for path in (args.json, args.markdown, args.save and args.save / "result.json"):
         _check_writable(path)
     device, dtype = _device(args.device, args.precision)
     if device.type not in ("cpu", "cuda"):

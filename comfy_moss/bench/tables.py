@@ -54,7 +54,7 @@ def section(result: dict[str, Any]) -> str:
     heading = f"{setting['shape']}, {setting['width']} x {setting['height']}, {setting['precision']}, {guidance}"
     parts = [f"## {heading}: {result['hardware']['device']}", _conditions(result), _rows(result["methods"]), _stages(result)]
     if result["ablation"]:
-        parts.append("The parts of one method, each row with one thing more than the row before (the paper's Table 2):")
+        parts.append("The parts of one method, one change a row (the paper's Table 2 is the rows up to the kernels):")
         parts.append(_rows(result["ablation"]))
     return "\n\n".join(parts) + "\n"
 

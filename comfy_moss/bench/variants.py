@@ -54,7 +54,7 @@ def _place(method: Method) -> tuple[int, int, str]:
 
 
 def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool) -> tuple[Variant, ...]:
-    """The paper's ablation (Table 2) for one k, each row with one thing more than the row before; none without a MoSs.
+    """The paper's ablation (Table 2) for one k, one change a row; none without a MoSs.
 
     Args:
         kernels: what the methods are measured on; where that is plain torch, the row of the kernels is missing.

@@ -87,8 +87,8 @@ class InfinityDraft(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "tau", default=0.0, min=0.0, max=4.0, step=0.05,
-                    tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5; 8B 1). Lower is calmer, higher "
-                    "wilder.",
+                    tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5; 8B 1). Lower is calmer, "
+                    "higher wilder.",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+import comfy.model_management as mm
 from comfy_api.latest import ComfyExtension, io
 
 from .. import __version__
+from ..ops import choose
 from .analysis import ContributionMap, MossReport
 from .baselines import DenseRefine, FastVARRefine
 from .dispatch import TokenDispatch
@@ -30,5 +32,5 @@ class MossExtension(ComfyExtension):
 async def comfy_entrypoint() -> MossExtension:
     """Called once by the host."""
     register_folder()
-    log.info(f"MoSs {__version__}: {len(NODES)} nodes; attention and RoPE run in torch")
+    log.info(f"MoSs {__version__}: {len(NODES)} nodes; attention and RoPE: {choose('auto', mm.get_torch_device())[1]}")
     return MossExtension()

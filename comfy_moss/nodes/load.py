@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -14,6 +15,7 @@ from ..model.checkpoint import load_infinity
 from ..model.library import ModelFiles, assemble, find_model, parts
 from ..model.tensors import CheckpointError
 from ..model.text import TextEncoder
+from ..ops import choose
 from .clip import InfinityCLIP
 from .model import MossModel, manage
 from .schema import Model, schema
@@ -123,6 +125,7 @@ class LoadInfinity(io.ComfyNode):
     def execute(cls, model: str, vae: str, text_encoder: str, precision: str) -> io.NodeOutput:
         files, dtype = model_files(model, vae, text_encoder), precision_of(precision)
         backbone = load_infinity(files.transformer, files.vae, files.text, mm.unet_offload_device(), dtype)
+        backbone = replace(backbone, kernels=choose("auto", mm.get_torch_device())[0])
         clip = InfinityCLIP(TextEncoder.load(files.text, mm.text_encoder_offload_device(), dtype))
         codec = InfinityVAE(backbone.vae)
         patcher = manage(backbone.transformer, mm.get_torch_device(), mm.unet_offload_device())

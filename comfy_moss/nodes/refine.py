@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import comfy.model_management as mm
 from comfy_api.latest import io
 
+from ..ops import BACKENDS, choose
 from ..pipeline.composite import composite
 from ..pipeline.refine import RefineConfig, refine
 from ..pipeline.stopwatch import Stopwatch
 from .progress import Progress
 from .schema import DispatchIO, DraftIO, ResidualIO, schema
 from .values import Dispatched, Drafted, Refined, check_same_shape, latent
-
-BACKENDS = ("auto", "torch")
 
 
 class MossRefine(io.ComfyNode):
@@ -37,7 +39,8 @@ class MossRefine(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "backend", options=list(BACKENDS), default="auto",
-                    tooltip="How attention is computed. auto takes the fastest that works here; torch always works.",
+                    tooltip="How attention and RoPE are computed. auto takes the fastest that works here; torch always works; "
+                    "triton needs an NVIDIA card of the RTX 30 series or newer.",
                 ),
             ],
             outputs=[ResidualIO.Output("residual", tooltip="For MoSs Composite.")],
@@ -49,13 +52,14 @@ class MossRefine(io.ComfyNode):
     ) -> io.NodeOutput:
         check_same_shape(draft, dispatch.drafted, "dispatch")
         model, counts = draft.model, dispatch.dispatch.counts
+        kernels = choose(backend, mm.get_torch_device())[0]
         model.load(draft.schedule.tokens(0, draft.draft.scales), draft.rows, sum(counts))
         watch, progress = Stopwatch(model.backbone.device), Progress(model, 2, preview=False)
         cache = model.slot.of(model.backbone, draft.draft)
         progress(1, 2, draft.draft.total)
+        backbone, config = replace(model.backbone, kernels=kernels), RefineConfig(cross_scale_attention, guidance)
         with watch.stage("refine"):
-            config = RefineConfig(cross_scale_attention, guidance)
-            residual = refine(model.backbone, draft.draft, dispatch.dispatch, config, cache)
+            residual = refine(backbone, draft.draft, dispatch.dispatch, config, cache)
         progress(2, 2, draft.draft.total)
         tokens = draft.cost.tokens_per_scale[: draft.draft.scales] + counts
         changes = {"label": f"moss{len(counts)}", "tokens_per_scale": tokens}

@@ -1,0 +1,148 @@
+"""Which kernels a model runs on, and the benchmark that compares them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from comfy_moss import ops
+from comfy_moss.ops import TORCH, choose
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends that an NVIDIA card is there."""
+
+    def put(capability: tuple[int, int] = (9, 0), hip: str | None = None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+        monkeypatch.setattr(torch.version, "hip", hip)
+
+    return put
+
+
+def test_torch_is_taken_where_it_is_asked_for_or_nothing_else_runs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert choose("torch", "cuda") == (TORCH, "torch: as asked")
+    assert choose("auto", "cpu") == (TORCH, "torch: no CUDA device")
+    with pytest.raises(ValueError, match="cannot run here: no CUDA device; choose 'auto' or 'torch'"):
+        choose("triton", torch.device("cpu"))
+
+
+def test_a_model_kept_on_the_cpu_beside_a_card_runs_in_torch(card):
+    card()
+
+    assert choose("auto", "cpu") == (TORCH, "torch: the model is on cpu, not on CUDA")
+
+
+@pytest.mark.parametrize(("capability", "hip"), [((7, 5), None), ((9, 0), "6.2")])
+def test_cards_the_kernels_were_not_written_for_run_in_torch(card, capability, hip):
+    card(capability, hip)
+
+    kernels, reason = choose("auto", "cuda")
+
+    assert kernels is TORCH and "NVIDIA H200 is no NVIDIA card of the RTX 30 series" in reason
+
+
+def test_a_missing_triton_is_told(card, monkeypatch):
+    card()
+    monkeypatch.setitem(sys.modules, "triton", None)
+
+    assert choose("auto", "cuda") == (TORCH, "torch: triton is not installed")
+    with pytest.raises(ValueError, match="triton is not installed"):
+        choose("triton", "cuda")
+
+
+def test_a_triton_that_fails_at_the_first_kernel_is_told_in_one_line(card, monkeypatch):
+    def broken(*_: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+
+    card()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(size))
+    monkeypatch.setattr(ops, "triton_kernels", lambda: replace(TORCH, gated_add=broken))
+
+    reason = "triton is installed but does not work (RuntimeError: Failed to find C compiler.)"
+    assert choose("auto", "cuda:0") == (TORCH, f"torch: {reason}")
+
+
+def test_where_triton_works_auto_takes_it_but_leaves_attention_to_the_rule(card, monkeypatch):
+    card()
+    kernels = replace(TORCH, name="triton", cross_scale_attention=lambda *args: "triton's")
+    monkeypatch.setattr(ops, "_obstacle", lambda device: None)
+    monkeypatch.setattr(ops, "triton_kernels", lambda: kernels)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.7.1"))
+
+    assert choose("triton", "cuda") == (kernels, "triton 3.7.1 on NVIDIA H200")
+    auto, reason = choose("auto", "cuda")
+
+    assert reason == "triton 3.7.1 on NVIDIA H200"
+    assert replace(auto, name="triton", cross_scale_attention=kernels.cross_scale_attention) == kernels
+    x = torch.ones(1, 1, 600, 8, dtype=torch.float16)
+    assert auto.cross_scale_attention(x[:, :, :5], ((x, x), (x, x))) == "triton's"
+    assert torch.equal(auto.cross_scale_attention(x, ((x, x), (x, x))), x)
+    assert torch.equal(auto.cross_scale_attention(x[:, :, :5], ((x, x),)), x[:, :, :5])
+
+
+def test_triton_attention_is_taken_where_joining_the_cache_costs_more():
+    many, few = torch.empty(1, 1, 1613, 8).half(), torch.empty(1, 1, 400, 8).half()
+    one, two, scales = (None,), (None, None), torch.empty(1613)
+
+    taken = [
+        ops._triton_is_faster(q, segments, visible, slow_triton=hopper)
+        for q, segments, visible, hopper in [
+            (many, two, None, False), (few, two, None, True), (many, two, scales, True),
+            (few, one, None, False), (many, two, None, True), (few.float(), two, None, False),
+        ]
+    ]  # fmt: skip
+
+    assert taken == [True, True, True, False, False, False]
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="one of auto, torch, triton, not 'cuda'"):
+        choose("cuda", "cpu")
+
+
+def test_importing_and_asking_neither_loads_triton_nor_starts_cuda():
+    script = (
+        "import sys, torch\n"
+        "before = 'triton' in sys.modules\n"
+        "from comfy_moss.ops import choose\n"
+        "choose('auto', 'cpu')\n"
+        "assert ('triton' in sys.modules) == before and not torch.cuda.is_initialized()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_compares_and_times_every_operation(tmp_path):
+    target = tmp_path / "kernels.json"
+    command = [sys.executable, "benchmarks/kernels.py", "--device", "cpu", "--heads", "2", "--head-dim", "32", "--runs", "2"]
+    command += ["--shapes", "21x9", "0x5", "--json", str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+    rows = json.loads(target.read_text())["rows"]
+    assert {row["operation"] for row in rows} >= {name for name in vars(TORCH) if name != "name"}
+    assert {(row["past"], row["tokens"]) for row in rows} == {(21, 9), (0, 5)}
+    assert all(row["median_us"] > 0 and row["iqr_us"] >= 0 and row["terabytes_s"] > 0 for row in rows)
+    assert all((row["teraflops"] > 0) == ("attention" in row["operation"]) for row in rows)
+    assert all(row["operation"] in done.stdout for row in rows)
