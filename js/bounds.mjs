@@ -33,9 +33,9 @@ export class BoundsEditor {
    */
   show(inspection, picture) {
     Object.assign(this, { inspection, picture, axis: frequencyAxis(picture.frequency) });
-    const { sorted } = this.axis;
+    const { sorted, faint } = this.axis;
     const short = (frequency) => String(Number(frequency.toPrecision(2)));
-    this.least.textContent = `calm ${short(sorted[0])}`;
+    this.least.textContent = faint && faint < sorted.length ? `calm < ${short(sorted[faint])}` : `calm ${short(sorted[0])}`;
     this.most.textContent = `${short(sorted.at(-1))} busy`;
   }
 

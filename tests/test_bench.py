@@ -371,6 +371,8 @@ def test_the_stored_command_measures_the_same_again(quick: list[str], capsys: py
     arguments = shlex.split(result["command"].removeprefix("python -m comfy_moss "))
     again, first = (order.check(cli._parser().parse_args(a)) for a in (arguments, [*quick, *unusual]))
     assert again == first and not first.guided
+    one_row = 2 * TINY.width * TINY.depth * 2  # keys and values, two bytes
+    assert result["methods"][0]["kv_bytes"] == SCHEDULE.tokens(0, 6) * one_row
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,24 @@ def test_painting_predicts_what_the_next_run_does(page: Page) -> None:
     assert page.widget("painting") == ""
 
 
+def test_with_a_mask_the_ranks_are_those_of_the_run(page: Page) -> None:
+    page.change(
+        DISPATCH,
+        """const map = app.graph.nodes.find(({ type }) => type === "MoSs_FrequencyMap");
+        const invert = LiteGraph.createNode("InvertMask");
+        invert.pos = [-400, 600];
+        app.graph.add(invert);
+        map.connect(2, invert, 0);
+        invert.connect(0, node, node.inputs.findIndex(({ name }) => name === "mask"))""",
+    )
+    page.run()
+    sent, inspector = page.sent(DISPATCH), page.inspector(DISPATCH)
+    grid, finest = sent.payload["map"]["grid"], sent.ranks[-1][0]
+    calm = np.argwhere((finest < 50) & (sent.percentile[0] < 80))[0]  # in the finest scale because of the mask alone
+    page.point(inspector, *calm, grid)
+    assert f"Redrawn at {grid[1]} × {grid[0]}" in " ".join(inspector.reading.split("\n"))
+
+
 def test_undo_and_redo_restore_widgets_and_inspector(page: Page) -> None:
     page.away()
     page.page.mouse.click(1150, 650)  # the host notes that Preview Image has grown, so that redo is not lost to that

@@ -129,7 +129,7 @@ def complaints(log: str) -> list[str]:
 def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host) -> None:
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
-    assert start.count("10 nodes;") == 1 and "run in torch" in start
+    assert start.count("10 nodes; attention and RoPE: torch: ") == 1
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:

@@ -89,7 +89,7 @@ def packed(tokens: int, size: int, dtype: torch.dtype, rows: int = 2, tables: in
     return random(rows, tokens, 3, 3, size, dtype=dtype), log_scale, angles.cos(), angles.sin()
 
 
-def heads(tokens: int, past: int, size: int, dtype: torch.dtype, rows: int = 2, count: int = 3) -> tuple[Tensor, tuple]:
+def heads(tokens: int, past: int, size: int, dtype: torch.dtype, rows: int = 2, count: int = 2) -> tuple[Tensor, tuple]:
     """Queries, and two segments as the model has them: places in a larger cache, and new tokens with packed values."""
     k, v = random(2, rows, count, past + 5, size, dtype=dtype)[:, :, :, :past]
     qkv = random(rows, tokens, 3, count, size, dtype=dtype).transpose(1, 3).unbind(2)
@@ -105,8 +105,7 @@ def scale_of(tokens: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [32, 64, 96, 128])
-@pytest.mark.parametrize("tokens", [1, 64, 67])
+@pytest.mark.parametrize(("tokens", "size"), [(1, 32), (64, 64), (67, 96), (67, 128)])
 def test_queries_and_keys_are_normalised_scaled_and_rotated(kernels, tokens, size, dtype):
     assert_as_exact_as_torch(kernels.cosine_rope2d, reference.cosine_rope2d, *packed(tokens, size, dtype))
 
@@ -147,10 +146,17 @@ def test_keys_and_values_go_straight_into_their_places_in_the_cache(kernels, dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [16, 32, 64, 96, 128])
-@pytest.mark.parametrize(("tokens", "past"), [(1, 1), (1, 67), (64, 64), (67, 0), (67, 131)])
-def test_attention_reads_both_segments(kernels, tokens, past, size, dtype):
-    q, segments = heads(tokens, past, size, dtype)
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 67), (64, 64), (67, 0), (67, 131)], ids=str)
+@pytest.mark.parametrize("size", [32, 96])
+def test_attention_reads_both_segments(kernels, lengths, size, dtype):
+    q, segments = heads(*lengths, size, dtype)
+
+    assert_as_exact_as_torch(kernels.cross_scale_attention, reference.cross_scale_attention, q, segments)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_attention_takes_heads_of_any_usual_size(kernels, size):
+    q, segments = heads(9, 70, size, torch.float16)
 
     assert_as_exact_as_torch(kernels.cross_scale_attention, reference.cross_scale_attention, q, segments)
 
@@ -199,7 +205,7 @@ def test_the_result_lies_as_the_output_projection_reads_it(kernels):
     assert kernels.cross_scale_attention(q, segments).transpose(1, 2).is_contiguous()
 
 
-@pytest.mark.parametrize(("tokens", "past"), [(988, 921), (1613, 1497)])
+@pytest.mark.parametrize(("tokens", "past"), [(988, 921), pytest.param(1613, 1497, marks=pytest.mark.gpu)])
 def test_attention_at_the_lengths_of_moss5_and_moss4(kernels, tokens, past):
     rows, count, size = (2, 16, 128) if CUDA else (1, 1, 32)
 
@@ -213,7 +219,7 @@ def test_attention_at_the_lengths_of_moss5_and_moss4(kernels, tokens, past):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("tokens", "width"), [(1, 32), (67, 96), (64, 2048), (3, 3584)])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 32), (5, 96), (3, 2048), (2, 3584)])
 def test_norms_and_gated_add(kernels, tokens, width, dtype):
     x = 3 * random(2, tokens, width) + 1
     vectors = random(2, 1, 6, width)  # adaLN's, strided as the blocks have them
@@ -244,8 +250,8 @@ def test_a_token_of_equal_channels_is_normed_to_its_shift(kernels):
 def test_a_kernel_takes_what_its_twin_takes(kernels, operation):
     ours, torchs = (inspect.signature(getattr(kind, operation)).parameters for kind in (kernels, TORCH))
 
-    assert [str(p) for p in ours.values()][: len(torchs)] == [str(p) for p in torchs.values()]
-    assert all(p.default is not p.empty for p in [*ours.values()][len(torchs) :])
+    assert [(p.name, p.default) for p in ours.values()][: len(torchs)] == [(p.name, p.default) for p in torchs.values()]
+    assert all(p.default is None for p in [*ours.values()][len(torchs) :])
 
 
 @pytest.fixture
@@ -348,16 +354,16 @@ def test_a_stored_pass_sees_what_an_appending_cache_sees(kind, scales, request):
 def test_a_model_computes_the_same_with_either_kernels(kernels, method):
     model = tiny_backbone()
     model.transformer.to(DEVICE), model.vae.to(DEVICE)
-    recipe = Recipe((random(4, 32), random(5, 32)), None, (0, 1), SCHEDULE)
+    recipe = Recipe((random(4, 32),), None, (0,), SCHEDULE)
     hidden, bits = {"torch": [], "triton": []}, ()
     for backbone in (model, replace(model, kernels=kernels)):
         seen = hidden[backbone.kernels.name]
         hook = model.transformer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
         if method == "fastvar":
-            bits = finish_fastvar(backbone, recipe, FastVARConfig(first_layer=1), bits)[0].bits
+            bits = finish_fastvar(backbone, recipe, FastVARConfig(first_layer=1), bits, store_last=True)[0].bits
         else:
             draft, cache = draw_draft(backbone, recipe, 4, bits)
-            dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig((90.0, 50.0, 20.0)))
+            dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig((50.0, 20.0, 5.0)))
             refine(backbone, draft, dispatch, RefineConfig(method == "refine"), cache)
             bits = draft.bits  # so that both see the same input, whatever a close call among the bits
         hook.remove()

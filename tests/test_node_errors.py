@@ -178,6 +178,11 @@ def test_parts_of_differently_shaped_pictures_are_refused(
         refused("do not belong to one picture", host.run, "MoSs_ContributionMap", draft=four, latent=latent)
 
 
+def test_a_backend_that_cannot_run_here_is_refused(host: FakeHost, four: Any, measured: Callable) -> None:
+    dispatch = host.run("MoSs_TokenDispatch", frequency=measured(four)).result[0]
+    refused("the Triton kernels cannot run here", host.run, "MoSs_Refine", draft=four, dispatch=dispatch, backend="triton")
+
+
 def test_a_residual_of_another_model_is_refused(host: FakeHost, four: Any, measured: Callable) -> None:
     model, clip, _ = host.run("MoSs_LoadInfinity").result
     other = host.run("MoSs_InfinityDraft", model=model, positive=clip.encode("a red cat"), area="0.06M").result[0]
