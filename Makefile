@@ -14,7 +14,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 picture: $(READY)
-	$(PY) -m comfy_moss generate "a green circle on a plain grey background" -o out/picture.png --maps out/maps
+	$(PY) -m comfy_moss generate "a red heart on a gradient white background" -o out/picture.png --maps out/maps
 
 # One thread: the tests' models are tiny, and on a few shared cores more threads are slower.
 test: lint

@@ -79,7 +79,7 @@ def _obstacle(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     try:  # an installed Triton may still lack a compiler: run the smallest kernel once
-        one = torch.ones(1, 1, 1, device=device)
+        one = torch.ones(1, 1, 32, device=device)
         triton_kernels().gated_add(one, one, one)
     except Exception as error:  # of any library on the way
         return f"triton is installed but does not work ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
@@ -116,13 +116,13 @@ def _faster_attention(kernels: Kernels, device: torch.device) -> Callable[..., T
 
 
 def _triton_is_faster(q: Tensor, segments: Sequence[Segment], visible: Tensor | None, slow_triton: bool) -> bool:
-    """Whether Triton's attention wins, by arithmetic; `benchmarks/kernels.py` measures it.
+    """Whether Triton's attention wins: a rule by arithmetic, not yet measured (`benchmarks/kernels.py` will tell).
 
-    On one segment the vendor's kernels win.  On two, torch first copies all keys and values: 16 bytes moved against 4 N
-    operations for each of their channels, which takes 2 F / (N W) of the attention's own time at F FLOP/s and W bytes/s.
-    That is 250 / N on an H200 (600 T, 4.8 T) and 320 / N on an RTX 4090 (160 T, 1 T).  Triton has no copy, but its products
-    take about 1.5 times as long on Hopper and on B200 (`slow_triton`), and about as long as the vendor's elsewhere.  A mask
-    of scales costs Triton nothing and bars torch from its fast kernels.  In float32 Triton has no tensor cores to use.
+    On one segment the vendor's kernels win.  On two, torch first copies all keys and values: 8 bytes moved for each of their
+    tokens and channels, against 4 N operations of attention.  At F FLOP/s and W bytes/s the copy takes 2 F / (N W) of
+    attention's own time: 250 / N on an H200 (600 T, 4.8 T), 320 / N on an RTX 4090 (160 T, 1 T).  Triton copies nothing,
+    but its products take about 1.5 times as long as the vendor's on Hopper and B200 (`slow_triton`), and hardly longer
+    elsewhere.  Scales as a mask cost Triton nothing and bar torch from its fast kernels.  In float32 the vendor's win.
     """
     if q.dtype == torch.float32 or len(segments) == 1:
         return False

@@ -39,7 +39,7 @@ from comfy_moss.pipeline.generate import Picture, generate, parse_method  # noqa
 from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
 from comfy_moss.pipeline.report import report  # noqa: E402
 
-PROMPT = "a green circle on a plain grey background"
+PROMPT = "a red heart on a gradient white background"
 SEED = 5
 WIDTH = 640  # pixels; the help panel is about 240 wide until somebody widens it
 MARGIN, GAP, TEXT = 16, 12, 30

@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import Any
 
-PROMPT = "a green circle on a plain grey background"
+PROMPT = "a red heart on a gradient white background"
 Node = tuple[str, int, int, int, int, dict[str, Any]]  # type, x, y, width, height, values of widgets
 Link = tuple[str, int, str, str]  # from node, its output's number, to node, its input's name
 
@@ -65,7 +65,7 @@ def text_to_image() -> Graph:
     nodes |= more
     nodes |= {
         "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs"}),
-        "report": ("MoSs_Report", 1520, 500, 320, 300, {}),
+        "report": ("MoSs_Report", 1520, 500, 320, 330, {}),
         "note": note(
             "### Text to image by MoSs\n\nThe draft draws the first scales. The busiest places are then redrawn at the last "
             "scales, all in one pass.\n\n**Try**: drag a handle of the histogram and run again: the draft stays cached.",
@@ -119,7 +119,7 @@ def inspect() -> Graph:
     nodes, links = start()
     more, wires = moss(740)
     nodes |= more | {
-        "contribution": ("MoSs_ContributionMap", 1520, 500, 320, 160, {}),
+        "contribution": ("MoSs_ContributionMap", 1520, 500, 320, 200, {}),
         "decode_draft": ("VAEDecode", 370, 680, 320, 60, {}),
         "show_draft": ("PreviewImage", 370, 800, 320, 320, {}),
         "show_heatmap": ("PreviewImage", 740, 800, 340, 320, {}),

@@ -67,9 +67,9 @@ FIT = """() => {
   const left = Math.min(...nodes.map((n) => n.pos[0])) - pad, top = Math.min(...nodes.map((n) => n.pos[1])) - 70;
   const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + pad;
   const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + pad;
-  const scale = Math.min((innerWidth - 80) / (right - left), (innerHeight - 60) / (bottom - top), 1);
+  const scale = Math.min((innerWidth - 80) / (right - left), (innerHeight - 110) / (bottom - top), 1);
   app.canvas.ds.scale = scale;
-  app.canvas.ds.offset = [70 / scale - left, 40 / scale - top];
+  app.canvas.ds.offset = [70 / scale - left, 100 / scale - top];
   app.canvas.setDirty(true, true);
 }"""
 
@@ -117,16 +117,17 @@ def main() -> None:
     args = parser.parse_args()
     with Host() as host, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1720, "height": 1000})
-        open_page(page, host)
         for name in [args.only] if args.only else GRAPHS:
+            page = browser.new_page(viewport={"width": 1720, "height": 1000})  # a new one: it would show the last run's pictures
+            open_page(page, host)
             ids = build(page, name, GRAPHS[name])
             page.evaluate(FIT)
             if error := page.evaluate(RUN):
                 sys.exit(f"{name}: {error}")
-            page.wait_for_timeout(2500)
+            page.wait_for_timeout(7000)  # until the host's messages are gone
             page.screenshot(path=ROOT / "docs" / "images" / f"{name}.png")
             thumbnail(pictures(host, GRAPHS[name].thumbnail, ids)).save(ROOT / "workflows" / f"{name}.jpg", quality=88)
+            page.close()
         browser.close()
 
 

@@ -1,11 +1,13 @@
-/** ComfyUI's entry: the inspector on Frequency Map and Token Dispatch. */
+/** ComfyUI's entry: the inspector on Frequency Map and Token Dispatch, the text of MoSs Report and Contribution Map. */
 
 import { app } from "../../scripts/app.js";
 import { hidePaintingText, lastOutput, locator } from "./graph.mjs";
 import { Inspector } from "./inspector.mjs";
+import { attachReport } from "./report.mjs";
 import { addStyle } from "./style.mjs";
 
 const FIRST_VIEW = { MoSs_FrequencyMap: "heatmap", MoSs_TokenDispatch: "overlay" };
+const REPORTING = ["MoSs_Report", "MoSs_ContributionMap"];
 const FOLLOWED = ["preset", "values", "painting"]; // widgets that the inspector shows
 const MARGIN = 10; // pixels that the host leaves around a DOM widget
 const MIN_HEIGHT = 300; // of the inspector, in pixels
@@ -13,6 +15,7 @@ const NEW_WIDTH = 330; // of a new node
 const NEW_ROOM = 200; // more than the least height, so that a square picture is as wide as the node
 
 const live = new Map(); // inspectors by node, of the nodes that are in a graph
+const reports = new WeakMap(); // what shows an output, by node
 const resting = new Map(); // inspectors by place, of nodes that were removed just now
 
 let refreshing = false;
@@ -85,15 +88,23 @@ function attach(node) {
   node.setSize([Math.max(width, NEW_WIDTH), height + NEW_ROOM]);
 }
 
+function attachText(node) {
+  const show = attachReport(node);
+  reports.set(node, show);
+  chain(node, "onExecuted", show);
+}
+
 addStyle();
 
 app.registerExtension({
   name: "MoSs.Inspector",
   nodeCreated(node) {
     if (node.comfyClass in FIRST_VIEW) attach(node);
+    else if (REPORTING.includes(node.comfyClass)) attachText(node);
   },
   loadedGraphNode(node) {
     const output = lastOutput(node);
+    reports.get(node)?.(output);
     if (!output) live.get(node)?.clear();
     else if (live.has(node)) showOutput(live.get(node), output);
   },

@@ -5,6 +5,11 @@ const SHEET = `
   box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 300px;
   color: var(--input-text, #ddd); font: 11px/16px Inter, Arial, sans-serif; user-select: none; cursor: default;
 }
+.moss-report {
+  box-sizing: border-box; width: 100%; height: 100%; margin: 0; padding: 6px 8px; overflow: auto; border-radius: 4px;
+  background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: 11px/16px ui-monospace, monospace;
+  white-space: pre-wrap; user-select: text; cursor: text;
+}
 .moss-inspector [hidden] { display: none !important; }
 .moss-inspector button {
   box-sizing: border-box; margin: 0; padding: 0 8px; height: 20px; border: 1px solid transparent; border-radius: 4px;

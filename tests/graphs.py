@@ -6,7 +6,7 @@ from typing import Any
 
 Graph = dict[str, dict[str, Any]]
 
-PROMPT = "a green circle on a plain grey background"
+PROMPT = "a red heart on a gradient white background"
 TILED = {"tile_size": 512, "overlap": 64, "temporal_size": 64, "temporal_overlap": 8}
 
 

@@ -33,7 +33,7 @@ def nano():
 @pytest.fixture(scope="module")
 def recipe():
     files = find_model("nano", [])
-    prompts = ["a green circle on a plain grey background", "a purple heart on a plain white background"]
+    prompts = ["a red heart on a gradient white background", "a purple heart on a plain white background"]
     text = TextEncoder.load(ASSETS / "text").encode(prompts)
     return Recipe(tuple(text), None, (0, 1), SCHEDULE, Guidance(files.cfg), Sampling(files.tau))
 

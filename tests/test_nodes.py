@@ -24,7 +24,7 @@ from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.generate import Picture, generate, parse_method
 from comfy_moss.pipeline.painting import write_painting
 
-PROMPT = "a green circle on a plain grey background"
+PROMPT = "a red heart on a gradient white background"
 TINY = "tiny/transformer.safetensors"
 
 

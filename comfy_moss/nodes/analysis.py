@@ -26,6 +26,7 @@ class ContributionMap(io.ComfyNode):
             display_name="Contribution Map",
             description="Shows where the draft and where the refinement made the picture, and how well the frequency map "
             "foretold it (paper, equation 2).",
+            has_intermediate_output=True,
             search_aliases=["moss contribution", "correlation", "difference map"],
             inputs=[
                 DraftIO.Input("draft", tooltip="From Infinity Draft."),
