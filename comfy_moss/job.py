@@ -67,7 +67,7 @@ def check(args: argparse.Namespace) -> Job:
     if not 0 <= args.seed <= 2**64 - args.batch:
         raise ValueError(f"seeds lie between 0 and 2^64 - 1, got {args.seed} for {args.batch} pictures")
     ratio, method = parse_aspect(args.aspect), _method(args)
-    device, dtype = _device(args.device, args.precision)
+    device, dtype = choose_device(args.device, args.precision)
     files = find_model(args.model, [*args.models, *default_roots()])
     pixels = args.pixels or files.area
     schedule = make_schedule(ratio, pixels)
@@ -111,7 +111,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise ValueError(f"nothing can be written to {folder}; choose another folder")
 
 
-def _device(name: str, precision: str) -> tuple[torch.device, torch.dtype]:
+def choose_device(name: str, precision: str) -> tuple[torch.device, torch.dtype]:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device).cpu()

@@ -80,17 +80,17 @@ def compare() -> Graph:
     nodes, links = start()
     more, wires = moss(740)
     nodes |= more | {
-        "dense": ("MoSs_DenseRefine", 1520, 500, 320, 80, {}),
-        "fastvar": ("MoSs_FastVARRefine", 1520, 640, 320, 80, {}),
-        "decode_dense": ("VAEDecode", 1890, 0, 200, 60, {}),
-        "decode_skip": ("VAEDecode", 1890, 430, 200, 60, {}),
-        "decode_fastvar": ("VAEDecode", 2310, 430, 200, 60, {}),
-        "show_dense": ("PreviewImage", 1890, 110, 370, 270, {}),
-        "show_moss": ("PreviewImage", 2310, 110, 370, 270, {}),
-        "show_skip": ("PreviewImage", 1890, 540, 370, 270, {}),
-        "show_fastvar": ("PreviewImage", 2310, 540, 370, 270, {}),
-        "report_moss": ("MoSs_Report", 2730, 0, 380, 400, {}),
-        "report_fastvar": ("MoSs_Report", 2730, 460, 380, 400, {}),
+        "dense": ("MoSs_DenseRefine", 1520, 500, 320, 80, {"preview": False}),
+        "fastvar": ("MoSs_FastVARRefine", 1520, 620, 320, 80, {"preview": False}),
+        "decode_dense": ("VAEDecode", 1890, 0, 340, 60, {}),
+        "decode_skip": ("VAEDecode", 1890, 110, 340, 60, {}),
+        "decode_fastvar": ("VAEDecode", 1890, 220, 340, 60, {}),
+        "show_dense": ("PreviewImage", 0, 780, 320, 340, {}),
+        "show_moss": ("PreviewImage", 370, 780, 320, 340, {}),
+        "show_skip": ("PreviewImage", 740, 780, 340, 340, {}),
+        "show_fastvar": ("PreviewImage", 1130, 780, 340, 340, {}),
+        "report_moss": ("MoSs_Report", 1520, 780, 320, 370, {}),
+        "report_fastvar": ("MoSs_Report", 1890, 780, 340, 370, {}),
         "note": note(
             "### One draft, four endings\n\n**Dense** draws every scale in order. **Skip** leaves the last four out. "
             "**FastVAR** prunes tokens. **MoSs** refines chosen tokens in one pass.\n\nTimes are of this run; run twice before "

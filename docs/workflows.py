@@ -91,6 +91,30 @@ def build(page: Page, name: str, graph: Graph) -> dict[str, str]:
     return ids
 
 
+def inspector_pictures(page: Page) -> None:
+    """Screenshots of the pointer on a token, and of a bound that is being dragged."""
+    page.evaluate("""() => {
+      const node = app.graph.nodes.find((n) => n.comfyClass === "MoSs_TokenDispatch");
+      app.canvas.ds.scale = 1.3;
+      app.canvas.ds.offset = [420 - node.pos[0], 90 - node.pos[1]];
+      app.canvas.setDirty(true, true);
+    }""")
+    page.wait_for_timeout(800)
+    clip = {"x": 500, "y": 60, "width": 540, "height": 920}
+    box = page.locator(".moss-stage:visible").last.bounding_box()
+    page.mouse.move(box["x"] + 0.62 * box["width"], box["y"] + 0.33 * box["height"])
+    page.wait_for_timeout(500)
+    page.screenshot(path=ROOT / "docs" / "images" / "inspector_hover.png", clip=clip)
+    handle = page.locator("[role=slider]:visible").last.bounding_box()
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 40, y, steps=8)
+    page.wait_for_timeout(500)
+    page.screenshot(path=ROOT / "docs" / "images" / "inspector_drag.png", clip=clip)
+    page.mouse.up()
+
+
 def pictures(host: Host, keys: tuple[str, ...], ids: dict[str, str]) -> list[Image.Image]:
     """What preview and save nodes of the last run showed."""
     history: dict[str, Any] = list(host.get("/history").values())[-1]["outputs"]
@@ -127,6 +151,8 @@ def main() -> None:
             page.wait_for_timeout(7000)  # until the host's messages are gone
             page.screenshot(path=ROOT / "docs" / "images" / f"{name}.png")
             thumbnail(pictures(host, GRAPHS[name].thumbnail, ids)).save(ROOT / "workflows" / f"{name}.jpg", quality=88)
+            if name == "moss4_text_to_image":
+                inspector_pictures(page)
             page.close()
         browser.close()
 

@@ -1,4 +1,4 @@
-"""Which kernels a model runs on, and the benchmark that compares them."""
+"""The door to the kernels: how a model uses them, which ones it gets, and the benchmark that compares them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,110 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from builders import tiny_backbone
 from torch import Tensor
 
 from comfy_moss import ops
-from comfy_moss.ops import TORCH, choose
+from comfy_moss.model.cache import KVCache
+from comfy_moss.model.layers import Pass
+from comfy_moss.model.rope import Positions, rotation
+from comfy_moss.model.schedule import make_schedule
+from comfy_moss.ops import TORCH, Kernels, choose
+from comfy_moss.pipeline.draft import Recipe, draw_draft
 
 ROOT = Path(__file__).resolve().parent.parent
+OPERATIONS = [field.name for field in fields(Kernels) if field.name != "name"]
+SCHEDULE = make_schedule(1.0, "0.06M")
+
+
+# --- in the model -----------------------------------------------------------------------------------------------
+
+
+class Kept:
+    """A cache that only appends, as training's."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        held = self.held.get(layer)
+        self.held[layer] = (k, v) if held is None else tuple(torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+
+    def view(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.held[layer]
+
+
+@pytest.mark.parametrize("visible", [None, torch.arange(16, dtype=torch.int32) // 9], ids=["all", "own scale"])
+def test_a_stored_pass_sees_what_an_appending_cache_sees(visible):
+    """Keys and values written in place, or appended: the second pass attends to the same tokens."""
+    model = tiny_backbone()
+    transformer = model.transformer
+    condition = transformer.condition([torch.randn(5, 32)], None, guided=True)
+    first, second = (Positions.of_scale(SCHEDULE, n) for n in (1, 2))
+    found = []
+    for cache in (Kept(), KVCache([40] * model.depth, 2, 2, 16, torch.float32, "cpu")):
+        for positions, seen in ((first, None), (second, visible)):
+            x = transformer.embed(torch.full((1, len(positions), 8), 0.1), positions.scale, condition)
+            step = Pass(*rotation(positions, SCHEDULE, 16), cache, store=True, visible=seen)
+            hidden = transformer(x, step, condition)
+        found.append((hidden, *cache.view(1)))
+
+    assert found[0][1].shape[2] == len(first) + len(second)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_scales_stand_for_the_mask_between_them_and_segments_for_the_joined_tokens():
+    q, k, v = torch.randn(3, 2, 2, 6, 16)
+    past, new = (k[:, :, :2], v[:, :, :2]), (k[:, :, 2:], v[:, :, 2:])
+    scales = torch.tensor([0, 0, 1, 1], dtype=torch.int32)
+    blocks = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2))[None].bool()
+
+    by_scale, by_mask, unmasked, joined, joined_by_scale = (
+        TORCH.cross_scale_attention(q[:, :, :4], segments, visible)
+        for segments, visible in [
+            ((past, new), scales), ((past, new), blocks), ((past, new), None), (((k, v),), None), (((k, v),), scales),
+        ]
+    )  # fmt: skip
+
+    assert torch.equal(by_scale, by_mask) and torch.equal(by_scale, joined_by_scale) and torch.equal(unmasked, joined)
+    assert not torch.allclose(by_scale, unmasked)
+
+
+def test_a_backbone_computes_with_the_kernels_it_is_given():
+    calls = []
+
+    def listening(name: str) -> Callable:
+        return lambda *args: (calls.append(name), getattr(TORCH, name)(*args))[1]
+
+    spy = Kernels("spy", *(listening(name) for name in OPERATIONS))
+    model = replace(tiny_backbone(), kernels=spy)
+    draw_draft(model, Recipe((torch.ones(3, 32),), None, (0,), SCHEDULE), 2)
+
+    assert {name: calls.count(name) for name in OPERATIONS} == {
+        name: 2 * model.depth * (2 if name in ("modulated_norm", "gated_add") else 1) for name in OPERATIONS
+    }
+
+
+def test_a_cache_hands_out_its_places_in_order_until_it_is_full():
+    cache = KVCache([5], 1, 2, 4, torch.float32, "cpu")
+    for start, end in ((0, 2), (2, 5)):
+        k, v = cache.reserve(0, end - start)
+        k.fill_(start), v.fill_(-start)
+
+    assert cache.lengths == [5]
+    k, v = cache.view(0)
+    assert k[0, 1, :, 3].tolist() == [0, 0, 2, 2, 2] and torch.equal(v, -k)
+    with pytest.raises(ValueError, match="layer 0 holds 5 tokens, 6 were needed"):
+        cache.reserve(0, 1)
+
+
+# --- which kernels ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -141,7 +233,7 @@ def test_the_benchmark_compares_and_times_every_operation(tmp_path):
     assert done.returncode == 0, done.stderr
 
     rows = json.loads(target.read_text())["rows"]
-    assert {row["operation"] for row in rows} >= {name for name in vars(TORCH) if name != "name"}
+    assert {row["operation"] for row in rows} >= set(OPERATIONS)
     assert {(row["past"], row["tokens"]) for row in rows} == {(21, 9), (0, 5)}
     assert all(row["median_us"] > 0 and row["iqr_us"] >= 0 and row["terabytes_s"] > 0 for row in rows)
     assert all((row["teraflops"] > 0) == ("attention" in row["operation"]) for row in rows)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..job import _device
+from ..job import choose_device
 from ..model.schedule import Schedule, make_schedule, parse_aspect
 from ..ops import Kernels, choose
 from ..pipeline.generate import Method
@@ -63,7 +63,7 @@ def check(args: argparse.Namespace) -> Order:
         spans(method, schedule, 1, guided=True)  # refuses what this schedule cannot carry
     for path in (args.json, args.markdown, args.save and args.save / "result.json"):
         _check_writable(path)
-    device, dtype = _device(args.device, args.precision)
+    device, dtype = choose_device(args.device, args.precision)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"measured is on cpu and cuda only, not on {device.type}")
     kernels, reason = choose(args.backend, device)
