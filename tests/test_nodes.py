@@ -325,6 +325,13 @@ def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(hos
     }
 
 
+def test_a_copy_of_the_clip_works_as_the_clip(host: FakeHost, tiny: tuple) -> None:
+    """The host's own CLIP nodes hand on copies."""
+    (copied, _), (features, _) = tiny[1].clone().encode("a red cat")[0], tiny[1].encode("a red cat")[0]
+    assert torch.equal(copied, features)
+    assert [options for _, options in host.loads] == [{"force_full_load": True}] * 2
+
+
 def test_unloading_empties_the_slot_and_changes_no_picture(host: FakeHost, draft: Any) -> None:
     one = draft()
     before = moss(host, one)["samples"]

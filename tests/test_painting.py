@@ -38,4 +38,5 @@ def test_mask_and_painting_both_count() -> None:
     assert joined.shape == (2, 8, 8)
     assert joined[0, :4, 4:].eq(1).all() and joined[0].sum() == 16
     assert joined[1, 0, 0] == 0.5 and joined[1, 0, 7] == 1
+    assert torch.equal(join_masks(mask[1], painting), join_masks(mask[1:], painting))
     assert join_masks(None, painting) is painting and join_masks(mask, None) is mask and join_masks(None, None) is None

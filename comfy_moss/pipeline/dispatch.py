@@ -49,7 +49,7 @@ class DispatchConfig:
         Raises:
             ValueError: a share is negative or they sum to more than 100.
         """
-        if min(shares, default=-1) < 0 or sum(shares) > 100 + 1e-6:
+        if not all(share >= 0 for share in shares) or not 0 <= sum(shares) <= 100 + 1e-6 or not shares:
             raise ValueError(f"shares must be 0 or more and sum to at most 100, got {list(shares)}")
         return cls(tuple(min(100.0, sum(shares[i:])) for i in range(len(shares))))
 

@@ -53,12 +53,14 @@ def join_masks(mask: Tensor | None, painting: Tensor | None) -> Tensor | None:
     """What either marks.
 
     Args:
-        mask: (B or 1, h, w) in [0, 1], any size.
+        mask: (B or 1, h, w) or (h, w) in [0, 1], any size.
         painting: (1, rows, columns).
 
     Returns:
         (B or 1, ., .) of the larger of the two sizes, or None.
     """
+    if mask is not None and mask.dim() == 2:
+        mask = mask[None]
     if mask is None or painting is None:
         return painting if mask is None else mask
     size = [max(sides) for sides in zip(mask.shape[1:], painting.shape[1:], strict=True)]
