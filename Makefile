@@ -28,5 +28,5 @@ venv: $(READY)
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet "$(TORCH)"
-	$(PY) -m pip install --quiet -r requirements.txt "pytest>=8.2" "ruff>=0.14"
+	$(PY) -m pip install --quiet -r requirements.txt "pytest>=8.2" "ruff>=0.14" "triton>=3.2; sys_platform == 'linux'"
 	touch $@

@@ -47,22 +47,23 @@ class Kept:
 
 
 @pytest.mark.parametrize("visible", [None, torch.arange(16, dtype=torch.int32) // 9], ids=["all", "own scale"])
-def test_a_stored_pass_sees_what_an_appending_cache_sees(visible):
-    """Keys and values written in place, or appended: the second pass attends to the same tokens."""
+def test_a_pass_sees_the_same_tokens_whether_and_wherever_it_stores_its_own(visible):
+    """Keys and values appended, written in place and seen as one segment with the earlier ones, or not kept at all."""
     model = tiny_backbone()
-    transformer = model.transformer
-    condition = transformer.condition([torch.randn(5, 32)], None, guided=True)
+    condition = model.transformer.condition([torch.randn(5, 32)], None, guided=True)
     first, second = (Positions.of_scale(SCHEDULE, n) for n in (1, 2))
-    found = []
-    for cache in (Kept(), KVCache([40] * model.depth, 2, 2, 16, torch.float32, "cpu")):
-        for positions, seen in ((first, None), (second, visible)):
-            x = transformer.embed(torch.full((1, len(positions), 8), 0.1), positions.scale, condition)
-            step = Pass(*rotation(positions, SCHEDULE, 16), cache, store=True, visible=seen)
-            hidden = transformer(x, step, condition)
-        found.append((hidden, *cache.view(1)))
+    caches = Kept(), *(KVCache([40] * model.depth, 2, 2, 16, torch.float32, "cpu") for _ in range(2))
+    hidden = []
+    for cache, store in zip(caches, (True, True, False), strict=True):
+        for positions, seen, kept in ((first, None, True), (second, visible, store)):
+            x = model.transformer.embed(torch.full((1, len(positions), 8), 0.1), positions.scale, condition)
+            step = Pass(*rotation(positions, SCHEDULE, 16), cache, kept, seen)
+            out = model.transformer(x, step, condition)
+        hidden.append(out)
 
-    assert found[0][1].shape[2] == len(first) + len(second)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(caches[0].view(1), caches[1].view(1), strict=True))
+    assert caches[1].lengths == [20, 20] and caches[2].lengths == [4, 4]
+    assert torch.equal(hidden[0], hidden[1]) and torch.equal(hidden[1], hidden[2])
 
 
 def test_scales_stand_for_the_mask_between_them_and_segments_for_the_joined_tokens():
