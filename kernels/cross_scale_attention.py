@@ -1,7 +1,7 @@
 """Triton: attention over two segments of keys and values, the draft's cache and the new tokens, in one online softmax.
 
 torch must join the segments first, which reads and writes the whole cache of the layer.  Here both are read where they lie.
-Work: 4 R H N M D multiply-and-add operations; memory: every query, key, value and result once.
+Work: 4 R H N M D floating-point operations; memory: every query, key, value and result once (keys from L2 after that).
 Twin: reference.cross_scale_attention.
 """
 

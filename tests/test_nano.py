@@ -59,7 +59,7 @@ def test_every_method_draws_what_was_asked_for(nano, recipe, method):
 
     found = [detect(image.numpy()) for image in to_uint8(picture.image)]
 
-    assert [(f[0].color, f[0].shape) for f in found] == [("green", "circle"), ("purple", "heart")]
+    assert [(f[0].color, f[0].shape) for f in found] == [("red", "heart"), ("purple", "heart")]
 
 
 def test_tokens_and_cache_are_the_arithmetic(nano, recipe):

@@ -80,7 +80,8 @@ class Backbone(Protocol):
         Args:
             cache: keys and values of earlier tokens.
             store: append these tokens' keys and values to it.
-            visible: (1 or R, N, N) bool, which new token sees which; None = all see all.
+            visible: (1 or R, N, N) bool, which new token sees which, or (N,) int32, a group each that sees only itself; None =
+                all see all.
             branch: how residual branches are run.
         """
 

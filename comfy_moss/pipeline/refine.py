@@ -84,8 +84,7 @@ def refine(
         cache = cache.first_rows(condition.batch)
     run = Run(backbone, draft.recipe, condition, cache, noise)
     tokens, positions = refine_sequence(backbone, draft, dispatch)
-    scale = positions.scale[:1]  # the same for every picture
-    visible = None if config.cross_scale else scale[:, :, None] == scale[:, None, :]
+    visible = None if config.cross_scale else positions.scale[0].int()  # the same scales for every picture
     hidden = run.forward(tokens, positions, store=False, visible=visible)
     bits = run.sample(hidden, positions)
     return Residual(dispatch, tuple(b.cpu() for b in bits.split(list(dispatch.counts), dim=1)))
