@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ pytestmark = [
         chromium() is None, reason="NO CHROMIUM: THE BROWSER'S PART WAS NOT TESTED; install it or set CHROMIUM_PATH"
     ),
 ]
+WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 MAP, DISPATCH = "MoSs_FrequencyMap", "MoSs_TokenDispatch"
 
 
@@ -75,6 +78,16 @@ def cost_line(payload: dict[str, Any], tokens: int) -> str:
 def random_bounds(rng: random.Random) -> list[float]:
     digits = rng.choice([0, 1, 3])
     return sorted((round(rng.uniform(0, 100), digits) for _ in range(rng.randint(1, 7))), reverse=True)
+
+
+def test_a_report_shows_its_text_on_the_node_and_the_saved_graph_has_none_of_it(opened_page: Page) -> None:
+    workflow = json.loads((WORKFLOWS / "moss4_text_to_image.json").read_text(encoding="utf-8"))
+    opened_page.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", workflow)
+    opened_page.run()
+    text = opened_page.page.locator(".moss-report").first
+    assert "moss4" in text.inner_text() and "KV cache" in text.inner_text()
+    saved = opened_page.page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'MoSs_Report')")
+    assert not saved.get("widgets_values")
 
 
 def test_bands_round_as_in_python(opened_page: Page) -> None:

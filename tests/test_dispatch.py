@@ -95,5 +95,6 @@ def test_as_many_bounds_as_scales_are_refused():
 
 def test_shares_are_bounds_in_other_words():
     assert DispatchConfig.from_shares([25, 25]).bounds == (50, 25)
-    with pytest.raises(ValueError, match="at most 100"):
-        DispatchConfig.from_shares([60, 60])
+    for impossible in ([60, 60], [-1, 50], [float("nan"), 50], []):
+        with pytest.raises(ValueError, match="at most 100"):
+            DispatchConfig.from_shares(impossible)

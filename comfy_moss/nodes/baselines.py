@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..pipeline.cost import Cost
 from ..pipeline.dense import finish_dense
@@ -66,7 +67,7 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
     return config
 
 
-def finish(model: MossModel, drafted: Drafted, config: FastVARConfig, preview: bool) -> tuple[object, Cost]:
+def finish(model: MossModel, drafted: Drafted, config: FastVARConfig, preview: bool) -> tuple[Tensor, Cost]:
     """Sum of codes and cost.  FastVAR saves updates of the drafted scales too, so it runs them again with their bits given."""
     schedule = drafted.schedule
     last = len(schedule) - config.skip
