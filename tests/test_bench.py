@@ -401,6 +401,7 @@ def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusua
         (["--aspect", "wide"], "'wide' is not a ratio"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
         (["--backend", "triton"], "Triton kernels cannot run here"),
+        (["--graphs", "on"], "CUDA graphs need a CUDA device, not cpu"),
         (["--shape", "20b"], "invalid choice: '20b'"),
         (["--json", str(ROOT)], "cannot be written"),
         (["--markdown", str(ROOT / "README.md" / "a.md")], "cannot be written"),
@@ -437,6 +438,16 @@ def test_a_gpus_memory_and_launches_are_told_and_kernels_need_fewer(quick: list[
     plain, ours = (row["refine_launches"] for row in result["ablation"][1:3])
     assert 0 < ours < plain
     assert "launches in refine" in tables.section(result) and "peak memory" in tables.section(result)
+
+
+@pytest.mark.gpu
+def test_graphs_are_checked_and_measured_beside_the_kernels(quick: list[str], capsys: pytest.CaptureFixture) -> None:
+    asked = ["--device", "cuda", "--precision", "bf16", "--graphs", "on", "--methods", "moss2", "--json"]
+    assert cli.main([*quick, *asked]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert any(limit["kernels"].endswith(", graphs") for limit in result["limits"])
+    assert result["ablation"][-1]["label"].endswith("+ graphs, no guidance in refine")
+    assert "one graph" in tables.section(result) and "graphs" in store.result_name(result)
 
 
 # --- the page and the script ------------------------------------------------------------------------------------

@@ -91,3 +91,13 @@ def test_a_batch_is_its_single_runs(nano, recipe, method):
     for n in range(2):
         alone = generate(nano, single(recipe, n), parse_method(method))
         assert (to_uint8(together.image)[n].int() - to_uint8(alone.image)[0].int()).abs().max() <= 1
+
+
+def test_bfloat16_draws_nearly_the_same_bits_from_the_same_bits_before(nano, recipe):
+    half = load_infinity(ASSETS / "transformer.safetensors", ASSETS / "vae.safetensors", dtype=torch.bfloat16)
+    reference, _ = draw_draft(nano, recipe, len(SCHEDULE))
+    apart = []
+    for n, bits in enumerate(reference.bits):
+        drawn, _ = draw_draft(half, recipe, n + 1, given=reference.bits[:n])
+        apart.append((drawn.bits[n] != bits).float().mean().item())
+    assert 0 < max(apart) <= 0.01

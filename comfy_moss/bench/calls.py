@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.graphs import Graphs
 from ..model.infinity_backbone import InfinityBackbone
 from ..pipeline.cost import Cost
 from ..pipeline.draft import Recipe, empty_total
@@ -48,7 +49,8 @@ def calls(backbone: InfinityBackbone, recipe: Recipe, variants: Sequence[Variant
 
 
 def _part(kind: type[Undecoded], backbone: InfinityBackbone, variant: Variant) -> Undecoded:
-    return kind(backbone.transformer, backbone.vae, backbone.model_id, kernels=variant.kernels)
+    graphs = Graphs() if variant.graphs else None
+    return kind(backbone.transformer, backbone.vae, backbone.model_id, kernels=variant.kernels, graphs=graphs)
 
 
 def _draw(backbone: Undecoded, recipe: Recipe, variant: Variant) -> Cost:
@@ -57,8 +59,8 @@ def _draw(backbone: Undecoded, recipe: Recipe, variant: Variant) -> Cost:
 
 
 def refine_launches(backbone: InfinityBackbone, recipe: Recipe, variant: Variant) -> int | None:
-    """What the last pass, which is the refine step's, gives a GPU to do; None on a CPU."""
-    if backbone.device.type != "cuda":
+    """What the last pass, which is the refine step's, gives a GPU to do; None on a CPU, and for a graph, which is one thing."""
+    if backbone.device.type != "cuda" or variant.graphs:
         return None
     counting = _part(Counting, backbone, variant)
     generate(counting, recipe, variant.method)

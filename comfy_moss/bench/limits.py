@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.graphs import Graphs
 from ..model.infinity import InfinityConfig
 from ..model.infinity_backbone import InfinityBackbone
 from ..model.schedule import make_schedule
@@ -27,6 +28,7 @@ from ..pipeline.refine import RefineConfig, refine
 from .shapes import random_backbone
 
 DIFFERENT = {torch.float32: 0.0, torch.bfloat16: 0.01}  # share of bits allowed to differ where both ways are the same in theory
+SLIPPED = {torch.float32: 1e-3, torch.bfloat16: 0.01}  # share of bits allowed to differ from float32's on the CPU
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # allowed distance of logits, as a share of their norm
 SCHEDULE = make_schedule(1.5, "0.06M")
 TEXT_WIDTH = 64
@@ -58,10 +60,12 @@ class Listening(InfinityBackbone):
         return self.heard[-1]
 
 
-def check_limits(head_dim: int, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> list[Limit]:
+def check_limits(
+    head_dim: int, device: torch.device, dtype: torch.dtype, kernels: Kernels, graphs: Graphs | None = None
+) -> list[Limit]:
     """Run every check there."""
     plain = small_model(head_dim)
-    model = _moved(plain, device, dtype, kernels)
+    model = _moved(plain, device, dtype, kernels, graphs)
     recipe = Recipe((torch.randn(9, TEXT_WIDTH, generator=torch.Generator().manual_seed(1)),), None, (7,), SCHEDULE)
     whole, _ = draw_draft(plain, recipe, len(SCHEDULE))
     part, _ = draw_draft(plain, recipe, len(SCHEDULE) - K)
@@ -70,10 +74,12 @@ def check_limits(head_dim: int, device: torch.device, dtype: torch.dtype, kernel
         ("bits of one refine scale with bound 100 against the dense last step", _one_scale(model, recipe), far),
         ("bits of a draft of all scales against the plain model", _resumed(model, recipe), far),
         ("logits of the draft against float32 on the CPU", _drafted(model, plain, whole), near),
+        ("bits of every scale, drawn from the true bits before it", _teacher_forced(model, whole), SLIPPED[dtype]),
         ("logits of the refine step against float32 on the CPU", _refined(model, plain, part, RefineConfig()), near),
         ("logits of the refine step without CSSA against float32 on the CPU", _refined(model, plain, part, apart), near),
     ]
-    return [Limit(name, kernels.name, error, allowed) for name, error, allowed in found]
+    name = f"{kernels.name}, graphs" if graphs else kernels.name
+    return [Limit(what, name, error, allowed) for what, error, allowed in found]
 
 
 def small_model(head_dim: int) -> Listening:
@@ -84,10 +90,12 @@ def small_model(head_dim: int) -> Listening:
     return Listening(model.transformer, model.vae, model.model_id)
 
 
-def _moved(model: Listening, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Listening:
+def _moved(
+    model: Listening, device: torch.device, dtype: torch.dtype, kernels: Kernels, graphs: Graphs | None = None
+) -> Listening:
     transformer, vae = (deepcopy(part).to(device) for part in (model.transformer, model.vae))
     transformer.blocks.to(dtype)
-    return Listening(transformer, vae.to(dtype), model.model_id, kernels=kernels)
+    return Listening(transformer, vae.to(dtype), model.model_id, kernels=kernels, graphs=graphs)
 
 
 def _different(bits: Tensor, others: Tensor) -> float:
@@ -114,6 +122,14 @@ def _drafted(model: Listening, plain: Listening, reference: Draft) -> float:
             draw_draft(listener, reference.recipe, n + 1, given=reference.bits[:n])
 
     return _distance(draw, model, plain)
+
+
+def _teacher_forced(model: Listening, reference: Draft) -> float:
+    """Share of bits that differ from the reference's, over all scales."""
+    drawn = [
+        draw_draft(model, reference.recipe, n + 1, given=reference.bits[:n])[0].bits[n] for n in range(reference.scales)
+    ]
+    return _different(torch.cat(drawn, dim=1), torch.cat(reference.bits, dim=1))
 
 
 def _refined(model: Listening, plain: Listening, draft: Draft, config: RefineConfig) -> float:

@@ -18,7 +18,7 @@ from .shapes import NANO
 from .variants import parse_methods
 from .work import spans
 
-OPTIONS = ("shape", "pixels", "aspect", "device", "precision", "backend", "methods", "runs", "warmup", "cfg")
+OPTIONS = ("shape", "pixels", "aspect", "device", "precision", "backend", "methods", "runs", "warmup", "cfg", "graphs")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Order:
         dtype: of the transformer's blocks, the codec and the text encoder.
         reason: why these kernels, in words.
         guided: run the unconditional rows too.
+        graphs: run the transformer's passes as CUDA graphs.
         command: what to type for the same again.
     """
 
@@ -46,6 +47,7 @@ class Order:
     runs: int
     warmup: int
     guided: bool
+    graphs: bool
     command: str
 
 
@@ -66,10 +68,12 @@ def check(args: argparse.Namespace) -> Order:
     device, dtype = choose_device(args.device, args.precision)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"measured is on cpu and cuda only, not on {device.type}")
+    if args.graphs == "on" and device.type != "cuda":
+        raise ValueError(f"CUDA graphs need a CUDA device, not {device.type}; leave --graphs off")
     kernels, reason = choose(args.backend, device)
     return Order(
         args.shape, pixels, args.aspect, schedule, device, dtype, kernels, reason, methods, args.runs, args.warmup,
-        args.cfg == "on", _command(args, pixels, device, dtype),
+        args.cfg == "on", args.graphs == "on", _command(args, pixels, device, dtype),
     )  # fmt: skip
 
 

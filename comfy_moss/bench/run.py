@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..model.graphs import Graphs
 from ..model.guidance import Guidance
 from ..model.infinity_backbone import InfinityBackbone
 from ..ops import TORCH
@@ -44,8 +45,8 @@ def bench(order: Order, say: Say) -> dict[str, Any]:
     backbone = build_backbone(order.shape, order.device, order.dtype)
     say("limits")
     limits = _limits(order, backbone)
-    main = [Variant(method.label, method, order.kernels) for method in order.methods]
-    extra = ablation(order.methods, order.kernels, order.guided)
+    main = [Variant(method.label, method, order.kernels, order.graphs) for method in order.methods]
+    extra = ablation(order.methods, order.kernels, order.guided, order.graphs)
     recipe = Recipe((text,), None, (0,), order.schedule, Guidance() if order.guided else Guidance(1.0))
     samples = run_rounds(order.device, calls(backbone, recipe, [*main, *extra]), order.runs, order.warmup, say)
     itemsize = backbone.transformer.blocks[0].sa.q_bias.dtype.itemsize
@@ -76,10 +77,11 @@ def _measure_text(order: Order, say: Say) -> tuple[Tensor, list[float]]:
 
 
 def _limits(order: Order, backbone: InfinityBackbone) -> list[Limit]:
-    """With plain torch, which the ablation runs on, and with the kernels of the order."""
-    head_dim = backbone.transformer.config.head_dim
+    """With plain torch, which the ablation runs on, with the kernels of the order, and with those as graphs."""
+    common = backbone.transformer.config.head_dim, order.device, order.dtype
     used = {kernels.name: kernels for kernels in (TORCH, order.kernels)}
-    return [limit for kernels in used.values() for limit in check_limits(head_dim, order.device, order.dtype, kernels)]
+    found = [limit for kernels in used.values() for limit in check_limits(*common, kernels)]
+    return found + (check_limits(*common, order.kernels, Graphs()) if order.graphs else [])
 
 
 def _setting(order: Order, backbone: InfinityBackbone, prompt_tokens: int) -> dict[str, Any]:
@@ -89,7 +91,8 @@ def _setting(order: Order, backbone: InfinityBackbone, prompt_tokens: int) -> di
         "weight_bytes": sum(p.nbytes for part in (backbone.transformer, backbone.vae) for p in part.parameters()),
         "width": width, "height": height, "pixels": order.pixels, "aspect": order.aspect, "grids": order.schedule.grids,
         "prompt_tokens": prompt_tokens, "precision": name_of(order.dtype), "backend": order.kernels.name,
-        "backend_reason": order.reason, "guided": order.guided, "runs": order.runs, "warmup": order.warmup,
+        "backend_reason": order.reason, "graphs": order.graphs, "guided": order.guided,
+        "runs": order.runs, "warmup": order.warmup,
     }  # fmt: skip
 
 

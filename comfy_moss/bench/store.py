@@ -21,6 +21,7 @@ def result_name(result: dict[str, Any]) -> str:
         setting["pixels"]: default_pixels(setting["shape"]),
         setting["aspect"]: "1:1",
         "guided" if setting["guided"] else "unguided": "guided",
+        "graphs" if setting.get("graphs") else "": "",
         setting["backend"]: "auto" if "capability" in hardware else "torch",
     }
     parts = [hardware["device"], setting["shape"], setting["precision"]]

@@ -14,17 +14,18 @@ ABLATED = 4  # k of the ablation, where it is measured: the default method's
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with the kernels it runs on, under the name that tables give it."""
+    """A method with the kernels it runs on, as CUDA graphs or not, under the name that tables give it."""
 
     label: str
     method: Method
     kernels: Kernels
+    graphs: bool = False
 
     @property
     def run(self) -> str:
         """What is run: the same for two variants that differ in their label alone."""
         options = ["SA"] * (not self.method.cross_scale) + ["no guidance in refine"] * (not self.method.guidance)
-        return ", ".join([self.method.label, *options, self.kernels.name])
+        return ", ".join([self.method.label, *options, self.kernels.name, *["graphs"] * self.graphs])
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:
@@ -53,12 +54,13 @@ def _place(method: Method) -> tuple[int, int, str]:
     return {"dense": 0, "fastvar": 1}.get(method.name, 2), method.k, method.name
 
 
-def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool) -> tuple[Variant, ...]:
+def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool, graphs: bool = False) -> tuple[Variant, ...]:
     """The paper's ablation (Table 2) for one k, one change a row; none without a MoSs.
 
     Args:
         kernels: what the methods are measured on; where that is plain torch, the row of the kernels is missing.
         guided: also add the option to run the refine step without guidance.
+        graphs: also add CUDA graphs.
     """
     refining = [method for method in methods if method.name == "moss"]
     if not refining:
@@ -70,6 +72,9 @@ def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool) -> tuple
     ]
     if kernels != TORCH:
         rows.append(Variant(f"{method.label}, CSSA + kernels", method, kernels))
+    if graphs:
+        rows.append(replace(rows[-1], label=f"{rows[-1].label} + graphs", graphs=True))
     if guided:
-        rows.append(Variant(f"{rows[-1].label}, no guidance in refine", replace(method, guidance=False), kernels))
+        last = rows[-1]
+        rows.append(replace(last, label=f"{last.label}, no guidance in refine", method=replace(method, guidance=False)))
     return tuple(rows)

@@ -25,6 +25,7 @@ class KVCache:
         shapes = [(2, rows, heads, tokens, head_dim) for tokens in capacity]
         self.layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * len(self.layers)
+        self.whole: KVCache | None = None  # whose memory this is a part of, and which therefore must live
 
     def reserve(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """The next places of a layer for keys and values (rows, heads, tokens, head_dim), to be filled by the caller.
@@ -66,7 +67,14 @@ class KVCache:
         part = copy(self)
         part.layers = [layer[:, :rows] for layer in self.layers]
         part.lengths = list(self.lengths)
+        part.whole = self
         return part
+
+    def twin(self) -> KVCache:
+        """A cache on the same memory with lengths of its own: to fill again what is no longer needed."""
+        twin = copy(self)
+        twin.lengths, twin.whole = list(self.lengths), None
+        return twin
 
     @property
     def nbytes(self) -> int:

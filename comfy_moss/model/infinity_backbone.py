@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,22 +14,37 @@ from ..ops import TORCH, Kernels
 from .backbone import Noise, Step, TokenWork
 from .bsq import bits_to_codes, map_to_tokens, resample, tokens_to_map
 from .cache import KVCache
+from .graphs import Graphs
 from .infinity import InfinityTransformer
 from .layers import Branch, Condition, Pass, run_whole
+from .published import INFINITY, Published
 from .rope import rotation
 from .sampling import Sampling, bit_noise, draw_bits, per_scale
-from .schedule import Grid
+from .schedule import Grid, Schedule
+from .tiling import decode_in_tiles
 from .vae import VAE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class InfinityBackbone:
-    """See `backbone.Backbone` for the members' contracts; `kernels` is what `ops.choose` found for the device."""
+    """See `backbone.Backbone` for the members' contracts.
+
+    Attributes:
+        kernels: what `ops.choose` found for the device.
+        graphs: replays the passes of a picture that are like those of an earlier one; None = runs every kernel by itself.
+    """
 
     transformer: InfinityTransformer
     vae: VAE
     model_id: str = ""
     kernels: Kernels = field(default=TORCH, kw_only=True)
+    graphs: Graphs | None = field(default=None, kw_only=True)
+
+    @property
+    def published(self) -> Published:
+        return INFINITY
 
     @property
     def device(self) -> torch.device:
@@ -36,6 +53,14 @@ class InfinityBackbone:
     @property
     def depth(self) -> int:
         return self.transformer.config.depth
+
+    @property
+    def width(self) -> int:
+        return self.transformer.config.width
+
+    @property
+    def text_width(self) -> int:
+        return self.transformer.config.text_width
 
     @property
     def work(self) -> TokenWork:
@@ -59,6 +84,9 @@ class InfinityBackbone:
     def map_grid(self, grid: Grid) -> Grid:
         return (2 * grid[0], 2 * grid[1]) if self.patchify else tuple(grid)
 
+    def is_empty(self, text: Tensor) -> bool:
+        return len(text) == 1  # its end token alone
+
     def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> Condition:
         return self.transformer.condition(text, negative, guided)
 
@@ -66,7 +94,12 @@ class InfinityBackbone:
         config = self.transformer.config
         capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
         dtype = self.transformer.blocks[0].sa.q_bias.dtype
-        return KVCache(capacity, len(condition.pooled), config.heads, config.head_dim, dtype, self.device)
+        make = self.graphs.new_cache if self.graphs else KVCache
+        return make(capacity, len(condition.pooled), config.heads, config.head_dim, dtype, self.device)
+
+    def cache_bytes(self, rows: int, tokens: int) -> int:
+        dtype = self.transformer.blocks[0].sa.q_bias.dtype
+        return 2 * rows * tokens * self.width * self.depth * dtype.itemsize
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         return map_to_tokens(resample(total, self.map_grid(grid)), self.patchify)
@@ -86,7 +119,8 @@ class InfinityBackbone:
         if len(tables[0]) > 1:  # every picture has its own tokens: repeat for the unconditional rows
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
         mix = step.guidance.mixes(self.depth, step.guidance.at(step.positions, len(step.schedule)))
-        return transformer(x, Pass(*tables, cache, store, visible, branch, mix, self.kernels), step.condition)
+        run = partial(self.graphs.run, transformer) if self.graphs else transformer
+        return run(x, Pass(*tables, cache, store, visible, branch, mix, self.kernels), step.condition)
 
     def logits(self, hidden: Tensor, step: Step, tau: float | tuple[float, ...]) -> Tensor:
         """Logits (B, N, d, 2) after temperature and guidance."""
@@ -107,9 +141,14 @@ class InfinityBackbone:
     def codes(self, bits: Tensor) -> Tensor:
         return bits_to_codes(bits, self.channels)
 
-    def code_map(self, codes: Tensor, grid: Grid, full: Grid) -> Tensor:
-        return resample(tokens_to_map(codes, grid, self.patchify), self.map_grid(full))
+    def code_map(self, codes: Tensor, scale: int, schedule: Schedule, filled: Tensor | None = None) -> Tensor:
+        image = tokens_to_map(codes, schedule.grids[scale], self.patchify)  # zeros stay zeros, so `filled` adds nothing
+        return resample(image, self.map_grid(schedule.grids[-1]))
 
     def decode(self, total: Tensor) -> Tensor:
-        weight = self.vae.decoder.conv_in.conv.weight
-        return self.vae.decode(total.to(weight)).float()
+        total = total.to(self.vae.decoder.conv_in.conv.weight)
+        try:
+            return self.vae.decode(total).float()
+        except torch.OutOfMemoryError:
+            log.warning("the picture is decoded in tiles, because this device has too little memory to decode it at once")
+        return decode_in_tiles(self.vae.decode, total).float()
