@@ -14,6 +14,8 @@ from comfy_moss.model import graphs as graphs_module
 from comfy_moss.model.graphs import Graphs, Replay
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.layers import Pass
+from comfy_moss.model.rope import Positions, rotation
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.dense import finish_dense
@@ -97,15 +99,29 @@ def test_methods_may_follow_one_another(plain, graphed) -> None:
         assert torch.equal(_drawn(graphed, _recipe(1), method), _drawn(plain, _recipe(1), method))
 
 
-def test_a_draft_keeps_its_cache_while_others_are_drawn(plain, graphed) -> None:
-    for _ in range(2):
-        draft, cache = draw_draft(graphed, _recipe(1), 4)
-        for seed in (2, 3):
-            draw_draft(graphed, _recipe(seed), 4)
-        finished, _ = finish_dense(graphed, draft, cache)
-        whole, _ = draw_draft(plain, _recipe(1), len(SCHEDULE))
-        assert torch.equal(finished.total, whole.total)
-        del draft, cache, finished
+def test_drafts_keep_their_caches_while_others_are_drawn(plain, graphed) -> None:
+    for start in (0, 10, 20):
+        seeds = range(start, start + 3)
+        drafts = [draw_draft(graphed, _recipe(seed), 4) for seed in seeds]
+        for seed, (draft, cache) in zip(seeds, drafts, strict=True):
+            finished, _ = finish_dense(graphed, draft, cache)
+            whole, _ = draw_draft(plain, _recipe(seed), len(SCHEDULE))
+            assert torch.equal(finished.total, whole.total)
+        del drafts, draft, cache
+
+
+def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain, recorder) -> None:
+    condition, graphs, model = _recipe().condition(plain), Graphs(recorder), plain.transformer
+    tables = rotation(Positions.of_scale(SCHEDULE, 2), SCHEDULE, TINY.head_dim)
+    for turn in range(3):
+        caches = [graphs.new_cache([64] * 2, 2, 2, TINY.head_dim, torch.float32, "cpu"), plain.new_cache(condition, 64)]
+        generator = torch.Generator().manual_seed(turn)
+        parts = [torch.randn(2, tables[0].shape[1], TINY.width, generator=generator) for _ in range(3)]
+        ours = [graphs.run(model, x, Pass(*tables, caches[0], store=True), condition) for x in parts]
+        theirs = [model(x, Pass(*tables, caches[1], store=True), condition) for x in parts]
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        del caches
+    assert recorder.recorded == 3
 
 
 def test_memory_is_lent_again_only_when_it_is_free(graphed) -> None:
