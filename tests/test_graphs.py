@@ -113,14 +113,16 @@ def test_drafts_keep_their_caches_while_others_are_drawn(plain, graphed) -> None
 def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain, recorder) -> None:
     condition, graphs, model = _recipe().condition(plain), Graphs(recorder), plain.transformer
     tables = rotation(Positions.of_scale(SCHEDULE, 2), SCHEDULE, TINY.head_dim)
+    pairs = []
     for turn in range(3):
         caches = [graphs.new_cache([64] * 2, 2, 2, TINY.head_dim, torch.float32, "cpu"), plain.new_cache(condition, 64)]
         generator = torch.Generator().manual_seed(turn)
         parts = [torch.randn(2, tables[0].shape[1], TINY.width, generator=generator) for _ in range(3)]
         ours = [graphs.run(model, x, Pass(*tables, caches[0], store=True), condition) for x in parts]
         theirs = [model(x, Pass(*tables, caches[1], store=True), condition) for x in parts]
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        pairs += zip(ours, theirs, strict=True)
         del caches
+    assert all(torch.equal(a, b) for a, b in pairs)  # at the end: a later replay must not write into an earlier result
     assert recorder.recorded == 3
 
 
