@@ -11,6 +11,7 @@ import argparse
 import logging
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
+from comfy_moss.evaluation.suite import held_out
 from comfy_moss.evaluation.world import Scene, caption, render, sample_scene
 from comfy_moss.model.bsq import bits_to_codes, resample
 from comfy_moss.model.infinity import InfinityTransformer
@@ -35,6 +37,7 @@ PEAK_LR = 2e-3
 EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
 SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
+PART_SIZE = 3000  # pictures encoded and kept together
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
 log = logging.getLogger("train_transformer")
 
@@ -109,23 +112,30 @@ def scale_losses(nano: Nano, features: Tensor, captions: list[str | None], scale
     return torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs])
 
 
-
-
 @torch.no_grad()
-def encoded_pictures(path: Path, rank: int, count: int, vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
-    """Scenes and their codec features (count, c, 32, 32) float16, kept in a file because encoding takes minutes."""
-    generators = [np.random.default_rng(50_000_000 * (rank + 1) + n) for n in range(count)]
+def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
+    """PART_SIZE scenes and their codec features (n, c, 32, 32) float16, kept in a file because encoding takes minutes."""
+    generators = [np.random.default_rng(50_000_000 * (part + 1) + n) for n in range(PART_SIZE)]
     scenes = [sample_scene(rng) for rng in generators]
+    path = state / f"features_{part}.pt"
     if path.exists():
         return scenes, torch.load(path, weights_only=True)
     model = VAE(VAE_CONFIG)
     model.load_state_dict(vae)
-    out = torch.empty(count, VAE_CONFIG.channels, *SCHEDULE.grids[-1], dtype=torch.float16)
+    out = torch.empty(PART_SIZE, VAE_CONFIG.channels, *SCHEDULE.grids[-1], dtype=torch.float16)
     for n, (scene, rng) in enumerate(zip(scenes, generators, strict=True)):
         image = torch.from_numpy(render(scene, rng)).permute(2, 0, 1)[None]
         out[n] = model.encode(to_float(image))[0]
     torch.save(out, path)
     return scenes, out
+
+
+def encoded_pictures(state: Path, parts: Iterable[int], vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
+    """The scenes of some parts of the pool with their features, without those held out for the evaluation."""
+    loaded = [encoded_part(state, part, vae) for part in parts]
+    scenes = [scene for part, _ in loaded for scene in part]
+    kept = [n for n, scene in enumerate(scenes) if not held_out(scene)]
+    return [scenes[n] for n in kept], torch.cat([features for _, features in loaded])[kept]
 
 
 def read_captions(scenes: list[Scene], rng: np.random.Generator) -> list[str | None]:
@@ -144,11 +154,18 @@ def learning_rate(done: float, step: int) -> float:
     return PEAK_LR * min(1, (step + 1) / 80) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
 
 
-def optimizer_for(nano: Nano) -> torch.optim.Optimizer:
-    matrices = [p for p in nano.parameters() if p.dim() >= 2]
-    vectors = [p for p in nano.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.97), fused=True)
+def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the matrices of all blocks, AdamW for the rest; steps of the same size, so that one rate serves both."""
+    inside = [*nano.transformer.blocks.named_parameters(), *nano.text.encoder.block.named_parameters()]
+    matrices = [p for name, p in inside if p.dim() == 2 and "bias" not in name]
+    known = {id(p) for p in matrices}
+    rest = [p for p in nano.parameters() if id(p) not in known]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.02},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    muon = torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    return muon, torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.97), fused=True)
 
 
 class Batches:
@@ -179,30 +196,36 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
     vae = torch.load(args.state / "vae.pt", weights_only=True)["ema"]
     torch.manual_seed(0)
     nano = Nano()
-    optimizer = optimizer_for(nano)
+    optimizers = optimizers_for(nano)
     ema = {name: value.clone() for name, value in nano.state_dict().items()}
     step, before, path = 0, 0.0, args.state / "transformer.pt"
     if args.resume:
         state = torch.load(path, weights_only=True)
         nano.load_state_dict(state["model"])
-        if state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizer"] or (), strict=False):  # none after training.restore
+            optimizer.load_state_dict(kept)
         ema, step, before = state["ema"], state["step"], state["seconds"]
-    encoded = encoded_pictures(args.state / f"features_{rank}.pt", rank, args.pictures // workers, vae)
+    encoded = encoded_pictures(args.state, range(rank, args.pictures // PART_SIZE, workers), vae)
     batches = Batches(*encoded, np.random.default_rng(rank + 1000 * step))
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
         log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
     same_everywhere(0.0)
     start, logged, history = time.time() - before, time.time(), []
+
+    def save(seconds: float) -> None:
+        kept = [optimizer.state_dict() for optimizer in optimizers]
+        save_state(path, model=nano.state_dict(), optimizer=kept, ema=ema, step=step, seconds=seconds)
+
     while (done := same_everywhere((time.time() - start) / (60 * args.minutes))) < 1:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(done, step)
-        optimizer.zero_grad()
+        nano.zero_grad()
         history.append(train_step(nano, batches))
         average_gradients(nano.parameters())
         torch.nn.utils.clip_grad_norm_(nano.parameters(), 2.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         if step % 4 == 0:
             move_average(ema, nano, min(0.98, step / (step + 40)))
@@ -211,12 +234,11 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
             bits = " ".join(f"{b:.3f}" for b in (torch.stack(history).nanmean(0) / math.log(2)).tolist())
             log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step):.1e} bits a bit {bits}")
             history.clear()
-            save_state(path, model=nano.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
+            save(seconds)
     if rank == 0:
-        seconds = time.time() - start
-        save_state(path, model=nano.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
+        save(time.time() - start)
         log.info(f"done after step {step}")
 
 
 if __name__ == "__main__":
-    launch(work, __doc__, pictures=6000)
+    launch(work, __doc__, pictures=12000)

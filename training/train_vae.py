@@ -31,11 +31,11 @@ log = logging.getLogger("train_vae")
 
 
 def pictures(first_seed: int, count: int) -> Tensor:
-    """(count, 3, 256, 256) uint8 renders of the shapes world."""
+    """(count, 3, 256, 256) uint8 renders of the shapes world, most things textured: that is the hard part."""
     out = torch.empty(count, 3, 256, 256, dtype=torch.uint8)
     for n in range(count):
         rng = np.random.default_rng(first_seed + n)
-        out[n] = torch.from_numpy(render(sample_scene(rng), rng)).permute(2, 0, 1)
+        out[n] = torch.from_numpy(render(sample_scene(rng, plain_texture=0.25), rng)).permute(2, 0, 1)
     return out
 
 

@@ -48,6 +48,8 @@ _EXTRA_WORDS = ("an", "the", "with", "in", "to", "of", "one", ",", ".")
 _REFERENCE = 256.0
 _SUPERSAMPLING = 2
 _DARKENING = 0.5
+# Across the stripes, along a row of squares of both kinds, from dot to dot; so short that grids up to 16 x 16 lose them.
+PERIODS = {"striped": 22.0, "checkered": 28.0, "dotted": 27.0}
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
 _OFFSET = 62.0
 _POSITION_JITTER = 5.0
@@ -217,15 +219,15 @@ def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray
     """How dark (0 to 1) a texture is at an offset (x, y) in pixels from the object's centre; edges one pixel soft."""
     if name == "plain":
         return 0.0
+    period = PERIODS[name] * unit
     if name == "striped":
-        return np.clip(_bands((x + y) / np.sqrt(2), 18 * unit) + 0.5, 0, 1)
+        return np.clip(_bands((x + y) / np.sqrt(2), period) + 0.5, 0, 1)
     if name == "checkered":
-        across = np.clip(2 * _bands(x, 20 * unit), -1, 1)
-        down = np.clip(2 * _bands(y, 20 * unit), -1, 1)
+        across = np.clip(2 * _bands(x, period), -1, 1)
+        down = np.clip(2 * _bands(y, period), -1, 1)
         return 0.5 + 0.5 * across * down
-    period = 19 * unit
     wrapped = [(axis + period / 2) % period - period / 2 for axis in (x, y)]
-    return np.clip(5.8 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
+    return np.clip(8.2 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
 
 
 def _render_background(scene: Scene, height: int, width: int, unit: float) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""Which texture an object has: how strongly its brightness waves as each texture's would, wherever the waves begin."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .detector import Detection
+from .world import PERIODS, outline, silhouette
+
+_REFERENCE = 256.0  # pixels of the shorter side that PERIODS are measured in
+_INSIDE = 0.9  # of the object's size: what lies closer to its outline is left out
+_LEAST = 0.3  # of a rendered texture's strength; below, an object counts as plain
+_DIAGONAL = 1 / (PERIODS["striped"] * np.sqrt(2))
+# Waves a pixel (x, y) of each texture's strongest components, and the strength of a rendered one.
+_WAVES = {
+    "striped": ([(_DIAGONAL, _DIAGONAL)], 0.21),
+    "checkered": ([(1 / PERIODS["checkered"], sign / PERIODS["checkered"]) for sign in (1, -1)], 0.135),
+    "dotted": ([(1 / PERIODS["dotted"], 0.0), (0.0, 1 / PERIODS["dotted"])], 0.1),
+}
+
+
+def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
+    """By texture, how much of it an object of a known shape shows: about 1 as rendered, 0 for none.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    height, width = image.shape[:2]
+    unit = min(height, width) / _REFERENCE
+    area, cx, cy = _measures(found.shape)
+    radius = _INSIDE * np.sqrt(found.area / area)
+    inside = silhouette(found.shape, found.cx - cx * radius, found.cy - cy * radius, radius, height, width) > 0.5
+    y, x = np.nonzero(inside)
+    value = image[inside].max(-1).astype(np.float32)
+    value = value / max(value.mean(), 1.0) - 1
+    spread = {
+        name: min(abs(np.mean(value * np.exp(-2j * np.pi * (x * fx + y * fy) / unit))) for fx, fy in waves)
+        for name, (waves, _) in _WAVES.items()
+    }
+    return {name: float(spread[name] / full) for name, (_, full) in _WAVES.items()}
+
+
+def texture_of(image: np.ndarray, found: Detection) -> str:
+    """The name of the object's texture, "plain" where none is clear."""
+    shown = strengths(image, found)
+    best = max(shown, key=shown.__getitem__)
+    return best if shown[best] >= _LEAST else "plain"
+
+
+def _measures(shape: str) -> tuple[float, float, float]:
+    """Area, and x and y of the centroid, of the outline at radius 1."""
+    x, y = outline(shape).T
+    x_next, y_next = np.roll(x, -1), np.roll(y, -1)
+    cross = x * y_next - x_next * y
+    return abs(cross.sum()) / 2, ((x + x_next) @ cross) / (3 * cross.sum()), ((y + y_next) @ cross) / (3 * cross.sum())

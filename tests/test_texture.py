@@ -1,0 +1,43 @@
+"""Which texture an object has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comfy_moss.evaluation import world
+from comfy_moss.evaluation.detector import detect
+from comfy_moss.evaluation.texture import strengths, texture_of
+from comfy_moss.evaluation.world import Group, Scene, Thing
+
+
+def _picture(shape: str, texture: str, count: int, seed: int, side: int = 256) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    scene = Scene((Group(count, Thing(shape, list(world.COLORS)[seed % 6], texture)),))
+    return world.render(scene, rng, side, side)
+
+
+@pytest.mark.parametrize("texture", world.TEXTURES)
+def test_every_texture_is_told_on_every_shape_and_number(texture: str) -> None:
+    for seed, (shape, count) in enumerate((s, n) for s in world.SHAPES for n in (1, 4)):
+        picture = _picture(shape, texture, count, seed, side=256 if seed % 3 else 320)
+        assert [texture_of(picture, found) for found in detect(picture)] == [texture] * count
+
+
+@pytest.mark.parametrize("texture", world.TEXTURES[1:])
+def test_a_texture_that_was_blurred_away_is_plain(texture: str) -> None:
+    """As it is on a grid of 16 x 16 cells."""
+    picture = Image.fromarray(_picture("square", texture, 1, 0))
+    blurred = picture.resize((16, 16), Image.Resampling.BOX).resize((256, 256), Image.Resampling.BILINEAR)
+    picture, blurred = np.asarray(picture), np.asarray(blurred)
+    (sharp,), (soft,) = detect(picture), detect(blurred)
+    assert strengths(picture, sharp)[texture] > 0.9
+    assert strengths(blurred, soft)[texture] < 0.3 and texture_of(blurred, soft) == "plain"
+
+
+def test_half_the_contrast_is_half_the_strength() -> None:
+    picture = _picture("circle", "striped", 1, 0).astype(float)
+    faint = (0.5 * picture + 0.5 * _picture("circle", "plain", 1, 0)).astype(np.uint8)
+    (found,) = detect(faint)
+    assert strengths(faint, found)["striped"] == pytest.approx(0.45, abs=0.12)
