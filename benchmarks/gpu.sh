@@ -23,4 +23,5 @@ part 120 tables.md "$python" -m comfy_moss bench --shape 2b --device cuda --prec
 part 120 tables.md "$python" -m comfy_moss bench --shape 2b --device cuda --precision bf16 --graphs on --runs 20 --warmup 3 --save "$folder"
 part 60 tables.md "$python" -m comfy_moss bench --shape 125m --device cuda --precision bf16 --runs 20 --warmup 3 --save "$folder"
 part 45 tables.md "$python" -m comfy_moss bench --shape nano --device cuda --precision bf16 --runs 20 --warmup 3 --save "$folder"
+part 25 decoder.txt "$python" benchmarks/decoder.py
 exit $failed

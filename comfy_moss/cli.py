@@ -1,4 +1,4 @@
-"""The command line: `python -m comfy_moss generate | bench | verify | models | convert`.
+"""The command line: `python -m comfy_moss generate | bench | evaluate | export | calibrate | verify | models | convert`.
 
 Results go to stdout; progress and errors to stderr, an error as one sentence with exit code 2 and nothing written.
 torch and transformers are imported only by the commands that need them, so that --help is instant.
@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .bench import RESULTS
+from .evaluation.calibration import options as calibration
+from .evaluation.export import layouts as export
+from .evaluation.names import EVALUATED
 from .model.schedule import PRESETS
 
 if TYPE_CHECKING:
@@ -71,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_bench(commands)
+    _add_evaluate(commands)
+    _add_export(commands)
+    _add_calibrate(commands)
     verify = commands.add_parser("verify", help="compare this implementation with reference numbers")
     verify.add_argument("directory", type=Path, help="directory of reference numbers with a manifest.json")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
@@ -93,13 +99,28 @@ def _add_generate(commands: Any) -> None:
     )
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="what to draw")
-    add("--model", default="nano", help="name of an installed model, or its folder (default: nano)")
-    add("--models", type=Path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
+    _add_method(parser)
+    add_drawing(parser)
+    add("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
+    add("-o", "--output", type=Path, default=Path("out.png"), metavar="PNG", help="replaced if there; out_0.png, ... for a batch")
+    add("--maps", type=Path, metavar="DIR", help="also write draft, frequency, dispatch, every scale and a poster there")
+    add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
+    parser.set_defaults(run=_generate)
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--method", help="dense, draft, fastvar, moss, or moss2 to moss5 with the paper's bounds (default: moss4)")
     add("--bounds", type=_numbers, metavar="T1,T2,...", help="percentages for moss, coarsest refine scale first")
     add("--skip", type=int, metavar="K", help="method draft: leave out the last K scales (default: 4)")
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """What else decides a picture, for every command that draws."""
+    add = parser.add_argument
+    add("--model", default="nano", help="name of an installed model, or its folder (default: nano)")
+    add("--models", type=Path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
     add("--seed", type=int, default=0, help="seed of the first picture; the next ones count up (default: 0)")
-    add("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
     add("--aspect", default="1:1", help="width:height, for example 16:9; the nearest ratio the model knows is used")
     add("--pixels", choices=PRESETS, help="image area (default: the model's own)")
     add("--negative", default="", metavar="PROMPT", help="what to stay away from")
@@ -110,32 +131,65 @@ def _add_generate(commands: Any) -> None:
     add("--no-cssa", action="store_true", help="moss: refined tokens see only their own scale")
     add("--no-refine-guidance", action="store_true", help="moss: no guidance in the refine step, half its work")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda, else fp32")
-    add("-o", "--output", type=Path, default=Path("out.png"), metavar="PNG", help="replaced if there; out_0.png, ... for a batch")
-    add("--maps", type=Path, metavar="DIR", help="also write draft, frequency, dispatch, every scale and a poster there")
-    add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
-    parser.set_defaults(run=_generate)
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda and CPUs with AMX, else fp32")
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="draw the pictures of a benchmark that is scored elsewhere")
+    export.add_options(parser)
+    _add_method(parser)
+    add_drawing(parser)
+    parser.set_defaults(run=_export)
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser("calibrate", help="search the bounds of MoSs-k for a model by a metric")
+    calibration.add_options(parser)
+    add_drawing(parser)
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_bench(commands: Any) -> None:
     parser = commands.add_parser("bench", help="measure speed and memory of the methods on this machine")
     add = parser.add_argument
-    add("--shape", choices=("nano", "125m", "2b", "8b"), default="nano", help="released ones get random weights (default: nano)")
+    add("--shape", choices=("nano", "125m", "2b", "8b", "hart-0.7b"), default="nano", help="all but nano get random weights")
     add("--pixels", choices=PRESETS, help="image area (default: 1M, for nano 0.25M)")
     add("--aspect", default="1:1", help="width:height (default: 1:1)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda, else fp32")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda and CPUs with AMX, else fp32")
     add("--backend", choices=("auto", "torch", "triton"), default="auto", help="auto = Triton's kernels where they are faster")
-    methods = "dense,fastvar,moss2,moss3,moss4,moss5"
-    add("--methods", default=methods, metavar="M1,M2,...", help=f"dense and every moss's draft-k are added (default: {methods})")
+    add("--methods", metavar="M1,M2,...", help="dense and every moss's draft-k are added (default: all that the paper has)")
     add("--runs", type=int, default=5, metavar="N", help="rounds of all methods, in random order (default: 5)")
     add("--warmup", type=int, default=1, metavar="N", help="rounds before those, not counted (default: 1)")
     add("--cfg", choices=("on", "off"), default="on", help="guidance: off = half the rows (default: on)")
+    add("--graphs", choices=("on", "off"), default="off", help="run the transformer as CUDA graphs (default: off)")
     add("--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="write all numbers there, or print only them")
     add("--markdown", type=Path, metavar="FILE", help="write the printed tables there as well")
     add("--save", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="store all numbers there, default benchmarks/results")
     add("--tables", action="store_true", help="measure nothing: write docs/performance.md from all stored results")
     parser.set_defaults(run=_bench)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="measure the quality of the methods on the shapes world, against their time")
+    add = parser.add_argument
+    add("--model", default="nano", help="a model that draws the shapes world (default: nano)")
+    add("--models", type=Path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
+    add("--methods", default=EVALUATED, metavar="M1,M2,...", help=f"draft = draft-1 to draft-5 (default: {EVALUATED})")
+    add("--per-task", type=int, default=10, metavar="N", help="prompts of each of the six tasks (default: 10)")
+    add("--seed", type=int, default=0, help="of the prompts; picture n has seed n (default: 0)")
+    add("--pixels", choices=PRESETS, help="image area (default: the model's own)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the model (default: auto)")
+    add("--batch", type=int, default=3, metavar="N", help="pictures drawn together (default: 3)")
+    add("--workers", type=int, metavar="N", help="processes that share the prompts and the cores (default: as many as threads)")
+    add("--part", type=int, help=argparse.SUPPRESS)  # which worker this is
+    add("--correlation", type=int, default=100, metavar="N", help="first prompts whose contribution is measured (default: 100)")
+    add("--out", type=Path, metavar="DIR", help="keep what was drawn there, and go on from what is there already")
+    add("--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="write all numbers there, or print only them")
+    add("--save", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="store all numbers there, default benchmarks/results")
+    add("--tables", action="store_true", help="draw nothing: write docs/quality.md from all stored results")
+    parser.set_defaults(run=_evaluate)
 
 
 def _numbers(text: str) -> float | list[float]:
@@ -196,6 +250,46 @@ def _summary(job: Job, picture: Picture, seconds: dict[str, float]) -> str:
     return f"{width} x {height}, {job.method.label}: {tokens} tokens, {memory:.1f} MiB of KV cache, {drawing:.2f} s"
 
 
+# --- export, calibrate ------------------------------------------------------------------------------------------
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .evaluation.export import run
+
+    order = run.check(args)
+    written = run.export(order, _counter("files"))
+    print(f"{order.images}: {written} files written for {order.layout.title}")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from .evaluation.calibration import order as orders
+    from .evaluation.calibration.table import facts, table
+
+    order = orders.check(args)
+    result = orders.run(order, _counter)
+    print(json.dumps(facts(order, result)) if args.json else table(order, result))
+    return 0
+
+
+def _counter(things: str) -> Callable[[int, int], None]:
+    """Tells on stderr how many of how many are done: on one line that is written over, or where nobody watches a line a tenth."""
+    width, tenth = 24, -1
+
+    def show(done: int, of: int) -> None:
+        nonlocal tenth
+        text = f"{done}/{of} {things}"
+        if sys.stderr.isatty():
+            bar = "#" * (width * done // of)
+            sys.stderr.write(f"\r[{bar:.<{width}}] {text}" if done < of else "\r\x1b[K")
+        elif 10 * done // of > tenth:
+            tenth = 10 * done // of
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    return show
+
+
 # --- bench ------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +320,30 @@ def _progress_line() -> Callable[[str], None]:
             sys.stderr.flush()
 
     return show
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .evaluation import order, run, store, tables
+    from .metadata import write_files
+
+    if args.tables:
+        print(store.write_page())
+        return 0
+    asked, say = order.check(args), _progress_line()
+    if asked.part is not None:
+        run.draw_part(asked, args.out, say)
+        return 0
+    result, pictures = run.evaluate(asked, say)
+    printed = args.json == Path("-")
+    if args.json and not printed:
+        write_files({args.json: store.as_json(result)})
+    if args.save:
+        store.save(asked, result, pictures, args.save)
+    sys.stdout.write(store.as_json(result).decode() if printed else tables.section(result))
+    return 0
 
 
 # --- the other commands -----------------------------------------------------------------------------------------

@@ -16,12 +16,11 @@ from torch import Tensor
 from . import __version__
 from .metadata import png, to_image, write_files
 from .model.backbone import Backbone
-from .model.checkpoint import load_infinity
 from .model.guidance import Guidance
 from .model.library import ModelFiles, default_roots, find_model
-from .model.sampling import NOISE_ID, Sampling, per_scale
-from .model.schedule import Schedule, make_schedule, parse_aspect
-from .model.text import TextEncoder
+from .model.published import Published
+from .model.sampling import NOISE_ID, per_scale
+from .model.schedule import Schedule, parse_aspect
 from .ops import choose
 from .pipeline.draft import Recipe
 from .pipeline.generate import Method, Picture, parse_method
@@ -66,23 +65,23 @@ def check(args: argparse.Namespace) -> Job:
         raise ValueError(f"the batch must hold at least 1 picture, got {args.batch}")
     if not 0 <= args.seed <= 2**64 - args.batch:
         raise ValueError(f"seeds lie between 0 and 2^64 - 1, got {args.seed} for {args.batch} pictures")
-    ratio, method = parse_aspect(args.aspect), _method(args)
+    ratio = parse_aspect(args.aspect)
     device, dtype = choose_device(args.device, args.precision)
     files = find_model(args.model, [*args.models, *default_roots()])
-    pixels = args.pixels or files.area
-    schedule = make_schedule(ratio, pixels)
+    pixels, method = args.pixels or files.area, _method(args, files.published)
+    schedule = files.schedule(ratio, pixels)
     method.check(schedule)
     cfg = _scales(files.cfg if args.cfg is None else args.cfg, schedule, "cfg")
     tau = _scales(files.tau if args.tau is None else args.tau, schedule, "tau")
-    settings = {"guidance": Guidance(cfg), "sampling": Sampling(tau)}
+    settings = {"guidance": Guidance(cfg), "sampling": files.sampling(tau)}
     return Job(args, files, method, schedule, settings, pixels, device, dtype)
 
 
-def _method(args: argparse.Namespace) -> Method:
+def _method(args: argparse.Namespace, published: Published) -> Method:
     bounds = [args.bounds] if isinstance(args.bounds, float) else args.bounds
-    name = args.method or ("draft" if args.skip is not None else "moss" if bounds else "moss4")
+    name = args.method or ("draft" if args.skip is not None else "moss" if bounds else f"moss{published.k}")
     options = {"cross_scale": not args.no_cssa, "guidance": not args.no_refine_guidance}
-    return replace(parse_method(name, bounds, args.skip), strength=args.strength, window=args.window, **options)
+    return replace(parse_method(name, bounds, args.skip, published), strength=args.strength, window=args.window, **options)
 
 
 def _scales(value: float | Sequence[float], schedule: Schedule, name: str) -> float | tuple[float, ...]:
@@ -132,12 +131,12 @@ def cpu_prefers_bf16() -> bool:
 def load(job: Job) -> tuple[Backbone, Recipe, dict[str, float]]:
     """The model and the prompts' features, and the seconds that took.  The text encoder is gone before the model comes."""
     args, files, start = job.args, job.files, time.perf_counter()
-    encoder = TextEncoder.load(files.text, job.device, job.dtype)
+    encoder = files.load_text(job.device, job.dtype)
     loaded = time.perf_counter()
     text, *negative = encoder.encode([args.prompt] + ([args.negative] if args.negative.strip() else []))
     encoded = time.perf_counter()
     del encoder
-    backbone = load_infinity(files.transformer, files.vae, files.text, job.device, job.dtype)
+    backbone = files.load(job.device, job.dtype)
     backbone = replace(backbone, kernels=choose("auto", job.device)[0])
     recipe = Recipe(
         (text,) * args.batch, tuple(negative) * args.batch or None, job.seeds, job.schedule, **job.settings

@@ -2,7 +2,8 @@
 
 A golden directory has a manifest.json that lists cases; each case is a safetensors file of inputs and expected tensors.
 Cases run teacher-forced: every step gets the reference's bits, and the bits we would have drawn are compared as well, so
-that one early slip cannot hide or cause the later ones.  Tolerances are those the manifest states.
+that one early slip cannot hide or cause the later ones.  Tolerances are those the manifest states.  A manifest that lists
+`files` instead of `cases` is of the second kind, see verify_hart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .comparison import EXACT, Check, Comparison, Hooks
 from .model.backbone import Noise, Step
 from .model.bsq import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from .model.cache import KVCache
@@ -27,62 +29,16 @@ from .model.guidance import Guidance
 from .model.infinity_backbone import InfinityBackbone
 from .model.rope import Positions, grid_positions, rotation
 from .model.sampling import Sampling, bit_noise, bit_probability, draw_bits
-from .model.schedule import Grid, Schedule, make_schedule
+from .model.schedule import Schedule, make_schedule
 from .model.tensors import open_tensors
 from .pipeline.draft import Recipe, draw_draft
 from .pipeline.fastvar import finish_fastvar
+from .verify_hart import verify_files
 
 HIDDEN = 5e-5  # logits and hidden states, times the reference's standard deviation
 SUMMED = 5e-6  # sums of codes and token inputs
 IMAGE = 2e-3  # images in [-1, 1], or 20 times the case's sensitivity if that is more
 PROBABILITY = 1e-4
-EXACT = 0.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """One compared quantity: worst absolute error and what is allowed."""
-
-    case: str
-    quantity: str
-    error: float
-    allowed: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.allowed  # False for NaN
-
-
-@dataclass
-class Comparison:
-    """Collects the worst error of each quantity of one case."""
-
-    case: str
-    expected: dict[str, Tensor]
-    worst: dict[str, Check] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
-
-    def check(self, name: str, actual: Tensor, allowed: float, quantity: str | None = None, relative: bool = False) -> None:
-        """Compare with the expected tensor of that name, if the case has it; `relative` scales by its deviation."""
-        if name not in self.expected:
-            return
-        self.seen.add(name)
-        reference = self.expected[name].double()
-        actual = actual.double().cpu()
-        if actual.numel() != reference.numel():
-            raise ValueError(f"{self.case}: {name} has shape {tuple(actual.shape)}, the reference {tuple(reference.shape)}")
-        error = (actual.reshape(reference.shape) - reference).abs().max().item()
-        scale = max(reference.std(correction=0).item(), 1e-12) if relative else 1.0
-        self.note(quantity or re.sub(r"^s\d+\.", "", name), error / scale, allowed)
-
-    def note(self, quantity: str, error: float, allowed: float) -> None:
-        old = self.worst.get(quantity)
-        if old is None or not error <= old.error:
-            self.worst[quantity] = Check(self.case, quantity, error, allowed)
-
-    def unused(self) -> list[str]:
-        """Expected tensors that nothing was compared with."""
-        return sorted(n for n in self.expected if n not in self.seen and not n.startswith("in.") and "NOT_USED" not in n)
 
 
 @dataclass(frozen=True)
@@ -102,10 +58,10 @@ class Probe(InfinityBackbone):
             self.lengths[f"s{scale:02d}.L{layer:02d}"] = length
         return hidden
 
-    def _watch_block(self, scale: int) -> _Hooks:
+    def _watch_block(self, scale: int) -> Hooks:
         block = self.transformer.blocks[0]
         names = {"sa": block.sa, "ca": block.ca, "ffn": block.ffn, "out": block}
-        hooks = _Hooks()
+        hooks = Hooks()
         for name, module in names.items():
             key = f"s{scale:02d}.blk0_{name}"
             hooks.add(
@@ -132,25 +88,10 @@ class Probe(InfinityBackbone):
         check(f"{prefix}.bits", bits, EXACT, "wrong bits")
         return expected[f"{prefix}.bits"].reshape(bits.shape)
 
-    def code_map(self, codes: Tensor, grid: Grid, full: Grid) -> Tensor:
-        for name, reference in self.comparison.expected.items():
-            if name.endswith(".codes") and tuple(reference.shape[-2:]) == self.map_grid(grid):
-                self.comparison.check(name, tokens_to_map(codes, grid, self.patchify), SUMMED)
-        return super().code_map(codes, grid, full)
-
-
-class _Hooks(list):
-    """Forward hooks that are removed when the block ends."""
-
-    def add(self, hook: object) -> None:
-        self.append(hook)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_exc: object) -> None:
-        for hook in self:
-            hook.remove()
+    def code_map(self, codes: Tensor, scale: int, schedule: Schedule, filled: Tensor | None = None) -> Tensor:
+        image = tokens_to_map(codes, schedule.grids[scale], self.patchify)
+        self.comparison.check(f"s{scale:02d}.codes", image, SUMMED)
+        return super().code_map(codes, scale, schedule, filled)
 
 
 def _recipe(case: dict, expected: dict[str, Tensor], schedule: Schedule) -> Recipe:
@@ -182,7 +123,7 @@ def _reference_noise(comparison: Comparison, seed: int) -> Callable[..., Tensor]
 def _check_text(comparison: Comparison, backbone: InfinityBackbone, recipe: Recipe) -> None:
     """Text conditioning: rows of all prompts, then of the unconditional ones, padding left out."""
     model, kept = backbone.transformer, {}
-    hooks = _Hooks()
+    hooks = Hooks()
     for name, module in (("text_norm", model.text_norm), ("text_ca", model.text_proj_for_ca)):
         hooks.add(module.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out})))
     with hooks:
@@ -320,7 +261,11 @@ def verify(folder: Path) -> Iterator[Check]:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise ValueError(f"{folder} holds no manifest.json; name a directory of reference numbers")
-    cases = json.loads(manifest.read_text())["cases"]
+    listed = json.loads(manifest.read_text())
+    if "files" in listed:
+        yield from verify_files(folder, listed)
+        return
+    cases = listed["cases"]
     unknown = sorted({case["kind"] for case in cases.values()} - {*KINDS, "weights"})
     if unknown:
         raise ValueError(f"{manifest} lists cases of unknown kind: {', '.join(unknown)}")

@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from comfy_moss.bench.hart_shape import HART_07B  # noqa: E402
 from comfy_moss.evaluation.metrics import psnr, ssim  # noqa: E402
 from comfy_moss.metadata import to_bytes, to_image, write_files  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
@@ -34,6 +35,7 @@ from comfy_moss.model.schedule import make_schedule  # noqa: E402
 from comfy_moss.model.text import TextEncoder  # noqa: E402
 from comfy_moss.pipeline.contribution import contribution  # noqa: E402
 from comfy_moss.pipeline.cost import Cost  # noqa: E402
+from comfy_moss.pipeline.dispatch import refine_counts  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
 from comfy_moss.pipeline.generate import Picture, generate, parse_method  # noqa: E402
 from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
@@ -135,6 +137,28 @@ def table(text: str) -> Image.Image:
     return page
 
 
+def scale_bars(sides: Sequence[int], refined: Sequence[int]) -> Image.Image:
+    """A column for every scale, as high as it is wide in tokens; the last ones in colour, with the tokens that are redrawn."""
+    step, height, font = (WIDTH - 2 * MARGIN) / len(sides), 300, ImageFont.load_default(20)
+    page = Image.new("RGB", (WIDTH, height + 4 * TEXT), PAPER)
+    pen, colours = ImageDraw.Draw(page), [tuple(round(255 * c) for c in rgb.tolist()) for rgb in scale_colours(len(refined))]
+    for n, side in enumerate(sides):
+        late = n - len(sides) + len(refined)
+        left, top, bottom = MARGIN + n * step, 2 * TEXT + height * (1 - side / sides[-1]), 2 * TEXT + height
+        pen.rectangle((left + 4, top, left + step - 4, bottom), colours[late] if late >= 0 else QUIET)
+        pen.text((left + step / 2, bottom + 8), str(side), INK, font, "mt")
+        if late >= 0:
+            pen.text((left + step / 2, top - 8), str(refined[late]), INK, font, "mb")
+    pen.text((MARGIN, TEXT), "side of each scale in tokens; above, how many MoSs2 redraws", QUIET, font, "lm")
+    return page
+
+
+def hart_scales() -> Image.Image:
+    """HART's scales and what MoSs2 redraws of the last two, by arithmetic."""
+    counts = refine_counts(HART_07B.schedule(1.0, "1M"), HART_07B.published.bounds[2])
+    return scale_bars(HART_07B.transformer.sides, counts)
+
+
 def cost(label: str, picture: Picture) -> Cost:
     """What drawing took, without the decoding."""
     seconds = {stage: spent for stage, spent in picture.seconds.items() if stage != "decode"}
@@ -151,6 +175,7 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
     likeness = psnr(result, dense).item(), ssim(result, dense).item()
     return {
         "MoSs_LoadInfinity/picture.jpg": sheet([grown[n] for n in (0, 2, 4, 6, 8, 9)], 3),
+        "MoSs_LoadHART/picture.png": hart_scales(),
         "MoSs_InfinityDraft/picture.jpg": sheet(grown[: moss.draft.scales], 3),
         "MoSs_FrequencyMap/picture.png": sheet([before, ("Frequency", heatmap(moss.frequency, size))], 2, colour_bar(inner)),
         "MoSs_TokenDispatch/picture.png": sheet(

@@ -16,14 +16,16 @@ class Graph:
     """A workflow.
 
     Attributes:
-        thumbnail: keys of the preview or save nodes whose pictures stand for it.
+        thumbnail: keys of the preview or save nodes whose pictures stand for it; empty = `drawing` stands for it.
         titles: node titles that differ from the node's own name.
+        drawing: a picture below the repository's root, where the model's own weights are not at hand.
     """
 
     nodes: dict[str, Node]
     links: tuple[Link, ...]
     thumbnail: tuple[str, ...]
     titles: dict[str, str] = field(default_factory=dict)
+    drawing: str = ""
 
 
 def note(text: str, x: int, y: int, w: int, h: int) -> Node:
@@ -171,8 +173,32 @@ def paint() -> Graph:
     return Graph(nodes, links + wires, ("show_overlay", "show"), {"show_overlay": "Dispatch", "show": "Result"})
 
 
+HART = "hart-0.7b-1024px"  # folder in models/hart
+
+
+def hart() -> Graph:
+    """Text to image (HART, MoSs2)."""
+    nodes, links = start(refine_scales=2)
+    more, wires = moss(740)
+    nodes |= more
+    nodes |= {
+        "load": ("MoSs_LoadHART", 0, 0, 320, 230, {"model": HART}),
+        "prompt": ("CLIPTextEncode", 0, 290, 320, 140, {"text": "a lighthouse on a cliff at dusk, oil painting"}),
+        "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs_HART"}),
+        "report": ("MoSs_Report", 1520, 500, 320, 330, {}),
+        "note": note(
+            "### Text to image (HART, MoSs2)\n\nTwelve scales are drafted, 48 x 48 and 64 x 64 refined in one pass, with the "
+            "paper's bounds 80 and 55. Only the finest tokens go through the residual diffusion.\n\nNeeds the folders "
+            "hart-0.7b-1024px (with system_prompt.txt in it) and Qwen2-VL-1.5B-Instruct in models/hart.", 0, 480, 320, 230,
+        ),
+    }  # fmt: skip
+    wires += (("decode", 0, "save", "images"), ("composite", 0, "report", "latent"))
+    return Graph(nodes, links + wires, (), drawing="js/docs/MoSs_LoadHART/picture.png")
+
+
 GRAPHS = {
     "moss4_text_to_image": text_to_image(),
+    "hart_moss2_text_to_image": hart(),
     "compare_methods": compare(),
     "inspect_every_map": inspect(),
     "paint_to_refine": paint(),

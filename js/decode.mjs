@@ -24,6 +24,7 @@ const uint16 = (text) => new Uint16Array(bytes(text).buffer);
  * @property {[number, number][]} grids of the refine scales, height and width, coarsest first
  * @property {[number, number]} final grid
  * @property {number[]} bounds in use when the node ran, percent
+ * @property {number[] | null | undefined} paper bounds printed for this model and number of scales; null: none
  * @property {string[]} colours of the refine scales
  * @property {string[]} palette of the heatmap, low to high
  * @property {Picture[]} pictures
@@ -46,6 +47,7 @@ export function decode(payload) {
     grids: payload.grids,
     final: payload.map.grid,
     bounds: payload.bounds,
+    paper: payload.paper,
     colours: payload.colours,
     palette: payload.palette,
     draftTokens: payload.draft_tokens,

@@ -108,12 +108,13 @@ export function parseNumbers(text) {
  * @param {string} preset "paper", "custom bounds" or "custom shares"
  * @param {string} values the numbers of the two custom presets
  * @param {number} k number of refine scales
+ * @param {number[] | null} paper bounds printed for this model and k; null: there are none
  * @returns {{bounds: number[]} | {problem: string}} the problem is one clear sentence
  */
-export function resolveBounds(preset, values, k) {
+export function resolveBounds(preset, values, k, paper = PAPER_BOUNDS[k] ?? null) {
   if (preset === "paper") {
-    return k in PAPER_BOUNDS
-      ? { bounds: PAPER_BOUNDS[k] }
+    return paper
+      ? { bounds: paper }
       : { problem: `The paper has no bounds for ${k} refine scales; choose custom bounds.` };
   }
   const numbers = parseNumbers(values);

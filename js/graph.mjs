@@ -37,10 +37,11 @@ export function isEditable(dispatch) {
  * The bounds that a Token Dispatch node's widgets mean.
  * @param {object} dispatch
  * @param {number} k number of refine scales
+ * @param {number[] | null | undefined} paper see resolveBounds
  * @returns {{bounds: number[]} | {problem: string}}
  */
-export function readBounds(dispatch, k) {
-  return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k);
+export function readBounds(dispatch, k, paper) {
+  return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k, paper);
 }
 
 function setWidget(node, name, value) {

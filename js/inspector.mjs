@@ -108,9 +108,9 @@ export class Inspector {
   refresh() {
     if (!this.inspection) return;
     const dispatch = graph.dispatchOf(this.node);
-    const { bounds, grids } = this.inspection;
+    const { bounds, grids, paper } = this.inspection;
     this.editable = Boolean(dispatch) && graph.isEditable(dispatch);
-    const found = this.editable ? graph.readBounds(dispatch, grids.length) : { bounds, problem: dispatch ? LINKED : "" };
+    const found = this.editable ? graph.readBounds(dispatch, grids.length, paper) : { bounds, problem: dispatch ? LINKED : "" };
     const text = dispatch ? graph.paintingText(dispatch) : "";
     this.problem = found.problem ?? "";
     this.state = {

@@ -23,6 +23,7 @@ from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.published import PAPER
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig
 from comfy_moss.pipeline.draft import Recipe
@@ -107,7 +108,7 @@ def test_dense_and_every_honest_rival_stand_beside_the_methods_asked_for() -> No
 
 
 def test_by_default_all_methods_of_the_paper_are_measured() -> None:
-    labels = {method.label for method in parse_methods(_option("methods"))}
+    labels = {method.label for method in parse_methods(order.default_methods(PAPER))}
     assert labels == {"dense", "fastvar", *(f"{name}{k}" for k in (2, 3, 4, 5) for name in ("draft-", "moss"))}
 
 

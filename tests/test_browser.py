@@ -133,6 +133,13 @@ def test_widgets_are_read_as_the_node_reads_them(
     assert bool(found.get("problem")) == (bounds is None)
 
 
+@pytest.mark.parametrize("paper", [[80, 55], None])
+def test_the_papers_bounds_are_those_that_the_node_sends_for_its_model(opened_page: Page, paper: list[float] | None) -> None:
+    found = opened_page.module("dispatch", 'module.resolveBounds("paper", "1, 2", 2, value)', paper)
+    assert found.get("bounds") == paper
+    assert bool(found.get("problem")) == (paper is None)
+
+
 def test_before_the_first_run_there_is_one_quiet_line(opened_page: Page) -> None:
     opened_page.build()
     for kind in (MAP, DISPATCH):

@@ -129,12 +129,12 @@ def complaints(log: str) -> list[str]:
 def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host) -> None:
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
-    assert start.count("10 nodes; attention and RoPE: torch: ") == 1
+    assert start.count("11 nodes; attention and RoPE: torch: ") == 1
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
     ours = {name: node for name, node in host.get("/object_info").items() if name.startswith("MoSs_")}
-    assert len(ours) == 10
+    assert len(ours) == 11
     for name, node in ours.items():
         inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
         assert node["category"] == "MoSs" and node["description"] and "ComfyUI-MoSs" in node["python_module"]
@@ -304,7 +304,7 @@ def test_the_cache_goes_when_the_host_drops_the_draft(mode: list[str]) -> None:
 )
 def test_an_older_host_loads_the_pack_and_draws_the_same_pictures(typed: Callable) -> None:
     with Host(comfyui=OLD) as host:
-        assert len([name for name in host.get("/object_info") if name.startswith("MoSs_")]) == 10
+        assert len([name for name in host.get("/object_info") if name.startswith("MoSs_")]) == 11
         result = host.run(graphs.whole(seed=3))
         for name, method in (("moss", "moss4"), ("dense", "dense"), ("fastvar", "fastvar"), ("draft", "draft")):
             assert difference(saved(host, result, name)[0], typed("--seed=3", f"--method={method}")[0]) <= 1, name

@@ -61,4 +61,4 @@ def test_the_pack_loads_and_draws_and_says_once_what_computes_it(before: str, af
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("LOG")]
-    assert len(said) == 1 and re.fullmatch(r"LOG MoSs \d.*: 10 nodes; attention and RoPE: torch: .*(no CUDA|on cpu).*", said[0])
+    assert len(said) == 1 and re.fullmatch(r"LOG MoSs \d.*: 11 nodes; attention and RoPE: torch: .*(no CUDA|on cpu).*", said[0])

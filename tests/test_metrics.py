@@ -1,4 +1,4 @@
-"""PSNR and SSIM."""
+"""PSNR, SSIM and the energy of textures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from comfy_moss.evaluation.metrics import psnr, ssim
+from comfy_moss.evaluation.metrics import psnr, ssim, texture_energy
 
 
 def _pictures(count: int = 1, height: int = 17, width: int = 14, seed: int = 0) -> torch.Tensor:
@@ -103,3 +103,42 @@ def test_pictures_smaller_than_the_window_are_refused_by_ssim_only() -> None:
             ssim(small, small)
         assert psnr(small, small).item() == math.inf
     assert ssim(torch.zeros(1, 11, 11, 3), torch.zeros(1, 11, 11, 3)).item() == 1
+
+
+# --- texture ----------------------------------------------------------------------------------------------------
+
+
+def _striped(contrast: float, side: int = 128, period: int = 12) -> torch.Tensor:
+    """Grey stripes of `contrast` around a slow slope, (1, side, side, 3)."""
+    x = torch.arange(side)
+    stripes = 0.5 + 0.1 * x / side + contrast * (x // (period // 2) % 2 - 0.5)
+    return stripes[None, None, :, None].expand(1, side, side, 3)
+
+
+INSIDE = torch.zeros(1, 128, 128, dtype=torch.bool)
+INSIDE[:, 30:100, 30:100] = True
+
+
+def test_a_texture_has_the_energy_of_its_contrast_and_a_slope_has_none() -> None:
+    assert texture_energy(_striped(0.2), INSIDE).item() == pytest.approx(0.1**2, rel=0.1)
+    assert texture_energy(_striped(0.4), INSIDE).item() == pytest.approx(0.2**2, rel=0.1)
+    assert texture_energy(_striped(0.0), INSIDE).item() < 1e-6
+
+
+def test_blur_takes_energy_away_and_noise_adds_some() -> None:
+    sharp = _striped(0.2)
+    soft = torch.nn.functional.avg_pool2d(sharp.movedim(-1, 1), 7, 1, 3).movedim(1, -1)
+    noisy = sharp + 0.05 * torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0))
+    soft, sharp, noisy = (texture_energy(image, INSIDE).item() for image in (soft, sharp, noisy))
+    assert soft < 0.6 * sharp < sharp < noisy
+
+
+def test_only_what_is_inside_objects_counts() -> None:
+    outside = torch.where(INSIDE[..., None], _striped(0.2), torch.rand(1, 128, 128, 3))
+    assert texture_energy(outside, INSIDE).item() == pytest.approx(texture_energy(_striped(0.2), INSIDE).item(), rel=1e-9)
+    assert texture_energy(_striped(0.2), torch.zeros_like(INSIDE)).item() == 0
+
+
+def test_places_that_do_not_fit_the_pictures_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not belong"):
+        texture_energy(_striped(0.2), INSIDE[:, 1:])

@@ -300,6 +300,47 @@ def test_objects_of_two_colors_that_touch_are_told_apart() -> None:
     assert sorted((d.color, d.shape) for d in found) == [("blue", "square"), ("red", "square")]
 
 
+def _recoloured(scene: Scene, colour: str, share: float) -> np.ndarray:
+    """A picture whose object turns to another colour from some height downwards."""
+    picture, other = _render(scene), (replace(scene, groups=(replace(g, thing=replace(g.thing, color=colour)),))
+                                      for g in scene.groups)  # fmt: skip
+    picture, row = picture.copy(), int(256 * share)
+    picture[row:] = _render(next(other))[row:]
+    return picture
+
+
+@pytest.mark.parametrize(("shape", "color", "shifted"), [("star", "yellow", "orange"), ("cross", "orange", "red")])
+def test_an_object_whose_hue_is_shifted_in_places_is_one_object(shape: str, color: str, shifted: str) -> None:
+    """As a codec does."""
+    scene = Scene((Group(1, Thing(shape, color)),), None, "black", "plain")
+    (found,) = detector.detect(_recoloured(scene, shifted, 0.5))
+    assert found.shape == shape and found.color in (color, shifted)
+
+
+@pytest.mark.parametrize("color", ["blue", "green", "purple"])
+def test_an_object_of_two_unlike_colors_is_no_object_of_one(color: str) -> None:
+    scene = Scene((Group(1, Thing("star", "red")),), None, "black", "plain")
+    assert "star" not in [found.shape for found in detector.detect(_recoloured(scene, color, 0.5))]
+
+
+def test_the_bright_parts_of_a_texture_give_its_color() -> None:
+    scene = Scene((Group(1, Thing("square", "orange", "checkered")),), None, "white", "plain")
+    picture = _render(scene)
+    dark = (picture[..., 0] < 160) & (_chroma(picture) > 40)
+    picture = np.where(dark[..., None], np.uint8((130, 20, 30)), picture)  # the dark squares turn red
+    (found,) = detector.detect(picture)
+    assert (found.shape, found.color) == ("square", "orange")
+
+
+def test_the_inside_of_objects_leaves_their_rim_out() -> None:
+    scene = Scene((Group(2, Thing("square", "green")),), None, "white", "plain")
+    picture = _render(scene)
+    inside = detector.interior(detector.detect(picture), 256, 256)
+    colored = _chroma(picture) > 40
+    assert 0.5 * colored.sum() < inside.sum() < 0.85 * colored.sum()
+    assert not (inside & ~colored).any()
+
+
 def test_bridges_specks_and_holes_do_not_matter() -> None:
     scene = Scene((Group(2, Thing("circle", "green")),), None, "white", "plain")
     canvas = Image.fromarray(_render(scene))

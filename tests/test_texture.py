@@ -8,7 +8,7 @@ from PIL import Image
 
 from comfy_moss.evaluation import world
 from comfy_moss.evaluation.detector import detect
-from comfy_moss.evaluation.texture import strengths, texture_of
+from comfy_moss.evaluation.texture import shows_texture, strengths, texture_of
 from comfy_moss.evaluation.world import Group, Scene, Thing
 
 
@@ -41,3 +41,16 @@ def test_half_the_contrast_is_half_the_strength() -> None:
     faint = (0.5 * picture + 0.5 * _picture("circle", "plain", 1, 0)).astype(np.uint8)
     (found,) = detect(faint)
     assert strengths(faint, found)["striped"] == pytest.approx(0.45, abs=0.12)
+
+
+def test_a_scene_is_shown_with_its_texture_only_where_every_named_one_is_there() -> None:
+    def shown(asked: str, drawn: str) -> bool | None:
+        picture = world.render(world.parse(drawn), np.random.default_rng(0))
+        return shows_texture(world.parse(asked), detect(picture), picture)
+
+    assert shown("a red striped star", "a red striped star") is True
+    assert shown("a red striped star", "a red star") is shown("a red striped star", "a red dotted star") is False
+    assert shown("a red striped star", "a red striped heart") is False
+    assert shown("a striped star and a dotted heart", "a striped star and a heart") is False
+    assert shown("a striped star and a heart", "a striped star and a heart") is True
+    assert shown("a red star", "a red striped star") is None

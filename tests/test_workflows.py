@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakehost import FakeHost, installed
+from hart_builders import write_hart_model
 from hosting import Host, checkout
 from PIL import Image
 
@@ -29,6 +30,7 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def schemas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Schema of every node of ours."""
     with installed(tmp_path_factory.mktemp("host")) as host:
+        write_hart_model(host.models / "hart" / "hart-0.7b-1024px", text=False)
         started: FakeHost = host.start()
         yield {name: node.define_schema() for name, node in started.nodes.items()}
 
@@ -42,8 +44,8 @@ def widgets(schema: Any) -> list[str]:
     return names
 
 
-def test_there_are_four_workflows_each_with_its_twin_and_a_thumbnail() -> None:
-    assert len(NAMES) == 4 == len(list((FOLDER / "api").glob("*.json")))
+def test_there_are_five_workflows_each_with_its_twin_and_a_thumbnail() -> None:
+    assert len(NAMES) == 5 == len(list((FOLDER / "api").glob("*.json")))
     for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as image:
             assert image.format == "JPEG" and image.width >= 300
@@ -90,6 +92,7 @@ def test_values_of_menus_and_ranges_are_still_allowed(name: str, schemas: dict[s
 @pytest.fixture(scope="module")
 def real() -> Iterator[Host]:
     with Host() as host:
+        write_hart_model(host.base / "models" / "hart" / "hart-0.7b-1024px")
         yield host
 
 

@@ -1,37 +1,34 @@
 """Checks that must hold before a speed is worth printing: exact limits, and agreement with plain float32 on the CPU.
 
 They run on a small random model whose attention heads are as wide as the measured model's, on the same device, precision and
-backend, at a ratio other than 1:1, so that rows and columns cannot be confused unnoticed.
+backend; at a ratio other than 1:1, where the family has one, so that rows and columns cannot be confused unnoticed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..model.backbone import Backbone, Step
 from ..model.graphs import Graphs
-from ..model.infinity import InfinityConfig
-from ..model.infinity_backbone import InfinityBackbone
-from ..model.schedule import make_schedule
-from ..model.vae import VAEConfig
+from ..model.sampling import Sampling
 from ..ops import Kernels
 from ..pipeline.dense import finish_dense
 from ..pipeline.dispatch import PAPER_BOUNDS, Dispatch, DispatchConfig, dispatch_tokens
 from ..pipeline.draft import Draft, Recipe, draw_draft
 from ..pipeline.frequency import frequency_map
 from ..pipeline.refine import RefineConfig, refine
-from .shapes import random_backbone
+from .shapes import NANO, kind_of
+from .wrapped import Wrapped
 
 DIFFERENT = {torch.float32: 0.0, torch.bfloat16: 0.01}  # share of bits allowed to differ where both ways are the same in theory
 SLIPPED = {torch.float32: 1e-3, torch.bfloat16: 0.01}  # share of bits allowed to differ from float32's on the CPU
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # allowed distance of logits, as a share of their norm
-SCHEDULE = make_schedule(1.5, "0.06M")
-TEXT_WIDTH = 64
 K = 3  # of the refine steps that are compared
 
 
@@ -49,26 +46,32 @@ class Limit:
         return self.error <= self.allowed  # False for NaN
 
 
-@dataclass(frozen=True)
-class Listening(InfinityBackbone):
+class Listening(Wrapped):
     """Keeps the logits of every drawn scale or refine step."""
 
-    heard: list[Tensor] = field(default_factory=list, kw_only=True)
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__(inner)
+        self.heard: list[Tensor] = []
 
-    def logits(self, *args: Any) -> Tensor:
-        self.heard.append(super().logits(*args))
-        return self.heard[-1]
+    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, *rest: Any) -> Tensor:
+        self.heard.append(self.inner.logits(hidden, step, sampling.tau))
+        return self.inner.sample(hidden, step, sampling, *rest)
 
 
 def check_limits(
-    head_dim: int, device: torch.device, dtype: torch.dtype, kernels: Kernels, graphs: Graphs | None = None
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    graphs: Graphs | None = None,
+    shape: str = NANO,
 ) -> list[Limit]:
-    """Run every check there."""
-    plain = small_model(head_dim)
-    model = _moved(plain, device, dtype, kernels, graphs)
-    recipe = Recipe((torch.randn(9, TEXT_WIDTH, generator=torch.Generator().manual_seed(1)),), None, (7,), SCHEDULE)
-    whole, _ = draw_draft(plain, recipe, len(SCHEDULE))
-    part, _ = draw_draft(plain, recipe, len(SCHEDULE) - K)
+    """Run every check there, on a model of the shape's family."""
+    small, recipe = kind_of(shape).small(head_dim)
+    plain, model = Listening(small), _moved(small, device, dtype, kernels, graphs)
+    scales = len(recipe.schedule)
+    whole, _ = draw_draft(plain, recipe, scales)
+    part, _ = draw_draft(plain, recipe, scales - K)
     far, near, apart = DIFFERENT[dtype], ROUNDING[dtype], RefineConfig(cross_scale=False)
     found = [
         ("bits of one refine scale with bound 100 against the dense last step", _one_scale(model, recipe), far),
@@ -82,20 +85,14 @@ def check_limits(
     return [Limit(what, name, error, allowed) for what, error, allowed in found]
 
 
-def small_model(head_dim: int) -> Listening:
-    """Two layers of two heads, float32, on the CPU."""
-    width = 2 * head_dim
-    config = InfinityConfig(2, width, 2, 2 * width, 8, TEXT_WIDTH, 2, 32, 15)
-    model = random_backbone(config, VAEConfig(32, (1, 1), 1, 1, 8), torch.device("cpu"), torch.float32, "limits")
-    return Listening(model.transformer, model.vae, model.model_id)
-
-
 def _moved(
-    model: Listening, device: torch.device, dtype: torch.dtype, kernels: Kernels, graphs: Graphs | None = None
+    model: Backbone, device: torch.device, dtype: torch.dtype, kernels: Kernels, graphs: Graphs | None = None
 ) -> Listening:
+    """On that device, its blocks in that precision."""
     transformer, vae = (deepcopy(part).to(device) for part in (model.transformer, model.vae))
     transformer.blocks.to(dtype)
-    return Listening(transformer, vae.to(dtype), model.model_id, kernels=kernels, graphs=graphs)
+    option = {"graphs": graphs} if graphs else {}
+    return Listening(replace(model, transformer=transformer, vae=vae, kernels=kernels, **option))
 
 
 def _different(bits: Tensor, others: Tensor) -> float:
@@ -103,14 +100,15 @@ def _different(bits: Tensor, others: Tensor) -> float:
 
 
 def _one_scale(model: Listening, recipe: Recipe) -> float:
-    draft, cache = draw_draft(model, recipe, len(SCHEDULE) - 1)
+    draft, cache = draw_draft(model, recipe, len(recipe.schedule) - 1)
     whole, _ = finish_dense(model, draft, cache)
     return _different(refine(model, draft, _dispatch(draft, (100.0,)), cache=cache).bits[0], whole.bits[-1])
 
 
 def _resumed(model: Listening, recipe: Recipe) -> float:
-    whole, _ = draw_draft(model, recipe, len(SCHEDULE))
-    finished, _ = finish_dense(model, *draw_draft(model, recipe, len(SCHEDULE) - K))
+    scales = len(recipe.schedule)
+    whole, _ = draw_draft(model, recipe, scales)
+    finished, _ = finish_dense(model, *draw_draft(model, recipe, scales - K))
     return max(_different(ours, bits) for ours, bits in zip(finished.bits, whole.bits, strict=True))
 
 
@@ -147,4 +145,4 @@ def _distance(draw: Callable[[Listening], object], model: Listening, plain: List
 
 
 def _dispatch(draft: Draft, bounds: tuple[float, ...]) -> Dispatch:
-    return dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig(bounds))
+    return dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, DispatchConfig(bounds))

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from ..job import choose_device
-from ..model.schedule import Schedule, make_schedule, parse_aspect
+from ..model.published import PAPER, Published
+from ..model.schedule import Schedule, parse_aspect
 from ..ops import Kernels, choose
 from ..pipeline.generate import Method
 from .machine import name_of
-from .shapes import NANO
+from .shapes import NANO, Kind, kind_of
 from .variants import parse_methods
 from .work import spans
 
@@ -32,6 +33,7 @@ class Order:
         reason: why these kernels, in words.
         guided: run the unconditional rows too.
         graphs: run the transformer's passes as CUDA graphs.
+        published: settings of the methods as printed for the shape's family.
         command: what to type for the same again.
     """
 
@@ -48,6 +50,7 @@ class Order:
     warmup: int
     guided: bool
     graphs: bool
+    published: Published
     command: str
 
 
@@ -60,28 +63,38 @@ def check(args: argparse.Namespace) -> Order:
     if args.runs < 1 or args.warmup < 0:
         raise ValueError(f"at least 1 run and 0 warm-ups are needed, got --runs {args.runs} and --warmup {args.warmup}")
     pixels = args.pixels or default_pixels(args.shape)
-    schedule, methods = make_schedule(parse_aspect(args.aspect), pixels), parse_methods(args.methods)
+    kind = kind_of(args.shape)
+    schedule = kind.schedule(parse_aspect(args.aspect), pixels)
+    methods = parse_methods(args.methods or default_methods(kind.published), kind.published)
     for method in methods:
-        spans(method, schedule, 1, guided=True)  # refuses what this schedule cannot carry
+        spans(method, schedule, 1, guided=True, published=kind.published)  # refuses what this schedule cannot carry
     for path in (args.json, args.markdown, args.save and args.save / "result.json"):
         _check_writable(path)
     device, dtype = choose_device(args.device, args.precision)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"measured is on cpu and cuda only, not on {device.type}")
+    if args.graphs == "on" and kind.published is not PAPER:
+        raise ValueError("CUDA graphs are for Infinity's shapes; leave --graphs off")
     if args.graphs == "on" and device.type != "cuda":
         raise ValueError(f"CUDA graphs need a CUDA device, not {device.type}; leave --graphs off")
     kernels, reason = choose(args.backend, device)
     return Order(
         args.shape, pixels, args.aspect, schedule, device, dtype, kernels, reason, methods, args.runs, args.warmup,
-        args.cfg == "on", args.graphs == "on", _command(args, pixels, device, dtype),
+        args.cfg == "on", args.graphs == "on", kind.published, _command(args, kind, pixels, device, dtype),
     )  # fmt: skip
 
 
-def _command(args: argparse.Namespace, pixels: str, device: torch.device, dtype: torch.dtype) -> str:
+def _command(args: argparse.Namespace, kind: Kind, pixels: str, device: torch.device, dtype: torch.dtype) -> str:
     """All that decides the measurement, spelled out; not where the result is written."""
-    decided = {"pixels": pixels, "device": device, "precision": name_of(dtype)}
+    methods = args.methods or default_methods(kind.published)
+    decided = {"pixels": pixels, "device": device, "precision": name_of(dtype), "methods": methods}
     named = {name: decided.get(name, getattr(args, name)) for name in OPTIONS}
     return "python -m comfy_moss bench " + " ".join(f"--{name} {value}" for name, value in named.items())
+
+
+def default_methods(published: Published) -> str:
+    """All methods of the paper, with its bounds for this family."""
+    return ",".join(["dense", "fastvar", *(f"moss{k}" for k in published.bounds)])
 
 
 def default_pixels(shape: str) -> str:

@@ -56,7 +56,8 @@ class Rows:
 
     def _work(self, variant: Variant, seconds: float) -> dict[str, float]:
         """Operations and bytes by arithmetic, and how much of the time they would take at the ceilings."""
-        passes = spans(variant.method, self.order.schedule, self.model.depth, self.order.guided)
+        order, prefix = self.order, self.model.work.prefix
+        passes = spans(variant.method, order.schedule, self.model.depth, order.guided, order.published, prefix)
         roofline = self.model.seconds(passes, self.ceilings)
         return {
             "flops": sum(map(self.model.flops, passes)),

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..model.backbone import Backbone
 from ..model.graphs import Graphs
 from ..model.guidance import Guidance
-from ..model.infinity_backbone import InfinityBackbone
 from ..ops import TORCH
 from ..pipeline.draft import Recipe
 from .calls import DECODE, calls, refine_launches
@@ -18,7 +18,7 @@ from .machine import hardware, measure_ceilings, name_of, versions
 from .measure import Say, run_rounds, spread
 from .order import Order
 from .rows import Rows, peak
-from .shapes import build_backbone, build_text
+from .shapes import build_backbone, build_text, kind_of
 from .variants import Variant, ablation
 from .work import Model
 
@@ -47,9 +47,10 @@ def bench(order: Order, say: Say) -> dict[str, Any]:
     limits = _limits(order, backbone)
     main = [Variant(method.label, method, order.kernels, order.graphs) for method in order.methods]
     extra = ablation(order.methods, order.kernels, order.guided, order.graphs)
-    recipe = Recipe((text,), None, (0,), order.schedule, Guidance() if order.guided else Guidance(1.0))
+    kind = kind_of(order.shape)
+    recipe = Recipe((text,), None, (0,), order.schedule, kind.guidance if order.guided else Guidance(1.0), kind.sampling)
     samples = run_rounds(order.device, calls(backbone, recipe, [*main, *extra]), order.runs, order.warmup, say)
-    itemsize = backbone.transformer.blocks[0].sa.q_bias.dtype.itemsize
+    itemsize = next(backbone.transformer.blocks.parameters()).dtype.itemsize
     model = Model(backbone.work, backbone.depth, itemsize)
     rows = Rows(order, model, ceilings, samples, encoding, all(limit.passed for limit in limits))
     return {
@@ -76,15 +77,15 @@ def _measure_text(order: Order, say: Say) -> tuple[Tensor, list[float]]:
     return samples[-1].result, [sample.seconds for sample in samples]
 
 
-def _limits(order: Order, backbone: InfinityBackbone) -> list[Limit]:
+def _limits(order: Order, backbone: Backbone) -> list[Limit]:
     """With plain torch, which the ablation runs on, with the kernels of the order, and with those as graphs."""
     common = backbone.transformer.config.head_dim, order.device, order.dtype
     used = {kernels.name: kernels for kernels in (TORCH, order.kernels)}
-    found = [limit for kernels in used.values() for limit in check_limits(*common, kernels)]
-    return found + (check_limits(*common, order.kernels, Graphs()) if order.graphs else [])
+    found = [limit for kernels in used.values() for limit in check_limits(*common, kernels, shape=order.shape)]
+    return found + (check_limits(*common, order.kernels, Graphs(), order.shape) if order.graphs else [])
 
 
-def _setting(order: Order, backbone: InfinityBackbone, prompt_tokens: int) -> dict[str, Any]:
+def _setting(order: Order, backbone: Backbone, prompt_tokens: int) -> dict[str, Any]:
     height, width = (backbone.stride * n for n in backbone.map_grid(order.schedule.grids[-1]))
     return {
         "shape": order.shape, "weights": backbone.model_id, "parameters": _count(backbone.transformer),

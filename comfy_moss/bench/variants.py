@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..model.published import PAPER, Published
 from ..ops import TORCH, Kernels
 from ..pipeline.generate import Method, parse_method
 
@@ -28,25 +29,28 @@ class Variant:
         return ", ".join([self.method.label, *options, self.kernels.name, *["graphs"] * self.graphs])
 
 
-def parse_methods(text: str) -> tuple[Method, ...]:
+def parse_methods(text: str, published: Published = PAPER) -> tuple[Method, ...]:
     """Methods from a list such as "dense,draft-2,fastvar,moss4", in the order of the tables.
 
     Dense is always among them, being the yardstick, and beside every MoSs-k the draft it started from, its honest rival:
     the same scales skipped and nothing refined.
 
+    Args:
+        published: settings as printed for the model's family.
+
     Raises:
         ValueError: a name is unknown, or the list is empty.
     """
-    named = [_parse(name.strip()) for name in text.split(",") if name.strip()]
+    named = [_parse(name.strip(), published) for name in text.split(",") if name.strip()]
     if not named:
         raise ValueError("no methods are named; list some, for example dense,moss4")
     rivals = [Method("draft", skip=method.k) for method in named if method.name == "moss"]
     return tuple(sorted({Method("dense"), *named, *rivals}, key=_place))
 
 
-def _parse(name: str) -> Method:
+def _parse(name: str, published: Published) -> Method:
     draft = re.fullmatch(r"draft-(\d+)", name)
-    return parse_method("draft", skip=int(draft[1])) if draft else parse_method(name)
+    return parse_method("draft", skip=int(draft[1])) if draft else parse_method(name, published=published)
 
 
 def _place(method: Method) -> tuple[int, int, str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..model.backbone import TokenWork
+from ..model.published import PAPER, Published
 from ..model.schedule import Schedule
 from ..pipeline.dispatch import refine_counts
 from ..pipeline.fastvar import FastVARConfig
@@ -64,8 +65,14 @@ class Model:
         return sum(max(self.flops(s) / ceilings.flops, self.bytes(s) / ceilings.bandwidth) for s in spans)
 
 
-def spans(method: Method, schedule: Schedule, depth: int, guided: bool) -> list[Span]:
+def spans(
+    method: Method, schedule: Schedule, depth: int, guided: bool, published: Published = PAPER, prefix: int = 0
+) -> list[Span]:
     """The passes of one picture.
+
+    Args:
+        published: settings as printed for the model's family.
+        prefix: tokens of the prompt that run with the first scale; see `TokenWork`.
 
     Raises:
         ValueError: the method leaves no scale to draw on this schedule.
@@ -73,33 +80,34 @@ def spans(method: Method, schedule: Schedule, depth: int, guided: bool) -> list[
     method.check(schedule)
     rows = 2 if guided else 1
     if method.name == "fastvar":
-        return _fastvar(FastVARConfig(), schedule, depth, rows)
+        return _fastvar(FastVARConfig(**vars(published.pruning)), schedule, depth, rows, prefix)
     drafted = len(schedule) - method.k
-    passes = [_in_order(schedule, scale, depth, rows) for scale in range(drafted)]
+    passes = [_in_order(schedule, scale, depth, rows, prefix) for scale in range(drafted)]
     if method.name == "moss":
-        passes.append(_refine(method, schedule, depth, rows if method.guidance else 1))
+        passes.append(_refine(method, schedule, depth, rows if method.guidance else 1, prefix))
     return passes
 
 
-def _in_order(schedule: Schedule, scale: int, depth: int, rows: int) -> Span:
+def _in_order(schedule: Schedule, scale: int, depth: int, rows: int, prefix: int) -> Span:
     past, tokens = schedule.tokens(0, scale), schedule.tokens(scale, scale + 1)
+    past, tokens = (past + prefix, tokens) if scale else (0, tokens + prefix)
     return Span(depth, rows, tokens, past, tokens * (past + tokens), stored=scale < len(schedule) - 1)
 
 
-def _refine(method: Method, schedule: Schedule, depth: int, rows: int) -> Span:
-    counts, past = refine_counts(schedule, method.bounds), schedule.tokens(0, len(schedule) - method.k)
+def _refine(method: Method, schedule: Schedule, depth: int, rows: int, prefix: int) -> Span:
+    counts, past = refine_counts(schedule, method.bounds), prefix + schedule.tokens(0, len(schedule) - method.k)
     tokens = sum(counts)
     seen = tokens**2 if method.cross_scale else sum(n**2 for n in counts)
     return Span(depth, rows, tokens, past, tokens * past + seen, stored=False)
 
 
-def _fastvar(config: FastVARConfig, schedule: Schedule, depth: int, rows: int) -> list[Span]:
+def _fastvar(config: FastVARConfig, schedule: Schedule, depth: int, rows: int, prefix: int) -> list[Span]:
     """Every scale twice: in the layers that prune, and in those that run every token."""
     pruning, scales = sum(map(config.prunes, range(depth))), len(schedule) - config.skip
     whole = [h * w for h, w in schedule.grids]
     passes = []
     for scale in range(scales):
         for layers, tokens in ((pruning, config.kept(schedule)), (depth - pruning, whole)):
-            past, n = sum(tokens[:scale]), tokens[scale]
+            past, n = (prefix + sum(tokens[:scale]), tokens[scale]) if scale else (0, tokens[0] + prefix)
             passes.append(Span(layers, rows, n, past, n * (past + n), stored=scale < scales - 1))
     return [span for span in passes if span.layers]

@@ -1,13 +1,13 @@
 """Finds the shapes of a picture of the shapes world by colour and outline, and scores it as GenEval does.
 
-No learned weights: objects are the saturated regions in front of a neutral background, their colour is the nearest
-hue of the palette and their shape is the silhouette which covers them best.
+No learned weights: objects are the saturated regions in front of a neutral background, their colour is the hue of the
+palette nearest to their bright parts (textures darken) and their shape is the silhouette which covers them best.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,8 @@ _WORKING_SIDE = 128
 _MIN_CHROMA = 42.0
 _MIN_AREA = 0.009 * _WORKING_SIDE**2
 _SPLIT_SHARE = 0.22
+_BRIGHT_SHARE = 0.5
+_RIM = 4
 _MIN_IOU = 0.78
 _TEMPLATE_SIDE = 48
 _POSITION_MARGIN = 0.08
@@ -29,7 +31,7 @@ class Detection:
     """One object: centroid (`cx`, `cy`) in pixels, `area` in square pixels of the picture.
 
     `score` is the overlap (intersection over union, 0 to 1) with the silhouette of `shape`; `shape` is None where no
-    silhouette fits well enough.
+    silhouette fits well enough. `mask` is the filled region, bool, in a copy of the picture whose shorter side is 128.
     """
 
     shape: str | None
@@ -38,6 +40,7 @@ class Detection:
     cy: float
     area: float
     score: float
+    mask: np.ndarray = field(repr=False, compare=False)
 
 
 # --- regions ----------------------------------------------------------------------------------------------------
@@ -116,16 +119,14 @@ def _hue(rgb: np.ndarray) -> np.ndarray:
 
 
 _PALETTE = _hue(np.array(list(COLORS.values()), np.float32)).T
+_RELATED = _PALETTE.T @ _PALETTE > np.cos(np.radians(55))  # red and orange, orange and yellow, blue and purple
 
 
-def _split_by_color(region: np.ndarray, affinity: np.ndarray, chroma: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """(palette index, mask) of each object in a region: several only where several colours hold large shares."""
-    weight = np.bincount(affinity[region].argmax(-1), chroma[region], minlength=len(COLORS))
-    large = np.flatnonzero(weight >= min(_SPLIT_SHARE * weight.sum(), weight.max()))
-    if len(large) == 1:
-        return [(int(large[0]), region)]
-    nearest = large[affinity[..., large].argmax(-1)]
-    return [(int(index), part) for index in large for part in _regions(_clean(region & (nearest == index)))]
+def _color(pixels: np.ndarray) -> str:
+    """The palette's colour of an object's pixels (n, 3). Blur shifts the hue of dark parts, so the brightest decide."""
+    value = pixels.max(-1)
+    bright = pixels[value >= np.quantile(value, 1 - _BRIGHT_SHARE)].mean(0)
+    return list(COLORS)[int((_hue(bright) @ _PALETTE).argmax())]
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
@@ -170,6 +171,23 @@ def _classify(mask: np.ndarray) -> tuple[str | None, float]:
     return (SHAPES[best] if overlap[best] >= _MIN_IOU else None), float(overlap[best])
 
 
+def _split(region: np.ndarray, affinity: np.ndarray, chroma: np.ndarray) -> list[np.ndarray]:
+    """The masks of a region's objects: several where several colours hold large shares.
+
+    Related colours may also be one object whose hue a codec has shifted in places; what fits silhouettes better counts.
+    """
+    weight = np.bincount(affinity[region].argmax(-1), chroma[region], minlength=len(COLORS))
+    large = np.flatnonzero(weight >= min(_SPLIT_SHARE * weight.sum(), weight.max()))
+    if len(large) == 1:
+        return [region]
+    nearest = large[affinity[..., large].argmax(-1)]
+    parts = [part for index in large for part in _regions(_clean(region & (nearest == index)))]
+    if not _RELATED[np.ix_(large, large)].all():
+        return parts
+    fits = [_classify(part)[1] for part in parts]
+    return parts if fits and np.mean(fits) > _classify(region)[1] else [region]
+
+
 def detect(image: np.ndarray) -> list[Detection]:
     """All objects of an RGB picture, uint8 (H, W, 3), best fitting first.
 
@@ -182,12 +200,23 @@ def detect(image: np.ndarray) -> list[Detection]:
     affinity = _hue(small) @ _PALETTE
     found = []
     for region in _regions(_clean(chroma > _MIN_CHROMA)):
-        for color, part in _split_by_color(region, affinity, chroma):
+        for part in _split(region, affinity, chroma):
             x, y = _centroid(part)
             shape, overlap = _classify(part)
             area = float(part.sum()) / scale**2
-            found.append(Detection(shape, list(COLORS)[color], x / scale, y / scale, area, overlap))
+            found.append(Detection(shape, _color(small[part]), x / scale, y / scale, area, overlap, part))
     return sorted(found, key=lambda detection: -detection.score)
+
+
+def interior(found: list[Detection], height: int, width: int) -> np.ndarray:
+    """Where in a picture, bool (height, width), its objects are, without a rim which a blurred outline may reach."""
+    inside = np.zeros((height, width), bool)
+    for detection in found:
+        mask = detection.mask
+        for _ in range(_RIM):
+            mask = _neighbourhood(mask, np.logical_and)
+        inside |= np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    return inside
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------
@@ -216,13 +245,17 @@ def _stands(scene: Scene, found: list[Detection], margin: float) -> bool:
 
 
 def score(task: str, scene: Scene, image: np.ndarray) -> bool:
-    """Whether a picture, uint8 (H, W, 3), shows what one of GenEval's six tasks asks for.
+    """Whether a picture, uint8 (H, W, 3), shows what one of GenEval's six tasks asks for; see `judge`."""
+    return judge(task, scene, detect(image), min(image.shape[:2]))
+
+
+def judge(task: str, scene: Scene, found: list[Detection], side: int) -> bool:
+    """Whether the objects found in a picture, whose shorter side is given in pixels, are what one of GenEval's tasks asks for.
 
     single_object, two_object: the shapes are there. counting: exactly that many, and nothing else. colors,
     color_attr: each shape is there in its colour. position: both shapes are there and the first lies clearly left of,
     right of, above or below the second. Raises ValueError for another task, and for position without a relation.
     """
-    found = detect(image)
     if task in ("single_object", "two_object"):
         return _has_all(scene, found, with_color=False)
     if task in ("colors", "color_attr"):
@@ -230,5 +263,5 @@ def score(task: str, scene: Scene, image: np.ndarray) -> bool:
     if task == "counting":
         return _counts(scene, found)
     if task == "position":
-        return _stands(scene, found, _POSITION_MARGIN * min(image.shape[:2]))
+        return _stands(scene, found, _POSITION_MARGIN * side)
     raise ValueError(f"unknown task {task!r}")

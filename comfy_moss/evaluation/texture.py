@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .detector import Detection
-from .world import PERIODS, outline, silhouette
+from .world import PERIODS, Scene, outline, silhouette
 
 _REFERENCE = 256.0  # pixels of the shorter side that PERIODS are measured in
 _INSIDE = 0.9  # of the object's size: what lies closer to its outline is left out
@@ -45,6 +47,14 @@ def texture_of(image: np.ndarray, found: Detection) -> str:
     shown = strengths(image, found)
     best = max(shown, key=shown.__getitem__)
     return best if shown[best] >= _LEAST else "plain"
+
+
+def shows_texture(scene: Scene, found: Sequence[Detection], image: np.ndarray) -> bool | None:
+    """Whether all kinds of things whose texture a scene names are in the picture with that texture; None where it names none."""
+    wanted = [group.thing for group in scene.groups if group.thing.texture != "plain"]
+    if not wanted:
+        return None
+    return all(any(d.shape == t.shape and texture_of(image, d) == t.texture for d in found) for t in wanted)
 
 
 def _measures(shape: str) -> tuple[float, float, float]:

@@ -22,12 +22,14 @@ from .vae import VAE, VAEConfig
 
 __all__ = [
     "CheckpointError", "RELEASED_VAES", "check_pair", "check_text", "convert", "identify", "load_infinity", "open_tensors",
-    "open_transformer", "open_vae", "transformer_from_state", "vae_from_state", "weights_id",
+    "open_transformer", "open_vae", "plain_names", "transformer_from_state", "vae_from_state", "weights_id",
 ]  # fmt: skip
 
 RELEASED_VAES = {16: "infinity_vae_d16.pth", 32: "infinity_vae_d32reg.pth", 56: "infinity_vae_d56_f8_14_patchify.pth"}
 OTHER_VAE = "infinity_vae_d32"  # same shapes as the 2B model's VAE, other weights: only the name tells
 TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
+HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
+MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 IGNORED = {"zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"}
 CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
 CONVS = {"conv_in", "conv_out", "conv1", "conv2", "nin_shortcut"}
@@ -43,8 +45,10 @@ def identify(names: Iterable[str]) -> str:
         return CODEC
     if any(n.endswith("block.0.layer.0.SelfAttention.q.weight") for n in names):
         return TEXT
-    if any(n.startswith(("context_embed.", "vae.encoder.conv_in.")) for n in names):
-        return "part of a HART model"
+    if any(n.startswith("context_embed.") for n in names):
+        return HART_TRANSFORMER
+    if any(n.startswith("vae.quantize.") for n in names):
+        return HART_TOKENIZER
     return f"something else (it holds {listing(names)})"
 
 
@@ -102,14 +106,18 @@ def open_vae(state: Tensors) -> tuple[Tensors, VAEConfig]:
         CheckpointError: not such a codec.
     """
     _expect(state, CODEC)
-    used = [name for name in state if name.startswith(("encoder.", "decoder."))]
-    names = {_wrapped(name): name for name in used}
-    names.update({name: name for name in used if name in names})  # the exact name wins
-    tensors = state.renamed(names)
+    tensors = state.renamed(plain_names(name for name in state if name.startswith(("encoder.", "decoder."))))
     try:
         return tensors, VAEConfig.from_shapes(tensors.shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise _incomplete(state.path, CODEC, error) from error
+
+
+def plain_names(used: Iterable[str]) -> dict[str, str]:
+    """Names of VAE's parameters -> names in the file, of either naming."""
+    used = list(used)
+    names = {_wrapped(name): name for name in used}
+    return names | {name: name for name in used if name in names}  # the exact name wins
 
 
 def _wrapped(name: str) -> str:
@@ -233,7 +241,8 @@ def weights_id(*models: Tensors) -> str:
 def convert(source: Path, target: Path, bf16: bool = False) -> None:
     """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in the source.
 
-    Of a codec only encoder and decoder are kept; released ones carry training state beside them.
+    Of a codec only what draws and encodes is kept, of a HART transformer all but its training mask: released files carry
+    training state beside the weights.
 
     Args:
         bf16: store floating-point tensors in bfloat16, half the size of released files.
@@ -247,6 +256,9 @@ def convert(source: Path, target: Path, bf16: bool = False) -> None:
     tensors = open_tensors(source)
     if target.exists() and any(target.samefile(file) for file in tensors.files):
         raise CheckpointError(f"{target} is the file to convert; give the result another name")
-    if identify(tensors) == CODEC:
-        tensors = tensors.renamed({n: n for n in tensors if n.startswith(("encoder.", "decoder."))})
+    kind = identify(tensors)
+    if kept := {CODEC: ("encoder.", "decoder."), HART_TOKENIZER: ("vae.",)}.get(kind):
+        tensors = tensors.renamed({n: n for n in tensors if n.startswith(kept)})
+    elif kind == HART_TRANSFORMER:
+        tensors = tensors.renamed({n: n for n in tensors if n != MASK})
     write_safetensors(tensors, target, torch.bfloat16 if bf16 else None)

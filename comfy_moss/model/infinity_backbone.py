@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +16,12 @@ from .cache import KVCache
 from .graphs import Graphs
 from .infinity import InfinityTransformer
 from .layers import Branch, Condition, Pass, run_whole
-from .published import INFINITY, Published
+from .published import PAPER, Published
 from .rope import rotation
 from .sampling import Sampling, bit_noise, draw_bits, per_scale
 from .schedule import Grid, Schedule
-from .tiling import decode_in_tiles
+from .tiling import decode_as_fits
 from .vae import VAE
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class InfinityBackbone:
 
     @property
     def published(self) -> Published:
-        return INFINITY
+        return PAPER
 
     @property
     def device(self) -> torch.device:
@@ -146,9 +143,4 @@ class InfinityBackbone:
         return resample(image, self.map_grid(schedule.grids[-1]))
 
     def decode(self, total: Tensor) -> Tensor:
-        total = total.to(self.vae.decoder.conv_in.conv.weight)
-        try:
-            return self.vae.decode(total).float()
-        except torch.OutOfMemoryError:
-            log.warning("the picture is decoded in tiles, because this device has too little memory to decode it at once")
-        return decode_in_tiles(self.vae.decode, total).float()
+        return decode_as_fits(self.vae.decode, total.to(self.vae.decoder.conv_in.conv.weight)).float()

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import hart_files
 from .checkpoint import CODEC, RELEASED_VAES, TRANSFORMER, identify, open_transformer
+from .files import ModelFiles
 from .tensors import MODEL_SUFFIXES, CheckpointError, listing, open_tensors
 from .text import text_width
 
@@ -47,20 +49,7 @@ RELEASES = {
 }
 EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
-NAMES = ("nano", *RELEASES)
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A complete model on disk and the settings to start from."""
-
-    name: str
-    transformer: Path
-    vae: Path
-    text: Path
-    area: str
-    cfg: float
-    tau: float
+NAMES = ("nano", *RELEASES, hart_files.NAME)
 
 
 @dataclass(frozen=True)
@@ -95,8 +84,9 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
     """The files of a model.
 
     Args:
-        name_or_path: "nano" (embedded), "125m", "2b", "8b", "8b-512" (found by their released file names, .pth or
-            .safetensors, anywhere below the roots), or a directory with a transformer, its VAE and a text encoder.
+        name_or_path: "nano" (embedded), "125m", "2b", "8b", "8b-512", "hart-0.7b" (found by their released names, as
+            released or converted to safetensors, anywhere below the roots), or a directory with a transformer, its VAE
+            and a text encoder, or with a HART model.
 
     Raises:
         CheckpointError: unknown name, or a file is missing; the message lists the released names of what is missing.
@@ -106,6 +96,10 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
         return _of_directory(name, NANO, (), EMBEDDED)
     if name in RELEASES:
         return _released(name, roots)
+    if name == hart_files.NAME:
+        return _hart(roots)
+    if hart_files.is_hart(Path(name_or_path)):
+        return hart_files.find_hart(Path(name_or_path), model_entries(roots))
     if Path(name_or_path).is_dir():
         return _of_directory(name_or_path, Path(name_or_path), roots)
     raise CheckpointError(f"there is no model {name_or_path!r}; choose {', '.join(NAMES)} or a directory that holds a model")
@@ -147,7 +141,8 @@ def survey(roots: Sequence[Path]) -> list[ModelStatus]:
     for folder, name in folders.items():
         expected = (EMBEDDED.transformer, EMBEDDED.vae, "text")
         statuses.append(ModelStatus(name, expected, *(p if p.exists() else None for p in map(folder.joinpath, expected))))
-    return statuses[:1] + [_status(name, entries) for name in RELEASES] + statuses[1:]
+    hart = ModelStatus(hart_files.NAME, hart_files.EXPECTED, *hart_files.locate(entries))
+    return [statuses[0], *(_status(name, entries) for name in RELEASES), hart, *statuses[1:]]
 
 
 def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
@@ -159,6 +154,17 @@ def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
             f"download from FoundationVision/Infinity and google/{TEXT_ENCODER}"
         )
     return _files(name, RELEASES[name], status.transformer, status.vae, status.text)
+
+
+def _hart(roots: Sequence[Path]) -> ModelFiles:
+    entries = model_entries(roots)
+    if not (folders := hart_files.hart_folders(entries)):
+        places = ", ".join(map(str, roots)) or "no folder at all"
+        raise CheckpointError(
+            f"the model {hart_files.NAME} (a folder with llm and tokenizer in it) was not found below {places}; "
+            f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{hart_files.TEXT_MODEL}"
+        )
+    return hart_files.find_hart(folders[0], entries, name=hart_files.NAME)
 
 
 def _files(name: str, release: Release, transformer: Path, vae: Path, text: Path) -> ModelFiles:

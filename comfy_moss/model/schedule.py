@@ -5,6 +5,7 @@ One table, one owner.  Facts: Infinity specification, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Grid = tuple[int, int]  # (rows, columns) of a token grid
@@ -99,3 +100,9 @@ def make_schedule(height_over_width: float = 1.0, preset: str = "1M") -> Schedul
     ratio = nearest_ratio(height_over_width)
     grids = RATIOS[ratio]
     return Schedule(ratio, grids[: PRESETS[preset]], grids[-1])
+
+
+def square_schedule(sides: Sequence[int]) -> Schedule:
+    """The scales of a model that draws squares of one size only; sides in tokens, coarsest first."""
+    grids = tuple((side, side) for side in sides)
+    return Schedule(1.0, grids, grids[-1])

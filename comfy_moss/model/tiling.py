@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 TILE, OVERLAP = 32, 8  # cells of the code map
+log = logging.getLogger(__name__)
+
+
+def decode_as_fits(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
+    """Decode at once, or in tiles where the device has too little memory for that; see `decode_in_tiles`."""
+    try:
+        return decode(codes)
+    except torch.OutOfMemoryError:
+        log.warning("the picture is decoded in tiles, because this device has too little memory to decode it at once")
+    return decode_in_tiles(decode, codes)
 
 
 def decode_in_tiles(decode: Callable[[Tensor], Tensor], codes: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:

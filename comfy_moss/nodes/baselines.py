@@ -57,7 +57,7 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
     Raises:
         ValueError: the draft has already drawn scales that FastVAR prunes or skips.
     """
-    config = FastVARConfig()
+    config = FastVARConfig.printed(drafted.model.backbone)
     needed = config.skip + len(config.prune)
     if drafted.draft.refine_scales < needed:
         raise ValueError(

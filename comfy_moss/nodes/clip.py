@@ -12,7 +12,7 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
-from ..model.text import TextEncoder
+from ..model.backbone import PromptReader
 from .model import manage
 
 WEIGHTED = re.compile(r"\([^()]+:\d*\.?\d+\)")  # (word:1.2)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Tokenizer:
     """Prompt -> token ids in the host's form."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: PromptReader) -> None:
         self.encoder = encoder
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, list[list[tuple]]]:
@@ -39,7 +39,7 @@ class Tokenizer:
 class T5(nn.Module):
     """The encoder in the host's form."""
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    def __init__(self, encoder: PromptReader) -> None:
         super().__init__()
         self.encoder = encoder
         self.model = encoder.model
@@ -59,7 +59,7 @@ class T5(nn.Module):
 class InfinityCLIP(comfy.sd.CLIP):
     """What Load Infinity hands to CLIP Text Encode."""
 
-    def __init__(self, encoder: TextEncoder | None = None, no_init: bool = False) -> None:
+    def __init__(self, encoder: PromptReader | None = None, no_init: bool = False) -> None:
         super().__init__(no_init=True)
         if no_init:
             return

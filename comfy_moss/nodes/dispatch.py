@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from comfy_api.latest import io
@@ -19,36 +20,45 @@ from .values import Dispatched, Measured
 PRESETS = ("paper", "custom bounds", "custom shares")
 
 
-def paper_bounds(k: int) -> DispatchConfig:
+def paper_bounds(k: int, printed: Mapping[int, tuple[float, ...]] = PAPER_BOUNDS) -> DispatchConfig:
     """The paper's bounds for k refine scales; for k = 1 all tokens.
+
+    Args:
+        printed: what the paper prints for this family of models.
 
     Raises:
         ValueError: the paper has none for this k.
     """
+    known = f"{min(printed)} to {max(printed)}" if len(printed) > 1 else f"{min(printed)}"
     if k == 0:
         raise ValueError(
-            "this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft to 2 to 5"
+            f"this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft to {known}"
         )
-    if k not in (1, *PAPER_BOUNDS):
+    if k not in (1, *printed):
         raise ValueError(
-            f"the paper has no bounds for {k} refine scales; set refine_scales to 2 to 5, or preset to custom bounds"
+            f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
+            "or preset to custom bounds"
         )
-    return DispatchConfig(PAPER_BOUNDS.get(k, (100.0,)))
+    return DispatchConfig(printed.get(k, (100.0,)))
 
 
-def suggested_bounds(k: int) -> DispatchConfig:
+def suggested_bounds(k: int, printed: Mapping[int, tuple[float, ...]] = PAPER_BOUNDS) -> DispatchConfig:
     """The paper's bounds, or even steps where it has none."""
-    return paper_bounds(k) if k in (1, *PAPER_BOUNDS) else DispatchConfig(tuple(100 * (k - n) / (k + 1) for n in range(k)))
+    if k in (1, *printed):
+        return paper_bounds(k, printed)
+    return DispatchConfig(tuple(100 * (k - n) / (k + 1) for n in range(k)))
 
 
-def read_config(preset: str, values: str, k: int) -> DispatchConfig:
+def read_config(
+    preset: str, values: str, k: int, printed: Mapping[int, tuple[float, ...]] = PAPER_BOUNDS
+) -> DispatchConfig:
     """The bounds that the widgets stand for.
 
     Raises:
         ValueError: not k percentages, impossible ones, or no scale to refine.
     """
     if preset == "paper" or k == 0:
-        return paper_bounds(k)
+        return paper_bounds(k, printed)
     try:
         numbers = tuple(float(part) for part in values.replace("%", "").replace(";", ",").split(","))
     except ValueError:
@@ -123,7 +133,8 @@ class TokenDispatch(io.ComfyNode):
         image: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
-        config = read_config(preset, values, drafted.draft.refine_scales)
+        printed = drafted.model.backbone.published.bounds
+        config = read_config(preset, values, drafted.draft.refine_scales, printed)
         painted = join_masks(mask, read_painting(painting))
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..model.guidance import Guidance
-from ..model.sampling import Sampling
-from ..model.schedule import PRESETS, Schedule, make_schedule, parse_aspect
+from ..model.schedule import PRESETS, Schedule, parse_aspect
 from ..pipeline.cost import Cost
 from ..pipeline.draft import Recipe, draw_draft
 from ..pipeline.stopwatch import Stopwatch
@@ -29,7 +28,7 @@ def make_recipe(
     Raises:
         ValueError: conditionings that do not fit the model or each other.
     """
-    width = model.backbone.transformer.config.text_width
+    width = model.backbone.text_width
     text = text_features(positive, "positive")
     denied = text_features(negative, "negative") if negative is not None else ()
     for name, rows in (("positive", text), ("negative", denied)):
@@ -42,11 +41,11 @@ def make_recipe(
             raise ValueError(
                 f"the {name} input holds {len(rows)} prompts for a batch of {batch}; give one, or one for each picture"
             )
-    if all(len(rows) == 1 for rows in denied):
-        denied = ()  # an empty negative prompt is its end token alone: the model's own unconditional text serves better
+    if all(map(model.backbone.is_empty, denied)):
+        denied = ()  # the model's own unconditional text serves better than an empty prompt
     text, denied = (rows * batch if len(rows) == 1 else rows for rows in (text, denied))
     seeds = tuple((seed + n) % (MAX_SEED + 1) for n in range(batch))
-    guidance, sampling = Guidance(cfg or model.files.cfg), Sampling(tau or model.files.tau)
+    guidance, sampling = Guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau)
     return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
 
 
@@ -113,7 +112,7 @@ class InfinityDraft(io.ComfyNode):
         cls, model: MossModel, positive: list, aspect: str, area: str, refine_scales: int, seed: int, cfg: float, tau: float,
         batch_size: int, preview: bool, negative: list | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        schedule = make_schedule(parse_aspect(aspect), model.files.area if area == MODEL_AREA else area)
+        schedule = model.files.schedule(parse_aspect(aspect), model.files.area if area == MODEL_AREA else area)
         scales = len(schedule) - refine_scales
         if scales < 1:
             raise ValueError(

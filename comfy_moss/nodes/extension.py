@@ -15,11 +15,12 @@ from .dispatch import TokenDispatch
 from .draft import InfinityDraft
 from .frequency import FrequencyMap
 from .load import LoadInfinity, register_folder
+from .load_hart import LoadHART, register_hart_folder
 from .refine import MossComposite, MossRefine
 
 NODES: list[type[io.ComfyNode]] = [
-    LoadInfinity, InfinityDraft, FrequencyMap, TokenDispatch, MossRefine, MossComposite, DenseRefine, FastVARRefine,
-    ContributionMap, MossReport,
+    LoadInfinity, LoadHART, InfinityDraft, FrequencyMap, TokenDispatch, MossRefine, MossComposite, DenseRefine,
+    FastVARRefine, ContributionMap, MossReport,
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 
@@ -32,5 +33,6 @@ class MossExtension(ComfyExtension):
 async def comfy_entrypoint() -> MossExtension:
     """Called once by the host."""
     register_folder()
+    register_hart_folder()
     log.info(f"MoSs {__version__}: {len(NODES)} nodes; attention and RoPE: {choose('auto', mm.get_torch_device())[1]}")
     return MossExtension()

@@ -48,5 +48,6 @@ class FrequencyMap(io.ComfyNode):
         mask = torch.nn.functional.interpolate(percentile(frequency)[:, None], size=size, mode="nearest-exact")[:, 0]
         measured = Measured(draft, frequency, draft.cost.plus("frequency", watch.seconds["frequency"]))
         k = draft.draft.refine_scales
-        shown = inspector("frequency", draft, frequency, suggested_bounds(k)) if k else None
+        printed = draft.model.backbone.published.bounds
+        shown = inspector("frequency", draft, frequency, suggested_bounds(k, printed)) if k else None
         return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)

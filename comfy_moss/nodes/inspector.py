@@ -20,7 +20,8 @@ def inspector(
     Args:
         kind: "frequency" or "dispatch".
     """
-    kv_bytes = drafted.cost.kv_bytes
-    data = inspection(frequency, drafted.schedule, config, drafted.model.backbone.work, kv_bytes, painted)
+    backbone, kv_bytes = drafted.model.backbone, drafted.cost.kv_bytes
+    data = inspection(frequency, drafted.schedule, config, backbone.work, kv_bytes, painted)
+    printed = (100.0,) if config.k == 1 else backbone.published.bounds.get(config.k)
     pictures = ui.ImageSaveHelper.save_images(drafted.sketch, "MoSs", io.FolderType.temp, None)
-    return {"moss_inspector": [{**data, "kind": kind, "pictures": [dict(picture) for picture in pictures]}]}
+    return {"moss_inspector": [{**data, "kind": kind, "paper": printed, "pictures": [dict(picture) for picture in pictures]}]}

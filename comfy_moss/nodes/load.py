@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as mm
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..model.checkpoint import load_infinity
-from ..model.library import ModelFiles, assemble, find_model, parts
+from ..model.files import ModelFiles
+from ..model.library import assemble, find_model, parts
 from ..model.tensors import CheckpointError
-from ..model.text import TextEncoder
 from ..ops import choose
 from .clip import InfinityCLIP
 from .model import MossModel, manage
@@ -75,6 +75,26 @@ def precision_of(name: str) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
+def stamps(files: ModelFiles) -> str:
+    """Changes when a file was replaced."""
+    return repr([(str(path), path.stat().st_mtime) for path in files.paths])
+
+
+def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
+    """Model, text encoder and VAE as the nodes of the pack and of the host take them.
+
+    Args:
+        settings: of the model itself, fields of its backbone.
+    """
+    dtype, device = precision_of(precision), mm.get_torch_device()
+    backbone = files.load(mm.unet_offload_device(), dtype)
+    backbone = replace(backbone, kernels=choose("auto", device)[0], **settings)
+    clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype))
+    codec = InfinityVAE(backbone.vae)
+    patcher = manage(backbone.transformer, device, mm.unet_offload_device())
+    return io.NodeOutput(MossModel(backbone, files, patcher, codec.patcher), clip, codec)
+
+
 class LoadInfinity(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -117,16 +137,10 @@ class LoadInfinity(io.ComfyNode):
         """Changes when a file was replaced, so that it is loaded again."""
         try:
             files = model_files(model, vae, text_encoder)
-            return repr([(str(path), path.stat().st_mtime) for path in (files.transformer, files.vae, files.text)])
+            return stamps(files)
         except (ValueError, OSError):
             return "missing"
 
     @classmethod
     def execute(cls, model: str, vae: str, text_encoder: str, precision: str) -> io.NodeOutput:
-        files, dtype = model_files(model, vae, text_encoder), precision_of(precision)
-        backbone = load_infinity(files.transformer, files.vae, files.text, mm.unet_offload_device(), dtype)
-        backbone = replace(backbone, kernels=choose("auto", mm.get_torch_device())[0])
-        clip = InfinityCLIP(TextEncoder.load(files.text, mm.text_encoder_offload_device(), dtype))
-        codec = InfinityVAE(backbone.vae)
-        patcher = manage(backbone.transformer, mm.get_torch_device(), mm.unet_offload_device())
-        return io.NodeOutput(MossModel(backbone, files, patcher, codec.patcher), clip, codec)
+        return loaded(model_files(model, vae, text_encoder), precision)

@@ -12,8 +12,8 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ..metadata import to_image
-from ..model.infinity_backbone import InfinityBackbone
-from ..model.library import ModelFiles
+from ..model.backbone import Backbone
+from ..model.files import ModelFiles
 from ..pipeline.slot import CacheSlot
 
 SKETCH = 512  # longest side of a sketch in pixels
@@ -28,7 +28,7 @@ def manage(module: nn.Module, load_device: torch.device, offload_device: torch.d
 
 @dataclass(frozen=True, repr=False)
 class MossModel:
-    """An Infinity model.
+    """A model with all its parts.
 
     Attributes:
         patcher: the host's handle on the transformer; this very name is how the host recognises models.
@@ -36,7 +36,7 @@ class MossModel:
         slot: owner of the KV cache of the draft in use; emptied when the host unloads the model.
     """
 
-    backbone: InfinityBackbone
+    backbone: Backbone
     files: ModelFiles
     patcher: comfy.model_patcher.ModelPatcher
     vae_patcher: comfy.model_patcher.ModelPatcher
@@ -47,7 +47,7 @@ class MossModel:
         self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: slot.clear())
 
     def __repr__(self) -> str:
-        return f"Infinity model {self.files.name}"
+        return f"model {self.files.name}"
 
     def load(self, cached: int, rows: int, largest: int) -> None:
         """Have the host bring all weights to the device and make room.
@@ -57,10 +57,8 @@ class MossModel:
             rows: batch rows, unconditional ones included.
             largest: tokens of the largest forward pass.
         """
-        config = self.backbone.transformer.config
-        element = self.backbone.transformer.blocks[0].sa.q_bias.element_size()
-        cache = 2 * rows * cached * config.width * config.depth * element
-        work = rows * largest * config.width * ACTIVATIONS
+        cache = self.backbone.cache_bytes(rows, cached)
+        work = rows * largest * self.backbone.width * ACTIVATIONS
         mm.load_models_gpu([self.patcher, self.vae_patcher], memory_required=cache + work, force_full_load=True)
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ class InfinityVAE(comfy.sd.VAE):
     def __init__(self, codec: VAE) -> None:
         # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the attributes it sets.
         self.first_stage_model = codec
-        self.vae_dtype = codec.decoder.conv_in.conv.weight.dtype
+        self.vae_dtype = next(codec.decoder.parameters()).dtype
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.patcher = manage(codec, self.device, mm.vae_offload_device())
         self.working_dtypes = [torch.bfloat16, torch.float32]

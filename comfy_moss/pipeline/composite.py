@@ -14,7 +14,8 @@ from .refine import Residual
 
 @torch.inference_mode()
 def composite(backbone: Backbone, draft: Draft, residual: Residual, strength: float = 1.0) -> Tensor:
-    """Sum of codes with the residual added: each scale's codes in an otherwise empty map, upsampled like the dense loop's.
+    """Sum of codes with the residual added: each scale's codes in an otherwise empty map, upsampled like the dense loop's, and
+    without effect on places that nobody drew.
 
     Args:
         strength: factor on the residual in [0, 1]; 1 is the paper's.
@@ -27,13 +28,14 @@ def composite(backbone: Backbone, draft: Draft, residual: Residual, strength: fl
     """
     if not (math.isfinite(strength) and 0 <= strength <= 1):
         raise ValueError(f"strength must lie between 0 and 1, got {strength}")
-    grids = draft.recipe.schedule.grids
+    schedule = draft.recipe.schedule
     total = draft.total.to(backbone.device)
     dispatch = residual.dispatch
     for scale, cells, bits in zip(dispatch.scales, dispatch.cells, residual.bits, strict=True):
-        h, w = grids[scale]
-        codes = backbone.codes(bits.to(backbone.device))
+        h, w = schedule.grids[scale]
+        codes, cells = backbone.codes(bits.to(backbone.device)), cells.to(backbone.device)
         whole = codes.new_zeros(len(bits), h * w, bits.shape[-1])
-        whole.scatter_(1, cells.to(backbone.device)[..., None].expand_as(codes), codes)
-        total = total + strength * backbone.code_map(whole, grids[scale], grids[-1])
+        whole.scatter_(1, cells[..., None].expand_as(codes), codes)
+        filled = torch.zeros(len(bits), h * w, dtype=torch.bool, device=backbone.device).scatter_(1, cells, True)
+        total = total + strength * backbone.code_map(whole, scale, schedule, filled)
     return total

@@ -45,14 +45,19 @@ class Cost:
 def in_order_work(schedule: Schedule, scales: int, work: TokenWork) -> float:
     """Multiply-adds a row of drawing the first `scales` scales in order and everywhere.
 
-    Each scale attends to all earlier ones and to itself.
+    Each scale attends to all earlier ones and to itself; what a prompt has in the cache runs with the first scale.
     """
-    return sum((refine_work(schedule.tokens(0, s), schedule.tokens(s, s + 1), work) for s in range(scales)), 0.0)
+    later = (refine_work(schedule.tokens(0, s), schedule.tokens(s, s + 1), work) for s in range(1, scales))
+    return sum(later, _pass_work(0, work.prefix + schedule.tokens(0, 1), work) if scales else 0.0)
 
 
 def refine_work(draft_tokens: int, tokens: int, work: TokenWork) -> float:
     """Multiply-adds a row of one pass of `tokens` tokens that attend to the draft and to each other."""
-    return tokens * (work.linear + work.attention * (draft_tokens + tokens))
+    return _pass_work(work.prefix + draft_tokens, tokens, work)
+
+
+def _pass_work(cached: int, tokens: int, work: TokenWork) -> float:
+    return tokens * (work.linear + work.attention * (cached + tokens))
 
 
 def dense_share(schedule: Schedule, scales: int, refine_tokens: int, work: TokenWork) -> float:

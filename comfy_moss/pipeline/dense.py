@@ -31,7 +31,7 @@ def finish_dense(
     cache = cache or rebuild_cache(backbone, draft)
     if draft.refine_scales == 0:
         return draft, cache
-    grown = cache.grown(schedule.tokens(0, len(schedule) - 1))
+    grown = cache.grown(cache.lengths[0] + schedule.tokens(draft.scales, len(schedule) - 1))
     run = Run(backbone, recipe, recipe.condition(backbone), grown, noise)
     bits, total = draw_scales(run, total, range(draft.scales, len(schedule)), on_scale=on_scale)
     return Draft(recipe, draft.bits + tuple(b.cpu() for b in bits), total.cpu(), draft.model_id), grown

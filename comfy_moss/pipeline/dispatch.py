@@ -14,15 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..model.published import PAPER_BOUNDS
 from ..model.schedule import Grid, Schedule
-
-# Bounds as printed in the paper, percent, coarsest refine scale first.
-PAPER_BOUNDS = {
-    2: (50.0, 25.0),
-    3: (50.0, 15.0, 5.0),
-    4: (80.0, 70.0, 30.0, 10.0),
-    5: (90.0, 50.0, 15.0, 10.0, 5.0),
-}
 
 
 @dataclass(frozen=True)

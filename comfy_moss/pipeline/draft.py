@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Noise, Step
+from ..model.backbone import Backbone, Condition, Noise, Step
 from ..model.cache import KVCache
 from ..model.guidance import Guidance
-from ..model.layers import Branch, Condition, run_whole
+from ..model.layers import Branch, run_whole
 from ..model.rope import Positions
 from ..model.sampling import Sampling, bit_noise
 from ..model.schedule import Schedule
@@ -57,7 +57,7 @@ class Draft:
     """A picture drawn up to some scale.
 
     Attributes:
-        bits: per drawn scale, (B, h*w, d) uint8.
+        bits: per drawn scale, the drawn tokens (B, h*w, d): bits (uint8), or whatever else this model draws.
         total: R of the paper, (B, c, H, W) float32: the sum of the upsampled codes so far.
         model_id: weights that drew it.
     """
@@ -90,7 +90,7 @@ class Run:
 
     def at(self, positions: Positions) -> Step:
         """Those tokens of this picture."""
-        return Step(positions, self.recipe.schedule, self.condition, self.recipe.guidance)
+        return Step(positions, self.recipe.schedule, self.condition, self.recipe.guidance, self.recipe.seeds)
 
     def forward(
         self,
@@ -104,7 +104,7 @@ class Run:
         return self.backbone.forward(tokens, self.at(positions), self.cache, store, visible, branch)
 
     def sample(self, hidden: Tensor, positions: Positions) -> Tensor:
-        """Bits (B, N, d) from hidden states."""
+        """Drawn tokens (B, N, d) from hidden states."""
         return self.backbone.sample(hidden, self.at(positions), self.recipe.sampling, self.recipe.seeds, self.noise)
 
 
@@ -131,7 +131,7 @@ def draw_scales(
         store: keep keys and values for later scales (those of the schedule's last scale never are).
 
     Returns:
-        bits of the scales, each (B, h*w, d) uint8, and the new sum.
+        drawn tokens of the scales, each (B, h*w, d), and the new sum.
     """
     schedule, backbone = run.recipe.schedule, run.backbone
     drawn = []
@@ -144,7 +144,7 @@ def draw_scales(
         if known is None or keep:  # a known scale that nobody looks back at leaves nothing to compute
             hidden = run.forward(tokens, positions, store=keep, branch=branch)
         bits = run.sample(hidden, positions) if known is None else known
-        total = total + backbone.code_map(backbone.codes(bits), grid, schedule.grids[-1])
+        total = total + backbone.code_map(backbone.codes(bits), scale, schedule)
         drawn.append(bits)
         if on_scale:
             on_scale(scale + 1, len(schedule), total)

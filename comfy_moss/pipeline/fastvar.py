@@ -17,25 +17,20 @@ from torch import Tensor
 from ..model.backbone import Backbone, Noise
 from ..model.cache import KVCache
 from ..model.layers import Branch, Update, run_whole
+from ..model.published import Pruning
 from ..model.sampling import bit_noise
 from ..model.schedule import Grid, Schedule
 from .draft import Draft, OnScale, Recipe, Run, draw_scales, empty_total
 
 
 @dataclass(frozen=True)
-class FastVARConfig:
-    """Which scales are pruned how far.
+class FastVARConfig(Pruning):
+    """Which scales are pruned how far."""
 
-    Attributes:
-        skip: number of last scales that are not run at all.
-        prune: share of tokens dropped in each of the scales before those, coarsest first; the scale before them is saved.
-        first_layer, last_layer: blocks that prune, inclusive.
-    """
-
-    skip: int = 2
-    prune: tuple[float, ...] = (0.4, 0.5)
-    first_layer: int = 3
-    last_layer: int = 27
+    @classmethod
+    def printed(cls, backbone: Backbone) -> FastVARConfig:
+        """As published for this family of models."""
+        return cls(**vars(backbone.published.pruning))
 
     def __post_init__(self) -> None:
         if self.skip < 0 or not all(0 <= ratio < 1 for ratio in self.prune):
@@ -57,7 +52,7 @@ class FastVARConfig:
         return [n - int(n * ratio) for n, ratio in zip(tokens, ratios, strict=False)] + [0] * self.skip
 
     def prunes(self, layer: int) -> bool:
-        return self.first_layer <= layer <= self.last_layer
+        return layer >= self.first_layer and (self.last_layer is None or layer <= self.last_layer)
 
 
 OnKeep = Callable[[int, int, str, Tensor], None]  # (scale, layer, "sa" | "ca" | "ffn", kept indices (R, K))
@@ -120,7 +115,7 @@ def most_active(x: Tensor, count: int) -> Tensor:
 def finish_fastvar(
     backbone: Backbone,
     recipe: Recipe,
-    config: FastVARConfig = FastVARConfig(),
+    config: FastVARConfig | None = None,
     given: Sequence[Tensor] = (),
     on_scale: OnScale | None = None,
     noise: Noise = bit_noise,
@@ -130,13 +125,14 @@ def finish_fastvar(
     """Draw a picture by FastVAR.
 
     Args:
-        given: bits of leading scales, from a draft of the same recipe; those scales are run but not drawn anew.
+        config: None = as published for this family of models.
+        given: drawn tokens of leading scales, from a draft of the same recipe; those scales are run but not drawn anew.
         store_last: also keep the last run scale in the cache, as the released code does to no use.
 
     Returns:
         All scales it ran as a draft (its total is the picture), the cache, and tokens per scale.
     """
-    schedule = recipe.schedule
+    schedule, config = recipe.schedule, config or FastVARConfig.printed(backbone)
     kept = config.kept(schedule)
     last = len(schedule) - config.skip
     stored = last if store_last else min(last, len(schedule)) - 1

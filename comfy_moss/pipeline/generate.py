@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from ..model.backbone import Backbone
+from ..model.published import PAPER, PAPER_BOUNDS, Published
 from ..model.schedule import Schedule
 from .composite import composite
-from .dispatch import PAPER_BOUNDS, Dispatch, DispatchConfig, dispatch_tokens, refine_counts
+from .dispatch import Dispatch, DispatchConfig, dispatch_tokens, refine_counts
 from .draft import Draft, OnScale, Recipe, draw_draft
-from .fastvar import FastVARConfig, finish_fastvar
+from .fastvar import finish_fastvar
 from .frequency import frequency_map
 from .refine import RefineConfig, refine
 from .stopwatch import Stopwatch
 
 METHODS = ("dense", "draft", "fastvar", "moss", *(f"moss{k}" for k in PAPER_BOUNDS))
 STAGES = ("draft", "frequency", "dispatch", "refine", "composite", "decode")
-DEFAULT_SKIP = 4  # the draft that the default method, moss4, starts from
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,16 @@ class Method:
             raise ValueError(f"skipping {self.k} scales leaves nothing to draw; this picture has {len(schedule)} scales")
 
 
-def parse_method(text: str, bounds: Sequence[float] | None = None, skip: int | None = None) -> Method:
+def parse_method(
+    text: str, bounds: Sequence[float] | None = None, skip: int | None = None, published: Published = PAPER
+) -> Method:
     """A method from its name, as typed on the command line.
 
     Args:
         text: one of METHODS; moss2..moss5 carry the paper's bounds.
         bounds: own bounds in percent, for moss (any number of them) or moss2..moss5 (that many).
-        skip: how many of the last scales "draft" leaves out; None = 4.
+        skip: how many of the last scales "draft" leaves out; None = as many as the model's first method refines.
+        published: settings as printed for the model's family.
 
     Raises:
         ValueError: unknown name, bounds or skip given to another method, or bounds missing, too many or impossible.
@@ -99,11 +102,11 @@ def parse_method(text: str, bounds: Sequence[float] | None = None, skip: int | N
     if skip is not None and text != "draft":
         raise ValueError(f"skip belongs to the method draft; {text} draws every scale")
     if text == "draft":
-        return Method("draft", skip=DEFAULT_SKIP if skip is None else skip)
-    return Method("moss", _bounds(text, bounds)) if moss else Method(text)
+        return Method("draft", skip=published.k if skip is None else skip)
+    return Method("moss", _bounds(text, bounds, published)) if moss else Method(text)
 
 
-def _bounds(text: str, bounds: Sequence[float] | None) -> tuple[float, ...]:
+def _bounds(text: str, bounds: Sequence[float] | None, published: Published) -> tuple[float, ...]:
     if text == "moss":
         if not bounds:
             raise ValueError("the method moss needs bounds, for example 80,70,30,10; or choose moss2 to moss5")
@@ -111,7 +114,10 @@ def _bounds(text: str, bounds: Sequence[float] | None) -> tuple[float, ...]:
     k = int(text.removeprefix("moss"))
     if bounds is not None and len(bounds) != k:
         raise ValueError(f"{text} takes {k} bounds, got {len(bounds)}; use the method moss for another number of them")
-    return PAPER_BOUNDS[k] if bounds is None else tuple(bounds)
+    if bounds is None and k not in published.bounds:
+        printed = ", ".join(f"moss{k}" for k in published.bounds)
+        raise ValueError(f"the paper has no bounds of {text} for this model; choose {printed}, or give {k} bounds")
+    return published.bounds[k] if bounds is None else tuple(bounds)
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ def _fastvar(
     backbone: Backbone, recipe: Recipe, method: Method, watch: Stopwatch, on_scale: OnScale | None
 ) -> _Drawing:
     with watch.stage("draft"):
-        drawn, cache, tokens = finish_fastvar(backbone, recipe, FastVARConfig(), on_scale=on_scale)
+        drawn, cache, tokens = finish_fastvar(backbone, recipe, on_scale=on_scale)
     return _Drawing(drawn.total, tuple(tokens), cache.nbytes)
 
 

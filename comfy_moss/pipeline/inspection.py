@@ -45,7 +45,7 @@ def inspection(
         palette: "#rrggbb" of the heatmap from calm to busy in even steps, linear in between.
         map: on the last scale's grid, one string a picture: float32 frequency, and its percentile as uint8 (255 = 100 %).
         ranks: for every picture and refine scale, the uint16 rank of every cell, 0 = first to be taken.
-        draft_tokens: of the scales before.
+        draft_tokens: in the cache: of the scales before, and of the prompt where the model keeps it there.
         work: multiply-adds a row; see `TokenWork` for linear and attention; draft and dense are sums over the scales.
 
     Raises:
@@ -69,7 +69,7 @@ def inspection(
             "percentile": _encode((255 * percentile(shown)).round(), "u1"),
         },
         "ranks": [list(scales) for scales in zip(*ranks, strict=True)],
-        "draft_tokens": schedule.tokens(0, first),
+        "draft_tokens": schedule.tokens(0, first) + work.prefix,
         "kv_bytes": kv_bytes,
         "work": {
             "linear": work.linear,

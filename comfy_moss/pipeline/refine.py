@@ -30,7 +30,7 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class Residual:
-    """What the refine step drew: bits of the dispatched tokens, per refine scale (B, n_i, d) uint8."""
+    """What the refine step drew: the dispatched tokens, per refine scale (B, n_i, d), of the kind of `Draft.bits`."""
 
     dispatch: Dispatch
     bits: tuple[Tensor, ...]

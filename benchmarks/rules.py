@@ -1,0 +1,239 @@
+"""Try other rules of the method beside the paper's, on one model, at equal tokens and from the same drafts.
+
+    python benchmarks/rules.py --k 3 --prompts 24                                 # the paper's bounds
+    python benchmarks/rules.py --k 3 --rules paper,window-5,nested,strength-0.5   # only these
+    python benchmarks/rules.py --k 3 --rules paper --bounds 50,15,5 60,0,0        # several bounds, brought to equal tokens
+
+A rule says how busy a place is (window; on which grid), which scale redraws it (bands), how the redrawn codes are laid over the
+draft (composite) and how strongly.  The rules that only serve as controls give places to scales at random, or calm places first.
+Printed are means over prompts: likeness of the codes and the picture to dense's (dB), texture energy against dense's (1 = equal)
+and the share of pictures that show what was asked for; and after a metric the gain over the first row with its 95 % interval,
+paired by picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import comfy_moss  # noqa: E402, F401
+
+sys.path.remove(str(ROOT))  # the folder kernels/ must not pass for the package of that name
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from comfy_moss.cli import add_drawing  # noqa: E402
+from comfy_moss.evaluation.bootstrap import Interval, mean, weights  # noqa: E402
+from comfy_moss.evaluation.calibration import options, order  # noqa: E402
+from comfy_moss.evaluation.calibration.compare import at_tokens  # noqa: E402
+from comfy_moss.evaluation.calibration.measure import Batch, Measure, prepare  # noqa: E402
+from comfy_moss.evaluation.calibration.quality import METRICS, Drawn, Pair  # noqa: E402
+from comfy_moss.evaluation.calibration.trials import Bounds  # noqa: E402
+from comfy_moss.evaluation.loading import load  # noqa: E402
+from comfy_moss.metadata import to_image  # noqa: E402
+from comfy_moss.model.backbone import Backbone  # noqa: E402
+from comfy_moss.model.schedule import Grid, Schedule  # noqa: E402
+from comfy_moss.pipeline.dispatch import Dispatch, band, busiest_first, refine_counts  # noqa: E402
+from comfy_moss.pipeline.draft import Draft  # noqa: E402
+from comfy_moss.pipeline.frequency import frequency_map  # noqa: E402
+from comfy_moss.pipeline.refine import RefineConfig, Residual, refine  # noqa: E402
+
+SHOWN = ("latent", "psnr", "texture", "overall")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to do it; the defaults are the paper's.
+
+    Attributes:
+        window: of the frequency.
+        own_grid: the frequency of the draft resized to a scale's grid, instead of the final grid's averaged over its tokens.
+        bands: ranks = each scale takes its ranks on its own grid; partition = every place of the final grid belongs to one
+            scale; nested = places of a finer scale are redrawn at the coarser ones too; random; inverted = calm places first.
+        composite: plain = codes in an empty map, upsampled; inside = divided by the upsampled mask, inside the tokens;
+            spread = the same also where it fades out; nearest = every token a flat block; shared = divided by the masks of all
+            scales together where they overlap.
+    """
+
+    window: int = 3
+    own_grid: bool = False
+    bands: str = "ranks"
+    composite: str = "plain"
+    strength: float = 1.0
+
+
+RULES = {
+    "paper": Rule(),
+    "window-5": Rule(window=5),
+    "window-7": Rule(window=7),
+    "own-grid": Rule(own_grid=True),
+    "partition": Rule(bands="partition"),
+    "nested": Rule(bands="nested"),
+    "inside": Rule(composite="inside"),
+    "spread": Rule(composite="spread"),
+    "nearest": Rule(composite="nearest"),
+    "shared": Rule(composite="shared"),
+    "strength-0.75": Rule(strength=0.75),
+    "strength-0.5": Rule(strength=0.5),
+    "nested-0.75": Rule(bands="nested", strength=0.75),
+    "nested-shared": Rule(bands="nested", composite="shared"),
+    "random": Rule(bands="random"),
+    "inverted": Rule(bands="inverted"),
+    "draft": Rule(strength=0.0),
+}
+
+
+# --- which tokens -----------------------------------------------------------------------------------------------
+
+
+def scale_scores(backbone: Backbone, draft: Draft, grids: tuple[Grid, ...], rule: Rule) -> list[Tensor]:
+    """What the tokens of each refine scale are ranked by, (B, h, w)."""
+    if rule.bands == "random":
+        chance = torch.Generator().manual_seed(sum(draft.recipe.seeds))
+        return [torch.rand(len(draft.total), *grid, generator=chance) for grid in grids]
+    if rule.own_grid:
+        whole = [backbone.tokens(draft.total, grid).transpose(1, 2).unflatten(2, grid) for grid in grids]
+        return [frequency_map(total, rule.window) for total in whole]
+    frequency = frequency_map(draft.total, rule.window)
+    sign = -1 if rule.bands == "inverted" else 1
+    return [sign * F.adaptive_avg_pool2d(frequency, grid) for grid in grids]
+
+
+def partition_scores(frequency: Tensor, grids: tuple[Grid, ...], bounds: Bounds) -> list[Tensor]:
+    """Per scale, how much of each token lies in places of the final grid whose rank is in the scale's band."""
+    order_ = busiest_first(frequency)
+    ranks = torch.empty_like(order_).scatter_(1, order_, torch.arange(order_.shape[1]).expand_as(order_))
+    share = 100 * (ranks.view_as(frequency) + 0.5) / order_.shape[1]
+    bands = zip(bounds, (*bounds[1:], 0.0), strict=True)
+    return [F.adaptive_avg_pool2d(((share > low) & (share <= up)).float(), g) for g, (up, low) in zip(grids, bands, strict=True)]
+
+
+def choose(backbone: Backbone, draft: Draft, bounds: Bounds, rule: Rule) -> Dispatch:
+    """The tokens that each scale redraws."""
+    schedule = draft.recipe.schedule
+    first = len(schedule) - len(bounds)
+    grids, lower = schedule.grids[first:], (0.0,) * len(bounds) if rule.bands == "nested" else (*bounds[1:], 0.0)
+    ranks = [band(h * w, up, low) for (h, w), up, low in zip(grids, bounds, lower, strict=True)]
+    if rule.bands == "partition":
+        scores = partition_scores(frequency_map(draft.total, rule.window), grids, bounds)
+        ranks = [range(len(r)) for r in ranks]
+    else:
+        scores = scale_scores(backbone, draft, grids, rule)
+    cells = [busiest_first(s)[:, r.start : r.stop].sort(1).values for s, r in zip(scores, ranks, strict=True)]
+    return Dispatch(tuple(range(first, len(schedule))), tuple(cells))
+
+
+def spent(schedule: Schedule, bounds: Bounds, rule: Rule) -> int:
+    if rule.bands != "nested":
+        return sum(refine_counts(schedule, bounds))
+    return sum(len(band(h * w, up, 0.0)) for (h, w), up in zip(schedule.grids[-len(bounds) :], bounds, strict=True))
+
+
+def equal_bounds(schedule: Schedule, bounds: Bounds, rule: Rule) -> Bounds:
+    """The bounds, lowered by one factor where the rule would spend more tokens on them."""
+    budget, low, high = sum(refine_counts(schedule, bounds)), 0.0, 1.0
+    if spent(schedule, bounds, rule) <= budget:
+        return bounds
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = spent(schedule, tuple(b * middle for b in bounds), rule) <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    return tuple(b * low for b in bounds)
+
+
+# --- laying over ------------------------------------------------------------------------------------------------
+
+
+def lay(backbone: Backbone, draft: Draft, residual: Residual, rule: Rule) -> Tensor:
+    """The sum of codes (B, c, H, W) with the redrawn ones."""
+    schedule, added, masks = draft.recipe.schedule, [], []
+    for scale, cells, bits in zip(residual.dispatch.scales, residual.dispatch.cells, residual.bits, strict=True):
+        h, w = schedule.grids[scale]
+        codes = backbone.codes(bits)
+        whole = codes.new_zeros(len(bits), h * w, codes.shape[-1]).scatter_(1, cells[..., None].expand_as(codes), codes)
+        filled = torch.zeros(len(bits), h * w, dtype=torch.bool).scatter_(1, cells, True)
+        size = draft.total.shape[-2:]
+        mask = filled.view(-1, 1, h, w).float()
+        soft, hard = F.interpolate(mask, size, mode="bilinear", align_corners=False), F.interpolate(mask, size, mode="nearest")
+        smooth = backbone.code_map(whole, scale, schedule, filled)
+        if rule.composite == "nearest":
+            smooth = F.interpolate(whole.transpose(1, 2).unflatten(2, (h, w)), size, mode="nearest")
+        elif rule.composite in ("inside", "spread"):
+            smooth = smooth / soft.clamp_min(1e-3) * (hard if rule.composite == "inside" else (soft > 1e-3).float())
+        added.append(smooth)
+        masks.append(soft)
+    total = sum(added) if rule.composite != "shared" else sum(added) / sum(masks).clamp_min(1)
+    return draft.total + rule.strength * total
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def draw(measure: Measure, batch: Batch, bounds: Bounds, rule: Rule) -> Drawn:
+    backbone, method = measure.backbone, measure.method
+    dispatch = choose(backbone, batch.draft, bounds, rule)
+    residual = refine(backbone, batch.draft, dispatch, RefineConfig(method.cross_scale, method.guidance), batch.cache)
+    total = lay(backbone, batch.draft, residual, rule)
+    return Drawn(total, to_image(backbone.decode(total)))
+
+
+def judge(measure: Measure, bounds: Bounds, rule: Rule) -> dict[str, np.ndarray]:
+    """By metric, the value of every picture."""
+    pairs = [Pair(draw(measure, batch, bounds, rule), batch.dense, batch.cases) for batch in measure.batches]
+    shown = [name for name in SHOWN if pairs[0].cases or not METRICS[name].needs_cases]
+    return {name: np.concatenate([METRICS[name].values(pair).numpy().astype(float) for pair in pairs]) for name in shown}
+
+
+def rows(measure: Measure, tried: list[Bounds], rules: dict[str, Rule], tasks: list[str]) -> Iterator[str]:
+    """The table, a line at a time."""
+    schedule, weight, first = measure.batches[0].draft.recipe.schedule, weights(tasks), None
+    for bounds, (name, rule) in itertools.product(tried, rules.items()):
+        own = equal_bounds(schedule, bounds, rule)
+        found = judge(measure, own, rule)
+        if first is None:
+            first = found
+            yield f"{'rule':<14} {'bounds':<22} {'tokens':>6}  " + "  ".join(f"{metric:<31}" for metric in found)
+        cells = [_cell(mean(found[m], weight), mean(found[m] - first[m], weight)) for m in found]
+        text = ",".join(f"{round(b, 2):g}" for b in own)
+        yield f"{name:<14} {text:<22} {spent(schedule, own, rule):>6}  " + "  ".join(f"{cell:<31}" for cell in cells)
+
+
+def _cell(value: Interval, gain: Interval) -> str:
+    return f"{value.value:7.3f} {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+
+def main(write: Callable[[str], object] = sys.stdout.write) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_options(parser)
+    add_drawing(parser)
+    parser.add_argument("--rules", default=",".join(RULES), help="only these")
+    parser.add_argument("--bounds", nargs="+", metavar="T1,T2,...", help="not the paper's, but brought to its tokens")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    checked = order.check(args)
+    studio = load(checked.job, checked.prompts)
+    schedule = checked.job.schedule
+    paper = studio.backbone.published.bounds[args.k]
+    tokens = checked.tokens or sum(refine_counts(schedule, paper))
+    named = [tuple(map(float, text.split(","))) for text in args.bounds or ()] or [paper]
+    tried = [bounds if bounds == paper and not checked.tokens else at_tokens(bounds, schedule, tokens) for bounds in named]
+    quality = replace(METRICS["combined"], needs_cases=False)
+    drafts = lambda done, of: sys.stderr.write(f"drafts {done}/{of}\n")  # noqa: E731
+    measure = prepare(studio, checked.job.method, quality, checked.prompts, checked.cases, checked.batch, drafts)
+    write(f"k = {args.k}, {len(checked.prompts)} prompts\n")
+    for row in rows(measure, tried, {name: RULES[name] for name in args.rules.split(",")}, checked.tasks):
+        write(row + "\n")
+
+
+if __name__ == "__main__":
+    main()

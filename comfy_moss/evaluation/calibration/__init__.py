@@ -1,0 +1,1 @@
+"""Finding the bounds of MoSs-k: `python -m comfy_moss calibrate`."""

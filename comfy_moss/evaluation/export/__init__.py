@@ -1,0 +1,1 @@
+"""Pictures for benchmarks that score elsewhere: `python -m comfy_moss export`."""

@@ -1,0 +1,217 @@
+"""HART checkpoints: sizes from names, shapes and config.json, building, loading.
+
+Accepted: the released PyTorch files and what `convert` makes of them.  Everything that can be refused is refused before
+memory is taken.  Facts: HART specification, sections 1 and 9.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import HART_TOKENIZER, HART_TRANSFORMER, identify, plain_names, weights_id
+from .hart import HartConfig, HartTransformer
+from .hart_backbone import HartBackbone
+from .hart_tokenizer import Tokenizer
+from .hart_vq import Quantizer
+from .tensors import CheckpointError, Tensors, fill_module, listing, open_tensors
+from .vae import VAEConfig
+
+HEAD_DIM = 64  # where nothing says how many heads there are
+STEPS = 8  # of the residual diffusion, where nothing says how many
+UNUSED = re.compile(r"(.+\.)?(zero_k_bias|lvl_1L|attn_bias_for_masking)")  # constants, and what only training needs
+UNKNOWN = re.compile(r"blocks\.\d+\.(ada_lin|scale_shift_table|cross_attn).*|pos_1LC|pos_start|lvl_embed\.weight")
+CODEC_UNUSED = re.compile(r"decoder2\..+|post_quant_conv2\..+|quantize\.ema_.+")
+Settings = Mapping[str, Any]  # what config.json says
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """config.json of a folder; nothing if there is none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return dict(settings.items())
+    except (ValueError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged; download it again") from error
+
+
+def open_hart(state: Tensors, settings: Settings) -> tuple[Tensors, HartConfig]:
+    """Tensors under the names of HartTransformer, and its sizes.
+
+    Args:
+        settings: of its config.json; what is silent there is told by shapes and by the table of levels in the file.
+
+    Raises:
+        CheckpointError: not such a transformer, a variant that is not known here, or a config.json of another model.
+    """
+    if (found := identify(state)) != HART_TRANSFORMER:
+        raise CheckpointError(f"{state.path} seems to be {found}, not {HART_TRANSFORMER}; choose another file")
+    if variant := [name for name in state if UNKNOWN.fullmatch(name)]:
+        raise CheckpointError(f"{state.path} is of a variant of HART that is not known here: it has {listing(variant)}")
+    tensors = state.renamed({name: name for name in state if not UNUSED.fullmatch(name)})
+    try:
+        return tensors, _config(state, settings)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{state.path} or the config.json beside it is incomplete; download both again") from error
+
+
+def _config(state: Tensors, settings: Settings) -> HartConfig:
+    shapes = state.shapes
+    length, sides = _sequence(state, settings)
+    width = shapes["word_embed.weight"][0]
+    scales = shapes.get("blocks.0.attn.scale_mul_1H11")
+    heads = int(settings.get("num_heads") or (max(scales) if scales else max(1, width // HEAD_DIM)))
+    if width % heads:
+        raise CheckpointError(
+            f"{state.path} is {width} numbers wide, which {heads} heads cannot share; put its own config.json beside it"
+        )
+    return HartConfig(
+        depth=_count(shapes, r"blocks\.(\d+)\."),
+        width=width,
+        heads=heads,
+        hidden=shapes["blocks.0.ffn.gate_proj.weight"][0],
+        codes=shapes["head.weight"][0],
+        channels=shapes["word_embed.weight"][1],
+        text_width=shapes["context_embed.weight"][1],
+        text_length=length,
+        sides=sides,
+        diffusion_width=shapes["diffloss.net.input_proj.weight"][0],
+        diffusion_depth=_count(shapes, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        diffusion_steps=int(settings.get("num_sampling_steps") or STEPS),
+        eps=float(settings.get("norm_eps") or 1e-6),
+        context_norm="context_norm.weight" in shapes,
+        cosine=scales is not None,
+    )
+
+
+def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]:
+    """Slots of text and sides of the scales: from config.json, or else from the level of every position in the file."""
+    told = settings.get("patch_nums")
+    sides = tuple(int(n) for n in (told.split("_") if isinstance(told, str) else told)) if told else None
+    length = int(settings["context_token"]) if settings.get("context_token") else None
+    if "lvl_1L" in state.shapes and not (levels := state["lvl_1L"]).is_meta:
+        counts = torch.bincount(levels.flatten().long()).tolist()
+        found = counts[0], (1, *(round(n**0.5) for n in counts[1:]))
+        if (length or found[0], sides or found[1]) != found:
+            raise CheckpointError(
+                f"{state.path} was made for {found[0]} slots of text and scales {found[1]}, its config.json says "
+                f"{length or found[0]} and {sides or found[1]}; put its own config.json beside it"
+            )
+        return found
+    if not (sides and length):
+        raise CheckpointError(f"the config.json beside {state.path} does not say patch_nums and context_token; download it again")
+    return length, sides
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return 1 + max(int(match[1]) for match in map(re.compile(pattern).match, names) if match)
+
+
+def open_tokenizer(state: Tensors) -> tuple[Tensors, VAEConfig]:
+    """Tensors under the names of Tokenizer (no discriminator), and its sizes; reads no values.
+
+    Raises:
+        CheckpointError: not such a tokenizer.
+    """
+    if (found := identify(state)) != HART_TOKENIZER:
+        raise CheckpointError(f"{state.path} seems to be {found}, not {HART_TOKENIZER}; choose another file")
+    used = [name.removeprefix("vae.") for name in state if name.startswith("vae.")]
+    used = [name for name in used if not CODEC_UNUSED.fullmatch(name)]
+    codec = [name for name in used if name.startswith(("encoder.", "decoder."))]
+    names = {name: name for name in used if name not in codec} | plain_names(codec)
+    tensors = state.renamed({name: f"vae.{held}" for name, held in names.items()})
+    try:
+        return tensors, VAEConfig.from_shapes(tensors.shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{state.path} seems to be {HART_TOKENIZER} but is incomplete; download it again") from error
+
+
+def hart_from_state(
+    state: Mapping[str, Tensor],
+    settings: Settings,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> HartTransformer:
+    """Build the transformer.
+
+    Args:
+        dtype: of the matrices in blocks and residual diffusion; everything else is float32.
+
+    Raises:
+        CheckpointError: see `open_hart` and `tensors.fill_module`.
+    """
+    tensors, config = open_hart(Tensors.of(state), settings)
+    with torch.device("meta"):
+        model = HartTransformer(config)
+
+    fill_module(model, tensors, lambda name: dtype if is_large(name) else torch.float32, device)
+    return model
+
+
+def is_large(name: str) -> bool:
+    """Whether a parameter is one of the matrices, or their biases, that may be in a lower precision."""
+    return name.startswith(("blocks.", "diffloss.")) and not any(part in name for part in ("ln_wo_grad", "in_ln"))
+
+
+def tokenizer_from_state(
+    state: Mapping[str, Tensor],
+    settings: Settings,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tokenizer:
+    """Build the tokenizer; the quantiser is float32, the codec `dtype`.  Errors: see `open_tokenizer`, `fill_module`."""
+    tensors, config = open_tokenizer(Tensors.of(state))
+    with torch.device("meta"):
+        model = Tokenizer(config, _quantizer(tensors.shapes, settings))
+    fill_module(model, tensors, lambda name: torch.float32 if name.startswith("quantize.") else dtype, device)
+    return model
+
+
+def _quantizer(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> Quantizer:
+    codes, channels = shapes["quantize.embedding.weight"]
+    convolutions = _count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    strength = abs(float(settings.get("quant_resi") or 0.5))
+    return Quantizer(codes, channels, convolutions, strength, bool(settings.get("using_znorm")))
+
+
+def load_hart(
+    transformer: Path, tokenizer: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> HartBackbone:
+    """Load a transformer (a file with config.json beside it) and its tokenizer (a file or folder).
+
+    Args:
+        dtype: of the large matrices and of the codec.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another kind, or the two do not belong together.
+    """
+    weights, codec = open_tensors(transformer), open_tensors(tokenizer)
+    settings = read_settings(transformer.parent)
+    codec_settings = read_settings(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+    named, config = open_hart(weights, settings)
+    codec_named, _ = open_tokenizer(codec)
+    book = codec_named.shapes.get("quantize.embedding.weight")
+    if book != (config.codes, config.channels):
+        raise CheckpointError(
+            f"{tokenizer} holds a codebook of size {book} and {transformer.name} draws from {(config.codes, config.channels)}; "
+            "use the tokenizer that came with the model"
+        )
+    return HartBackbone(
+        hart_from_state(weights, settings, device, dtype),
+        tokenizer_from_state(codec, codec_settings, device, dtype),
+        weights_id(named, codec_named),
+    )

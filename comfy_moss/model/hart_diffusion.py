@@ -1,0 +1,176 @@
+"""HART's residual diffusion: what codes cannot say about a token of the finest scale, drawn by a small network.
+
+A token at a time, so any subset of tokens gives the numbers that all of them would.
+Shapes: N tokens, c channels of the code map, C width of the transformer, S steps.  Facts: HART specification, section 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SINUSOID = 256  # numbers that a time or a level is written in
+STRENGTH = 0.6  # of the residual, so that it stays within +-0.6
+TIMES = 1000  # of the schedule in training
+OnStep = Callable[[int, Tensor, Tensor], None]  # (step k, estimate of the result, state after it), both (N, c)
+
+
+def sinusoid(values: Tensor) -> Tensor:
+    """Numbers (n,) as cosines, then sines, of 128 frequencies: (n, 256) float32."""
+    half = SINUSOID // 2
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values.float()[:, None] * frequency
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Linear(nn.Linear):
+    """Computes in the precision of its weights; what goes in and comes out is float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).float()
+
+
+class SinusoidEmbedding(nn.Module):
+    """Sinusoid, linear, SiLU, linear: (n,) -> (n, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Linear(SINUSOID, width), nn.SiLU(), Linear(width, width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.mlp(sinusoid(values))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
+
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+        return h + gate * self.mlp(self.in_ln(h) * (1 + scale) + shift)
+
+
+class _Final(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
+
+    def forward(self, h: Tensor, y: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+        return self.linear(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+
+
+class DiffusionNet(nn.Module):
+    """The network; parameter names are those of the released file.  Its matrices may be in a lower precision."""
+
+    def __init__(self, channels: int, condition: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.time_embed = SinusoidEmbedding(width)
+        self.cond_embed = Linear(condition, width)
+        self.input_proj = Linear(channels, width)
+        self.res_blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.final_layer = _Final(width, 2 * channels)
+
+    def forward(self, x: Tensor, time: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and variance, each (N, c), of states x (N, c) at a time in [0, 999]; z (N, C)."""
+        y = self.time_embed(torch.tensor([time], device=x.device)) + self.cond_embed(z)
+        h = self.input_proj(x)
+        for block in self.res_blocks:
+            h = block(h, y)
+        noise, variance = self.final_layer(h, y).chunk(2, dim=-1)
+        return noise, variance
+
+
+def predict(net: DiffusionNet, x: Tensor, time: int, z: Tensor, unguided: Tensor | None, w: float) -> tuple[Tensor, Tensor]:
+    """Noise and variance, each (N, c), of states x (N, c) under guidance; the variance is not guided.
+
+    Args:
+        z, unguided: (N, C) conditions of the prompt's and of the unconditional rows; None = no guidance.
+        w: guidance strength; the prompt's noise counts 1 + w times, the other -w times.
+    """
+    if unguided is None:
+        return net(x, time, z)
+    noise, variance = net(torch.cat([x, x]), time, torch.cat([z, unguided]))
+    positive, negative = noise.chunk(2)
+    return (1 + w) * positive - w * negative, variance.chunk(2)[0]
+
+
+@dataclass(frozen=True)
+class DiffusionSteps:
+    """Constants of the S kept steps of a cosine schedule, float64, by rising time.
+
+    Attributes:
+        times: what the network is told.
+        kept: share of the signal's power left at each step.
+        betas: noise added from the step before.
+        log_variance: smallest (log) variance of a step back; the first one's is the second's, its own being 0.
+        result, state: weights of the estimated result and of the present state in the mean of a step back.
+    """
+
+    times: tuple[int, ...]
+    kept: Tensor
+    betas: Tensor
+    log_variance: Tensor
+    result: Tensor
+    state: Tensor
+
+    @classmethod
+    def of(cls, steps: int) -> DiffusionSteps:
+        """S >= 2 steps spread evenly over the schedule in training.
+
+        Raises:
+            ValueError: fewer than 2 steps, or more than there were in training.
+        """
+        if not 2 <= steps <= TIMES:
+            raise ValueError(f"the residual diffusion takes 2 to {TIMES} steps, not {steps}")
+        edge = torch.arange(TIMES + 1, dtype=torch.float64) / TIMES
+        power = ((edge + 0.008) / 1.008 * math.pi / 2).cos().square()
+        trained = (1 - (1 - power[1:] / power[:-1]).clamp_max(0.999)).cumprod(0)
+        times = tuple(round(k * (TIMES - 1) / (steps - 1)) for k in range(steps))
+        kept = trained[list(times)]
+        before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+        betas = 1 - kept / before
+        variance = betas * (1 - before) / (1 - kept)
+        variance[0] = variance[1]
+        result, state = betas * before.sqrt() / (1 - kept), (1 - before) * (1 - betas).sqrt() / (1 - kept)
+        return cls(times, kept, betas, variance.log(), result, state)
+
+
+def draw_residual(
+    net: DiffusionNet,
+    steps: DiffusionSteps,
+    z: Tensor,
+    unguided: Tensor | None,
+    w: float,
+    noise: Tensor,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Residuals (N, c) float32 in [-0.6, 0.6].
+
+    Args:
+        z, unguided, w: see `predict`.  With w exactly 1 the model was run without guidance, and is here.
+        noise: (S + 1, N, c) of the normal distribution: the start, then what each step adds, the last one's unused.
+    """
+    unguided = None if w == 1 else unguided
+    x = noise[0].float()
+    for n, k in enumerate(reversed(range(len(steps.times)))):
+        eps, variance = predict(net, x, steps.times[k], z, unguided, w)
+        kept, beta = steps.kept[k].item(), steps.betas[k].item()
+        estimate = (x / math.sqrt(kept) - math.sqrt(1 / kept - 1) * eps).clamp(-1, 1)
+        share = (variance + 1) / 2
+        log_variance = share * math.log(beta) + (1 - share) * steps.log_variance[k].item()
+        x = steps.result[k].item() * estimate + steps.state[k].item() * x
+        if k > 0:
+            x = x + (log_variance / 2).exp() * noise[n + 1]
+        if on_step:
+            on_step(k, estimate, x)
+    return STRENGTH * x

@@ -1,0 +1,99 @@
+"""HART's multi-scale vector quantiser: a codebook, and a small convolution (phi) on what every scale but the last adds.
+
+Shapes: B pictures, c channels of the code map, P its side, V codes.  Facts: HART specification, sections 6 and 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .schedule import Grid
+
+
+def enlarge(image: Tensor, grid: Grid) -> Tensor:
+    """Bicubic to a larger grid, (B, c, h, w) -> (B, c, H, W)."""
+    if image.shape[-2:] == torch.Size(grid):
+        return image
+    return F.interpolate(image, size=tuple(grid), mode="bicubic", align_corners=False)
+
+
+def shrink(image: Tensor, grid: Grid) -> Tensor:
+    """Means over the cells of a smaller grid, (B, c, H, W) -> (B, c, h, w)."""
+    return image if image.shape[-2:] == torch.Size(grid) else F.adaptive_avg_pool2d(image, grid)
+
+
+def phi_index(scale: int, scales: int, count: int) -> int:
+    """Which of `count` convolutions a scale uses: the one whose share of the way through the scales is nearest."""
+    place = scale / (scales - 1) if scales > 1 else 0.0
+    ticks = np.linspace(1 / 3 / count, 1 - 1 / 3 / count, count)  # rounded as released: it decides ties
+    return int(np.abs(ticks - place).argmin())
+
+
+class Quantizer(nn.Module):
+    """Codebook and phi convolutions; parameter names are those of the released file.
+
+    Args:
+        strength: share of the convolution in phi, the rest being its input.
+        cosine: nearest means the smallest angle, not the smallest distance.
+    """
+
+    def __init__(self, codes: int, channels: int, convolutions: int = 4, strength: float = 0.5, cosine: bool = False) -> None:
+        super().__init__()
+        self.strength, self.cosine = strength, cosine
+        self.embedding = nn.Embedding(codes, channels)
+        phis = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convolutions))
+        self.quant_resi = nn.ModuleDict({"qresi_ls": phis})
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, c)."""
+        return self.embedding.weight
+
+    def phi(self, image: Tensor, scale: int, scales: int) -> Tensor:
+        """What a scale's enlarged codes (B, c, P, P) add to the sum."""
+        convolutions = self.quant_resi["qresi_ls"]
+        blurred = convolutions[phi_index(scale, scales, len(convolutions))](image)
+        return (1 - self.strength) * image + self.strength * blurred
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Code numbers (...) int64 of vectors (..., c)."""
+        flat, book = vectors.reshape(-1, vectors.shape[-1]), self.codebook
+        if self.cosine:
+            distance = -F.normalize(flat, dim=-1) @ F.normalize(book, dim=-1).T
+        else:
+            distance = flat.square().sum(1, keepdim=True) + book.square().sum(1) - 2 * flat @ book.T
+        return distance.argmin(dim=1).view(vectors.shape[:-1])
+
+    def quantize(self, features: Tensor, sides: Sequence[int], hybrid: bool = True) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Encode features into the codes of every scale, each coding what the coarser ones left over.
+
+        Args:
+            features: (B, c, P, P) output of the tokenizer's encoder.
+            sides: of the square scales, coarsest first; the last is P.
+            hybrid: leave phi out at the last scale, as in drawing.
+
+        Returns:
+            code numbers per scale (B, side^2), the sum of codes (B, c, P, P) after each scale, and what the last scale has to
+            say, (B, c, P, P), which codes say only in part.
+
+        Raises:
+            ValueError: the last side is not P.
+        """
+        full, scales = tuple(features.shape[-2:]), len(sides)
+        if full != (sides[-1], sides[-1]):
+            raise ValueError(f"the schedule ends at {sides[-1]} x {sides[-1]} but the image encodes to {full[0]} x {full[1]}")
+        total, codes, totals = torch.zeros_like(features), [], []
+        for scale, side in enumerate(sides):
+            left = features - total
+            codes.append(self.nearest(shrink(left, (side, side)).flatten(2).transpose(1, 2)))
+            image = self.codebook[codes[-1]].transpose(1, 2).unflatten(2, (side, side))
+            final = scale == scales - 1
+            added = image if final and hybrid else self.phi(enlarge(image, full), scale, scales)
+            total = total + added
+            totals.append(total)
+        return codes, totals, left
