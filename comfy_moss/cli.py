@@ -182,7 +182,7 @@ def _add_evaluate(commands: Any) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the model (default: auto)")
     add("--batch", type=int, default=3, metavar="N", help="pictures drawn together (default: 3)")
-    add("--workers", type=int, metavar="N", help="processes that share the prompts and the cores (default: as many as threads)")
+    add("--workers", type=int, metavar="N", help="processes that share prompts and cores (default: one a thread, up to 4)")
     add("--part", type=int, help=argparse.SUPPRESS)  # which worker this is
     add("--correlation", type=int, default=100, metavar="N", help="first prompts whose contribution is measured (default: 100)")
     add("--out", type=Path, metavar="DIR", help="keep what was drawn there, and go on from what is there already")
@@ -258,7 +258,7 @@ def _export(args: argparse.Namespace) -> int:
 
     order = run.check(args)
     written = run.export(order, _counter("files"))
-    print(f"{order.images}: {written} files written for {order.layout.title}")
+    print(f"{order.images}: files written for {order.layout.title}: {written}")
     return 0
 
 

@@ -192,7 +192,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(
     assert cli.main(line("geneval")) == 0
     assert drawn == [3, 0, 1, 2, 3]  # the fourth of the first prompt, then the second prompt
     assert before.items() <= _files(tmp_path).items()
-    assert "5 files written" in capsys.readouterr().out
+    assert "GenEval: 5\n" in capsys.readouterr().out
 
 
 def test_nothing_is_loaded_where_nothing_is_missing(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,7 +327,7 @@ def test_the_bright_parts_of_a_texture_give_its_color() -> None:
     scene = Scene((Group(1, Thing("square", "orange", "checkered")),), None, "white", "plain")
     picture = _render(scene)
     dark = (picture[..., 0] < 160) & (_chroma(picture) > 40)
-    picture = np.where(dark[..., None], np.uint8((130, 20, 30)), picture)  # the dark squares turn red
+    picture = np.where(dark[..., None], np.uint8((200, 0, 60)), picture)  # the dark squares turn red
     (found,) = detector.detect(picture)
     assert (found.shape, found.color) == ("square", "orange")
 
