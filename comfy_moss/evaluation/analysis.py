@@ -65,6 +65,18 @@ class Study:
         weight = self.weight[:, chosen] * len(set(self.tasks))
         return bootstrap.mean(self.hits(name, column)[chosen], weight)
 
+    def faithful(self, name: str) -> np.ndarray:
+        """1 or 0 a prompt: whether its picture is a hit that also shows the texture, where the prompt names one."""
+        return self.hits(name) * np.where(self._named, self._shown(name), 1.0)
+
+    def faithfulness(self, name: str) -> Interval:
+        """The mean of `faithful` over tasks."""
+        return bootstrap.mean(self.faithful(name), self.weight)
+
+    def faithfulness_difference(self, name: str, rival: str | Mixture) -> Interval:
+        """How much more often a method's pictures show all that their prompts say."""
+        return bootstrap.mean(self.faithful(name) - self._of(rival, self.faithful), self.weight)
+
     def likeness(self, name: str, measure: str) -> Interval | None:
         """Mean "psnr" or "ssim" to dense; None for dense."""
         values = self.rows[name].get(measure)
@@ -134,11 +146,12 @@ class Study:
     # --- verdicts -----------------------------------------------------------------------------------------------
 
     def gate(self) -> bool | None:
-        """Whether dense beats draft-3 by the margin and with intervals apart; None where draft-3 was not drawn."""
+        """Whether dense shows all that prompts say more often than draft-3, by the margin and with intervals apart; None where
+        draft-3 was not drawn."""
         if YARDSTICK not in self.rows:
             return None
-        apart = self.score("dense").low > self.score(YARDSTICK).high
-        return apart and self.difference("dense", YARDSTICK).value >= MARGIN
+        apart = self.faithfulness("dense").low > self.faithfulness(YARDSTICK).high
+        return apart and self.faithfulness_difference("dense", YARDSTICK).value >= MARGIN
 
     def correlation(self, k: str) -> tuple[Interval, int]:
         """The mean over prompts of Pearson's r, and of how many."""
