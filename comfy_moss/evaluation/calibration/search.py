@@ -4,6 +4,8 @@ The paper names a top-down binary search over the metric of a benchmark and prin
 where nothing is lost: all bounds at 100 percent, so that every token is redrawn at the finest scale.  Then it lowers one
 bound after the other as far as the metric allows.  Each lowered bound hands tokens to a coarser scale or back to the
 draft, so each makes the picture cheaper; since the others stay, the bounds always fall from coarse to fine.
+
+A metric decides what is found: likeness to dense (dB) alone is best served by coarse scales, which texture then lacks.
 """
 
 from __future__ import annotations
