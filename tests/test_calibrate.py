@@ -107,6 +107,7 @@ def test_a_budget_is_kept_and_used(order: str) -> None:
         found = calibrate_within(metric, config, tokens, lambda b: sum(refine_counts(SCHEDULE, b)), trials)
         spent = sum(refine_counts(SCHEDULE, found.bounds))
         assert 0.7 * min(tokens, 1024) <= spent <= tokens and found.value == metric(found.bounds)
+        assert found.value == max(v for b, v in trials.values.items() if sum(refine_counts(SCHEDULE, b)) <= tokens)
         values.append(found.value)
     assert values == sorted(values) and values[0] == 0 and values[-1] == 30
 

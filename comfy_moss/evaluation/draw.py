@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,14 @@ from torch import Tensor
 
 from ..metadata import png, to_bytes, to_image, write_files
 from ..model.bsq import quantize_scales
-from ..model.checkpoint import load_infinity
 from ..model.guidance import Guidance
 from ..model.infinity_backbone import InfinityBackbone
-from ..model.sampling import Sampling
-from ..model.text import TextEncoder
-from ..ops import choose
 from ..pipeline.contribution import contribution
 from ..pipeline.draft import Recipe
 from ..pipeline.frequency import frequency_map
 from ..pipeline.generate import Method, Picture, generate
 from .detector import detect, interior, judge
+from .loading import load_model
 from .metrics import psnr, ssim, texture_energy
 from .order import Order
 from .rows import CODEC, RENDER, Row, as_lines, batch_path
@@ -47,25 +44,21 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Studio:
-    """A model, and the features of every prompt."""
+    """A model, and the features of every prompt; the model's codec must quantise as Infinity's does."""
 
     order: Order
     backbone: InfinityBackbone
-    text: Sequence[Tensor]
+    features: dict[str, Tensor]
 
     def recipe(self, numbers: Sequence[int]) -> Recipe:
         """The prompts of these numbers, each of which is its picture's seed too."""
-        files, text = self.order.files, tuple(self.text[n] for n in numbers)
-        return Recipe(text, None, tuple(numbers), self.order.schedule, Guidance(files.cfg), Sampling(files.tau))
+        files, text = self.order.files, tuple(self.features[self.order.cases[n].prompt] for n in numbers)
+        return Recipe(text, None, tuple(numbers), self.order.schedule, Guidance(files.cfg), files.sampling(files.tau))
 
 
-@torch.inference_mode()
 def open_studio(order: Order) -> Studio:
     """Load the model."""
-    files = order.files
-    text = TextEncoder.load(files.text, order.device, order.dtype).encode([case.prompt for case in order.cases])
-    backbone = load_infinity(files.transformer, files.vae, files.text, order.device, order.dtype)
-    return Studio(order, replace(backbone, kernels=choose("auto", order.device)[0]), text)
+    return Studio(order, *load_model(order.files, order.device, order.dtype, [case.prompt for case in order.cases]))
 
 
 def draw_missing(studio: Studio, folder: Path, share: slice, say: Say) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..job import Job
 from ..model.backbone import Backbone
+from ..model.files import ModelFiles
 from ..ops import choose
 from ..pipeline.draft import Recipe
 
@@ -35,18 +36,23 @@ class Studio:
         return Recipe(text, negative, tuple(seeds), self.job.schedule, **self.job.settings)
 
 
-@torch.inference_mode()
 def load(job: Job, prompts: Sequence[str]) -> Studio:
-    """Load the model of a checked order; the text encoder is gone before it comes.
+    """Load the model of a checked order.  Raises as `load_model`."""
+    negative = job.args.negative if job.args.negative.strip() else None
+    texts = [*prompts, *([] if negative is None else [negative])]
+    backbone, features = load_model(job.files, job.device, job.dtype, texts)
+    return Studio(job, backbone, features, None if negative is None else features[negative])
+
+
+@torch.inference_mode()
+def load_model(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, prompts: Sequence[str]
+) -> tuple[Backbone, dict[str, Tensor]]:
+    """A model and the features of prompts; the text encoder is gone before the model comes.
 
     Raises:
         ValueError: a file is damaged, or a prompt is too long for the model.
     """
-    files, negative = job.files, job.args.negative.strip()
-    unique = list(dict.fromkeys([*prompts, *([job.args.negative] if negative else [])]))
-    encoder = files.load_text(job.device, job.dtype)
-    features = dict(zip(unique, encoder.encode(unique), strict=True))
-    del encoder
-    backbone = files.load(job.device, job.dtype)
-    backbone = replace(backbone, kernels=choose("auto", job.device)[0])
-    return Studio(job, backbone, features, features[job.args.negative] if negative else None)
+    unique = list(dict.fromkeys(prompts))
+    features = dict(zip(unique, files.load_text(device, dtype).encode(unique), strict=True))
+    return replace(files.load(device, dtype), kernels=choose("auto", device)[0]), features

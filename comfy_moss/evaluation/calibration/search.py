@@ -112,7 +112,8 @@ def calibrate_within(
     trials: Trials | None = None,
     on_trial: OnTrial | None = None,
 ) -> Calibration:
-    """The best bounds that spend at most so many tokens: the search above with its tolerance bisected, so that it ends near them.
+    """The best bounds that spend at most so many tokens: the search above with its tolerance bisected, so that it ends near them;
+    of all that was tried on the way, the best that fits.
 
     Args:
         config: its tolerance is not used.
@@ -133,15 +134,14 @@ def calibrate_within(
     whole, least = trials.value(everything, metric), trials.value(nothing, metric)
     if spend(everything) <= tokens:
         return Calibration(everything, whole, whole)
-    best = Calibration(nothing, least, whole)
     low, high = 0.0, config.k * max(0.0, whole - least)
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         found = calibrate(metric, replace(config, tolerance=middle), trials, told)
-        fits = spend(found.bounds) <= tokens
-        low, high = (low, middle) if fits else (middle, high)
-        best = max(best, found, key=lambda c: c.value) if fits else best
-    return best
+        low, high = (low, middle) if spend(found.bounds) <= tokens else (middle, high)
+    fitting = [b for b in trials.values if len(b) == config.k and spend(b) <= tokens]
+    best = max(fitting, key=lambda b: (trials.values[b], -spend(b)))
+    return Calibration(best, trials.values[best], whole)
 
 
 def _lowered(bounds: Bounds, place: int, config: CalibrationConfig) -> list[Bounds]:
