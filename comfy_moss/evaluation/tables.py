@@ -22,7 +22,8 @@ hand.
 ## What the columns say
 
 - **score**: share of pictures that show what their prompt asks for, the mean of GenEval's six tasks. Prompts come from a fixed
-  seed and from combinations of things and background that training leaves out. Every method gets the same prompts and seeds.
+  seed and from combinations of things and background that training leaves out ([training/README.md](../training/README.md) says
+  since when). Every method gets the same prompts and seeds.
 - **[low, high]**: 95 % interval of a bootstrap over prompts within their tasks ({DRAWS} draws). Differences and ratios are
   paired: both methods are drawn from the same prompts each time. Where nothing or everything succeeded, the interval has no
   width, which is a weakness of the bootstrap, not certainty.
