@@ -123,7 +123,7 @@ def choose_device(name: str, precision: str) -> tuple[torch.device, torch.dtype]
 
 def cpu_prefers_bf16() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones: it has AMX.  AVX-512's bfloat16 alone is not
-    enough: measured on such a Xeon, torch's products are then half as fast as in float32."""
+    enough: on such a Xeon torch's products were measured to be slower than in float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
     return bool(capabilities.get("amx_bf16"))
 

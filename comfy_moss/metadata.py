@@ -73,6 +73,19 @@ def _typed(value: str | float | Sequence[float]) -> str:
     return value if isinstance(value, str) else ",".join(map(repr, value)) if isinstance(value, Sequence) else repr(value)
 
 
+def check_writable(path: Path | None) -> None:
+    """Refuse a file that could not be written; None and "-" (standard output) are no file.
+
+    Raises:
+        ValueError: it is a folder, or the nearest folder above that exists cannot be written to.
+    """
+    if path is None or str(path) == "-":
+        return
+    nearest = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(f"{path} cannot be written; name a file in another folder")
+
+
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write all files or, if something fails on the way, none; folders are made as needed and old files replaced.
 

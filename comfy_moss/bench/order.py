@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from ..job import choose_device
+from ..metadata import check_writable
 from ..model.published import PAPER, Published
 from ..model.schedule import Schedule, parse_aspect
 from ..ops import Kernels, choose
@@ -69,7 +68,7 @@ def check(args: argparse.Namespace) -> Order:
     for method in methods:
         spans(method, schedule, 1, guided=True, published=kind.published)  # refuses what this schedule cannot carry
     for path in (args.json, args.markdown, args.save and args.save / "result.json"):
-        _check_writable(path)
+        check_writable(path)
     device, dtype = choose_device(args.device, args.precision)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"measured is on cpu and cuda only, not on {device.type}")
@@ -100,11 +99,3 @@ def default_methods(published: Published) -> str:
 def default_pixels(shape: str) -> str:
     """The embedded model's own size, and for the released shapes the paper's one megapixel."""
     return "0.25M" if shape == NANO else "1M"
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is None or str(path) == "-":
-        return
-    nearest = next(p for p in path.absolute().parents if p.exists())
-    if path.is_dir() or not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise ValueError(f"{path} cannot be written; name a file in another folder")

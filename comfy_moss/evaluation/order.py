@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from ..bench.machine import name_of
 from ..job import choose_device
+from ..metadata import check_writable
 from ..model.library import ModelFiles, default_roots, find_model
 from ..model.schedule import Schedule, make_schedule
 from ..pipeline.generate import Method
@@ -69,7 +69,7 @@ def check(args: argparse.Namespace) -> Order:
     """
     _check_numbers(args)
     for path in (args.json, args.out and args.out / "run.json", args.save and args.save / "result.json"):
-        _check_writable(path)
+        check_writable(path)
     methods, files = parse_methods(args.methods), find_model(args.model, [*args.models, *default_roots()])
     pixels = args.pixels or files.area
     schedule = make_schedule(1.0, pixels)
@@ -100,14 +100,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
     ):  # fmt: skip
         if value is not None and value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is None or str(path) == "-":
-        return
-    nearest = next(p for p in path.absolute().parents if p.exists())
-    if path.is_dir() or not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise ValueError(f"{path} cannot be written; name a file in another folder")
 
 
 def _options(args: argparse.Namespace, decided: dict[str, Any]) -> tuple[str, ...]:
