@@ -32,6 +32,12 @@ def training():
 
 
 @pytest.fixture(scope="module")
+def pool(training):
+    """The module training.pool, which the trainer has imported."""
+    return sys.modules["training.pool"]
+
+
+@pytest.fixture(scope="module")
 def nano(training):
     torch.manual_seed(0)
     model = training.Nano()
@@ -40,11 +46,11 @@ def nano(training):
     return model
 
 
-def test_training_runs_the_forward_pass_of_inference(training, nano, monkeypatch):
+def test_training_runs_the_forward_pass_of_inference(training, pool, nano, monkeypatch):
     monkeypatch.setattr(torch, "rand", torch.ones)  # no flipped bits
     features = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(1))
     inputs, targets = training.corrupted_scales(features, 7)
-    backbone = InfinityBackbone(nano.transformer, VAE(training.VAE_CONFIG))
+    backbone = InfinityBackbone(nano.transformer, VAE(pool.CONFIG))
     losses = []
     with torch.no_grad():
         condition = nano.read(["a red circle", None])
@@ -59,10 +65,10 @@ def test_training_runs_the_forward_pass_of_inference(training, nano, monkeypatch
     assert torch.allclose(trained, torch.stack(losses), rtol=1e-4)
 
 
-def test_a_step_reaches_every_weight(training, nano):
+def test_a_step_reaches_every_weight(training, pool, nano):
     rng = np.random.default_rng(0)
-    scenes = [training.sample_scene(rng) for _ in range(4)]
-    batches = training.Batches(scenes, torch.randn(4, 16, 32, 32).half(), rng)
+    scenes = [pool.sample_scene(rng) for _ in range(4)]
+    batches = pool.Batches(scenes, torch.randn(4, 16, 32, 32).half(), rng)
     features, captions = batches.draw(3)
 
     training.scale_losses(nano, features, [*captions[:2], None], 6).sum().backward()
@@ -79,3 +85,33 @@ def test_flipped_bits_change_what_later_scales_see_and_must_repair(training):
     assert torch.equal(one[1][0], other[1][0])  # the first target is the picture's own
     assert not torch.equal(one[0][3], other[0][3])
     assert not torch.equal(one[1][3], other[1][3])
+
+
+def test_parts_of_pairs_hold_two_things_often_in_their_usual_colours(pool, tmp_path):
+    torch.save(torch.zeros(pool.PAIRS, 1), tmp_path / "features_2.pt")
+
+    scenes, _ = pool.encoded_part(tmp_path, 2, {})
+
+    usual = [all(g.thing.color == pool.USUAL_COLORS[g.thing.shape] for g in scene.groups) for scene in scenes]
+    assert {len(scene.groups) for scene in scenes} == {2}
+    assert 0.35 < np.mean(usual) < 0.5
+
+
+def test_what_is_held_out_for_the_evaluation_is_not_trained_on(pool, tmp_path):
+    torch.save(torch.arange(pool.PAIRS)[:, None], tmp_path / "features_2.pt")
+    every, _ = pool.encoded_part(tmp_path, 2, {})
+
+    scenes, features = pool.encoded_pictures(tmp_path, [2], {})
+
+    assert 0.7 * len(every) < len(scenes) < 0.9 * len(every)
+    assert not any(map(pool.held_out, scenes))
+    assert scenes == [every[n] for n in features.flatten().tolist()]
+
+
+def test_words_of_a_prompt_know_their_order_from_the_start(training):
+    nano = training.Nano()
+    captions = ["a red circle and a blue square", "a blue circle and a red square"]
+
+    one, other = (nano.text(input_ids=nano.tokenizer(c, return_tensors="pt").input_ids).last_hidden_state for c in captions)
+
+    assert (one[0, 2] - other[0, 2]).norm() > 0.1 * one[0, 2].norm()  # "circle" has seen its own colour

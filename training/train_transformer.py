@@ -11,8 +11,6 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,24 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from comfy_moss.evaluation.suite import held_out
-from comfy_moss.evaluation.world import Scene, caption, render, sample_scene
 from comfy_moss.model.bsq import bits_to_codes, resample
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.layers import Condition, Pass
 from comfy_moss.model.rope import Positions, rotation
-from comfy_moss.model.vae import VAE
 
 from .nano import CONFIG, SCHEDULE, make_text_model, make_tokenizer, make_transformer
-from .train_vae import CONFIG as VAE_CONFIG
-from .train_vae import to_float
+from .pool import Batches, encoded_pictures
 from .workers import average_gradients, launch, move_average, same_everywhere, save_state
 
 PEAK_LR = 2e-3
 EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
-SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
-PART_SIZE = 3000  # pictures encoded and kept together
+QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
+SHORT_BATCH = 32  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
 log = logging.getLogger("train_transformer")
 
@@ -112,83 +106,53 @@ def scale_losses(nano: Nano, features: Tensor, captions: list[str | None], scale
     return torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs])
 
 
-@torch.no_grad()
-def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
-    """PART_SIZE scenes and their codec features (n, c, 32, 32) float16, kept in a file because encoding takes minutes."""
-    generators = [np.random.default_rng(50_000_000 * (part + 1) + n) for n in range(PART_SIZE)]
-    scenes = [sample_scene(rng) for rng in generators]
-    path = state / f"features_{part}.pt"
-    if path.exists():
-        return scenes, torch.load(path, weights_only=True)
-    model = VAE(VAE_CONFIG)
-    model.load_state_dict(vae)
-    out = torch.empty(PART_SIZE, VAE_CONFIG.channels, *SCHEDULE.grids[-1], dtype=torch.float16)
-    for n, (scene, rng) in enumerate(zip(scenes, generators, strict=True)):
-        image = torch.from_numpy(render(scene, rng)).permute(2, 0, 1)[None]
-        out[n] = model.encode(to_float(image))[0]
-    torch.save(out, path)
-    return scenes, out
-
-
-def encoded_pictures(state: Path, parts: Iterable[int], vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
-    """The scenes of some parts of the pool with their features, without those held out for the evaluation."""
-    loaded = [encoded_part(state, part, vae) for part in parts]
-    scenes = [scene for part, _ in loaded for scene in part]
-    kept = [n for n, scene in enumerate(scenes) if not held_out(scene)]
-    return [scenes[n] for n in kept], torch.cat([features for _, features in loaded])[kept]
-
-
-def read_captions(scenes: list[Scene], rng: np.random.Generator) -> list[str | None]:
-    """Fresh wording every time; one in ten without text (for guidance), some with a word the model does not know."""
-    texts: list[str | None] = []
-    for scene in scenes:
-        text = caption(scene, rng)
-        text = f"{text} please" if rng.random() < 0.03 else text
-        texts.append(None if rng.random() < 0.1 else text)
-    return texts
-
-
 def learning_rate(done: float, step: int) -> float:
-    """Short warm-up, flat for a third of the time, then a cosine down to 3 %."""
+    """Short warm-up, flat for a third of this part of the training, then a cosine down to 3 %."""
     fall = max(0.0, done - 0.33) / 0.67
     return PEAK_LR * min(1, (step + 1) / 80) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
 
 
 def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for the matrices of all blocks, AdamW for the rest; steps of the same size, so that one rate serves both."""
+    """Muon for the matrices of all blocks, AdamW for the rest; steps of the same size, so that one rate serves both.
+
+    T5 does not divide its scores by the root of the width: its queries must stay small, or words attend to single other
+    words by content alone and their order is lost.
+    """
     inside = [*nano.transformer.blocks.named_parameters(), *nano.text.encoder.block.named_parameters()]
-    matrices = [p for name, p in inside if p.dim() == 2 and "bias" not in name]
-    known = {id(p) for p in matrices}
+    matrices = {name: p for name, p in inside if p.dim() == 2 and "bias" not in name}
+    queries = [p for name, p in matrices.items() if name.endswith("SelfAttention.q.weight")]
+    slow = {id(p) for p in queries}
+    known = {id(p) for p in matrices.values()}
     rest = [p for p in nano.parameters() if id(p) not in known]
+    plain = {"params": [p for p in matrices.values() if id(p) not in slow], "rate": 1.0}
+    muon = torch.optim.Muon([plain, {"params": queries, "rate": QUERY_RATE}], weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.02},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.02, "rate": 1.0},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "rate": 1.0},
     ]
-    muon = torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    return muon, torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.97), fused=True)
+    return muon, torch.optim.AdamW(groups, betas=(0.9, 0.97), fused=True)
 
 
-class Batches:
-    """Random pictures with fresh captions."""
+def train_step(nano: Nano, batches: Batches, scales: int) -> Tensor:
+    """Accumulate the gradients of one short batch, and of one up to `scales` if that is more.
 
-    def __init__(self, scenes: list[Scene], features: Tensor, rng: np.random.Generator) -> None:
-        self.scenes, self.features, self.rng = scenes, features, rng
-
-    def draw(self, count: int) -> tuple[Tensor, list[str | None]]:
-        rows = self.rng.integers(0, len(self.scenes), count)
-        return self.features[torch.from_numpy(rows)].float(), read_captions([self.scenes[n] for n in rows], self.rng)
-
-
-def train_step(nano: Nano, batches: Batches) -> Tensor:
-    """Accumulate the gradients of one short and one long batch; returns nats per bit of every scale, NaN where not seen."""
+    Returns nats per bit of every scale, NaN where not seen.
+    """
+    seen = torch.full((len(SCHEDULE),), math.nan)
     short = scale_losses(nano, *batches.draw(SHORT_BATCH), EARLY)
     (short * EARLY_WEIGHTS).sum().backward()
-    scales = int(batches.rng.choice(list(LONG_BATCH)))
-    long = scale_losses(nano, *batches.draw(LONG_BATCH[scales]), scales)
-    (long[EARLY:].mean() + 0.2 * (long[:EARLY] * EARLY_WEIGHTS).sum()).backward()
-    seen = torch.full((len(SCHEDULE),), math.nan)
-    seen[:EARLY], seen[EARLY:scales] = short.detach(), long[EARLY:].detach()
+    seen[:EARLY] = short.detach()
+    if scales > EARLY:
+        long = scale_losses(nano, *batches.draw(LONG_BATCH[scales]), scales)
+        (long[EARLY:].mean() + 0.2 * (long[:EARLY] * EARLY_WEIGHTS).sum()).backward()
+        seen[EARLY:scales] = long[EARLY:].detach()
     return seen
+
+
+def scales_of_step(step: int, late: float) -> int:
+    """How many scales the second batch of a step has, the same for all workers; EARLY = no second batch."""
+    rng = np.random.default_rng(step)
+    return int(rng.choice(list(LONG_BATCH))) if rng.random() < late else EARLY
 
 
 def work(rank: int, workers: int, args: argparse.Namespace) -> None:
@@ -205,23 +169,23 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         for optimizer, kept in zip(optimizers, state["optimizer"] or (), strict=False):  # none after training.restore
             optimizer.load_state_dict(kept)
         ema, step, before = state["ema"], state["step"], state["seconds"]
-    encoded = encoded_pictures(args.state, range(rank, args.pictures // PART_SIZE, workers), vae)
+    encoded = encoded_pictures(args.state, range(rank, args.parts, workers), vae)
     batches = Batches(*encoded, np.random.default_rng(rank + 1000 * step))
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
         log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
     same_everywhere(0.0)
-    start, logged, history = time.time() - before, time.time(), []
+    first, start, logged, history = step, time.time() - before, time.time(), []
 
     def save(seconds: float) -> None:
         kept = [optimizer.state_dict() for optimizer in optimizers]
         save_state(path, model=nano.state_dict(), optimizer=kept, ema=ema, step=step, seconds=seconds)
 
-    while (done := same_everywhere((time.time() - start) / (60 * args.minutes))) < 1:
+    while (done := same_everywhere((time.time() - start - before) / (60 * args.minutes - before))) < 1:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(done, step)
+            group["lr"] = group["rate"] * learning_rate(done, step - first)
         nano.zero_grad()
-        history.append(train_step(nano, batches))
+        history.append(train_step(nano, batches, scales_of_step(step, args.late if done < 0.5 else 1.0)))
         average_gradients(nano.parameters())
         torch.nn.utils.clip_grad_norm_(nano.parameters(), 2.0)
         for optimizer in optimizers:
@@ -232,7 +196,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         if rank == 0 and (time.time() - logged > 60):
             logged, seconds = time.time(), time.time() - start
             bits = " ".join(f"{b:.3f}" for b in (torch.stack(history).nanmean(0) / math.log(2)).tolist())
-            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step):.1e} bits a bit {bits}")
+            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step - first):.1e} bits a bit {bits}")
             history.clear()
             save(seconds)
     if rank == 0:
@@ -241,4 +205,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(work, __doc__, pictures=12000)
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--parts", type=int, default=4, help="parts of the pool, shared among the workers")
+    options.add_argument("--late", type=float, default=1.0, help="share of the steps with late scales, in the first half")
+    launch(work, options)

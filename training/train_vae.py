@@ -149,4 +149,6 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(work, __doc__, pictures=4000)
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--pictures", type=int, default=4000, help="size of the rendered pool")
+    launch(work, options)

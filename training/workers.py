@@ -14,14 +14,12 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 
-def launch(work: Callable[[int, int, argparse.Namespace], None], doc: str, pictures: int) -> None:
-    """Read the trainer's command line and run work(rank, workers, options) in every worker."""
-    parser = argparse.ArgumentParser(description=doc)
+def launch(work: Callable[[int, int, argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Add the options that trainers share, read the command line and run work(rank, workers, options) in every worker."""
     parser.add_argument("--minutes", type=float, required=True, help="training time in all, resumed parts included")
     parser.add_argument("--state", type=Path, required=True, help="folder of the resumable state; vae.pt comes first")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=pictures, help="size of the rendered pool")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_enter, (work, f"file://{folder}/meeting", args), nprocs=args.workers)
