@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .detector import score
 from .world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, STYLES, TEXTURES, Group, Scene, Thing, canonical_caption, complete
 
 TASKS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -73,16 +71,3 @@ def prompts(per_task: int, seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     scenes = [(task, _held_out_scene(task, index, rng)) for task in TASKS for index in range(per_task)]
     return [Case(task, canonical_caption(scene), scene) for task, scene in scenes]
-
-
-def score_images(cases: Sequence[Case], images: Sequence[np.ndarray]) -> dict[str, float]:
-    """The share (0 to 1) of pictures, each uint8 (H, W, 3), which show their case: by task, and "overall".
-
-    "overall" is GenEval's mean over the tasks present, each with the same weight. Raises ValueError where the numbers
-    of cases and pictures differ.
-    """
-    hits: dict[str, list[bool]] = {}
-    for case, image in zip(cases, images, strict=True):
-        hits.setdefault(case.task, []).append(score(case.task, case.scene, image))
-    shares = {task: float(np.mean(hits[task])) for task in TASKS if task in hits}
-    return {**shares, "overall": float(np.mean(list(shares.values()))) if shares else 0.0}
