@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers  # noqa: F401  (imported before the root is on the path, see conftest)
 
+from comfy_moss.evaluation import world
 from comfy_moss.model.backbone import Step
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone
@@ -53,14 +54,14 @@ def test_training_runs_the_forward_pass_of_inference(training, pool, nano, monke
     backbone = InfinityBackbone(nano.transformer, VAE(pool.CONFIG))
     losses = []
     with torch.no_grad():
-        condition = nano.read(["a red circle", None])
+        _, condition = nano.read(["a red circle", None])
         cache = backbone.new_cache(condition, training.SCHEDULE.tokens(0, 7))
         for n in range(7):
             step = Step(Positions.of_scale(training.SCHEDULE, n), training.SCHEDULE, condition, Guidance(1.0))
             logits = backbone.logits(backbone.forward(inputs[n], step, cache, store=True), step, 1.0)
             losses.append(F.binary_cross_entropy_with_logits(logits[..., 1] - logits[..., 0], targets[n].float()))
 
-        trained = training.scale_losses(nano, features, ["a red circle", None], 7)
+        trained = training.look(nano, features, ["a red circle", None], 7).losses
 
     assert torch.allclose(trained, torch.stack(losses), rtol=1e-4)
 
@@ -69,9 +70,9 @@ def test_a_step_reaches_every_weight(training, pool, nano):
     rng = np.random.default_rng(0)
     scenes = [pool.sample_scene(rng) for _ in range(4)]
     batches = pool.Batches(scenes, torch.randn(4, 16, 32, 32).half(), rng)
-    features, captions = batches.draw(3)
+    batch = batches.draw(3)
 
-    training.scale_losses(nano, features, [*captions[:2], None], 6).sum().backward()
+    training.look(nano, batch.features, [*batch.captions[:2], None], 6).losses.sum().backward()
 
     assert [name for name, p in nano.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -115,3 +116,32 @@ def test_words_of_a_prompt_know_their_order_from_the_start(training):
     one, other = (nano.text(input_ids=nano.tokenizer(c, return_tensors="pt").input_ids).last_hidden_state for c in captions)
 
     assert (one[0, 2] - other[0, 2]).norm() > 0.1 * one[0, 2].norm()  # "circle" has seen its own colour
+
+
+@pytest.fixture(scope="module")
+def hints(training):
+    return sys.modules["training.hints"]
+
+
+def test_every_word_of_a_noun_phrase_is_labelled_with_its_thing(hints):
+    scene = world.parse("a red circle above a dotted blue square on a plain white background")
+    caption = "a photo of a red circle above a blue dotted square on a plain white background"
+
+    labels = hints.word_labels(caption, scene)
+
+    told = {n: (world.SHAPES[row[0]], hints.PLACES[row[4]]) for n, row in enumerate(labels) if row[0] >= 0}
+    assert told == {n: ("circle", "above") for n in (3, 4, 5)} | {n: ("square", "below") for n in (7, 8, 9, 10)}
+
+
+def test_tokens_that_lie_along_the_directions_tell_their_places(training, hints):
+    head, grids = hints.Hints(128, 192), training.SCHEDULE.grids[:3]
+    centres = [(y, x) for n, _ in grids[1:] for y in range(n) for x in range(n)]
+    wide = [n for n, _ in grids[1:] for _ in range(n * n)]
+    at = torch.tensor([[(2 * y + 1) / n - 1, (2 * x + 1) / n - 1] for (y, x), n in zip(centres, wide, strict=True)])
+    along = hints.AMPLITUDE * at @ head.directions.T
+    across = torch.randn(192, generator=torch.Generator().manual_seed(2))
+    across -= across.mean() + head.directions @ (head.directions.T @ across)
+    length = (1 - along.square().sum(-1)).sqrt()
+    tokens = torch.cat([torch.zeros(1, 192), along + length[:, None] * across / across.norm()])[None]
+
+    assert head.places(tokens, grids) < 1e-3 < head.places(tokens.flip(1), grids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,18 @@ from comfy_moss.model.vae import VAE
 from .nano import SCHEDULE
 from .train_vae import CONFIG, to_float
 
-ANY, PAIRS = 3000, 1600  # pictures of a part: of any scene, or of two different things
+ANY, PAIRS = 2000, 1600  # pictures of a part: of any scene, most things textured; or of two different things
+PLAIN = 0.25  # share of the things without a texture
 USUAL = 0.4  # share of pairs in their shapes' usual colours, which captions leave out
 
 
 def is_of_pairs(part: int) -> bool:
     """Parts 2, 3, 6, 7, ... hold only scenes of two different things: binding is what takes a small model longest."""
     return part % 4 >= 2
+
+
+def _any(rng: np.random.Generator) -> Scene:
+    return sample_scene(rng, plain_texture=PLAIN)
 
 
 def _pair(rng: np.random.Generator) -> Scene:
@@ -40,7 +45,7 @@ def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[S
     """The scenes of a part and their codec features (n, c, 32, 32) float16, kept in a file because encoding takes minutes."""
     count = PAIRS if is_of_pairs(part) else ANY
     generators = [np.random.default_rng(50_000_000 * (part + 1) + n) for n in range(count)]
-    scenes = [(_pair if is_of_pairs(part) else sample_scene)(rng) for rng in generators]
+    scenes = [(_pair if is_of_pairs(part) else _any)(rng) for rng in generators]
     path = state / f"features_{part}.pt"
     if path.exists():
         return scenes, torch.load(path, weights_only=True)
@@ -72,12 +77,22 @@ def read_captions(scenes: list[Scene], rng: np.random.Generator) -> list[str | N
     return texts
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Pictures as codec features (B, c, 32, 32) float32, how they are described now (None = not at all), and what they show."""
+
+    features: Tensor
+    captions: list[str | None]
+    scenes: list[Scene]
+
+
 class Batches:
     """Random pictures with fresh captions."""
 
     def __init__(self, scenes: list[Scene], features: Tensor, rng: np.random.Generator) -> None:
         self.scenes, self.features, self.rng = scenes, features, rng
 
-    def draw(self, count: int) -> tuple[Tensor, list[str | None]]:
+    def draw(self, count: int) -> Batch:
         rows = self.rng.integers(0, len(self.scenes), count)
-        return self.features[torch.from_numpy(rows)].float(), read_captions([self.scenes[n] for n in rows], self.rng)
+        scenes = [self.scenes[n] for n in rows]
+        return Batch(self.features[torch.from_numpy(rows)].float(), read_captions(scenes, self.rng), scenes)

@@ -11,6 +11,7 @@ import argparse
 import logging
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.layers import Condition, Pass
 from comfy_moss.model.rope import Positions, rotation
 
+from .hints import PLACE_WEIGHT, WORD_WEIGHT, Hints
 from .nano import CONFIG, SCHEDULE, make_text_model, make_tokenizer, make_transformer
 from .pool import Batches, encoded_pictures
 from .workers import average_gradients, launch, move_average, same_everywhere, save_state
 
 PEAK_LR = 2e-3
+PLACE_BLOCK = 1  # after which tokens tell their place
 EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
@@ -60,8 +63,8 @@ class Nano(nn.Module):
         self.text: T5EncoderModel = make_text_model()
         self.tokenizer = make_tokenizer()
 
-    def read(self, captions: list[str | None]) -> Condition:
-        """Condition on captions; None = the learned unconditional text, as long as a typical caption."""
+    def read(self, captions: list[str | None]) -> tuple[Tensor, Condition]:
+        """Text features (B, T, Ct), and the condition: None = the learned unconditional text, as long as a typical caption."""
         batch = self.tokenizer([c or "" for c in captions], padding=True, return_tensors="pt")
         features = self.text(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         lengths = batch.attention_mask.sum(1).tolist()
@@ -69,7 +72,7 @@ class Nano(nn.Module):
             self.transformer.cfg_uncond[: 3 + n % 15] if captions[n] is None else features[n, : lengths[n]]
             for n in range(len(captions))
         ]
-        return self.transformer.condition(rows, None, guided=False)
+        return features, self.transformer.condition(rows, None, guided=False)
 
 
 def corrupted_scales(features: Tensor, scales: int) -> tuple[list[Tensor | None], list[Tensor]]:
@@ -87,11 +90,27 @@ def corrupted_scales(features: Tensor, scales: int) -> tuple[list[Tensor | None]
     return inputs, targets
 
 
-def scale_losses(nano: Nano, features: Tensor, captions: list[str | None], scales: int) -> Tensor:
-    """Cross-entropy of the bits of every scale in nats, (scales,)."""
+@dataclass(frozen=True)
+class Seen:
+    """What a forward pass came to.
+
+    Attributes:
+        losses: cross-entropy of the bits of every scale in nats, (scales,).
+        words: (B, T, Ct) features of the captions.
+        inner: (B, N, C) tokens of the first EARLY scales after block PLACE_BLOCK.
+    """
+
+    losses: Tensor
+    words: Tensor
+    inner: Tensor
+
+
+def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int) -> Seen:
+    """Run the first `scales` scales of pictures, given as codec features (B, c, H, W)."""
     inputs, targets = corrupted_scales(features, scales)
-    condition, model, cache = nano.read(captions), nano.transformer, GrowingCache(len(features))
-    hidden = []
+    words, condition = nano.read(captions)
+    model, cache = nano.transformer, GrowingCache(len(features))
+    hidden, inner = [], []
     for part in ([*range(EARLY)], *([n] for n in range(EARLY, scales))):  # the early scales in one masked pass
         positions = Positions.concat([Positions.of_scale(SCHEDULE, n) for n in part])
         x = torch.cat([model.embed(inputs[n], Positions.of_scale(SCHEDULE, n).scale, condition) for n in part], dim=1)
@@ -99,11 +118,14 @@ def scale_losses(nano: Nano, features: Tensor, captions: list[str | None], scale
         visible = (scale[:, None] >= scale)[None] if len(part) > 1 else None
         tables = rotation(positions, SCHEDULE, CONFIG.head_dim)
         step = Pass(*tables, cache, store=part[-1] < scales - 1, visible=visible)
-        hidden.append(model(x, step, condition))
+        for layer, block in enumerate(model.blocks):
+            x = block(x, layer, step, condition)
+            inner += [x] if layer == PLACE_BLOCK else []
+        hidden.append(x)
     logits = model.logits(torch.cat(hidden, dim=1), condition)
     margins = (logits[..., 1] - logits[..., 0]).split([h * w for h, w in SCHEDULE.grids[:scales]], dim=1)
     pairs = zip(margins, targets, strict=True)
-    return torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs])
+    return Seen(torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs]), words, inner[0])
 
 
 def learning_rate(done: float, step: int) -> float:
@@ -133,17 +155,20 @@ def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
     return muon, torch.optim.AdamW(groups, betas=(0.9, 0.97), fused=True)
 
 
-def train_step(nano: Nano, batches: Batches, scales: int) -> Tensor:
+def train_step(nano: Nano, hints: Hints, batches: Batches, late: Batches, scales: int) -> Tensor:
     """Accumulate the gradients of one short batch, and of one up to `scales` if that is more.
 
-    Returns nats per bit of every scale, NaN where not seen.
+    Returns nats per bit of every scale (NaN where not seen), and what words and places cost.
     """
-    seen = torch.full((len(SCHEDULE),), math.nan)
-    short = scale_losses(nano, *batches.draw(SHORT_BATCH), EARLY)
-    (short * EARLY_WEIGHTS).sum().backward()
-    seen[:EARLY] = short.detach()
+    seen = torch.full((len(SCHEDULE) + 2,), math.nan)
+    batch = batches.draw(SHORT_BATCH)
+    short = look(nano, batch.features, batch.captions, EARLY)
+    told = hints(short.words, batch.captions, batch.scenes), hints.places(short.inner, SCHEDULE.grids[:EARLY])
+    ((short.losses * EARLY_WEIGHTS).sum() + WORD_WEIGHT * told[0] + PLACE_WEIGHT * told[1]).backward()
+    seen[:EARLY], seen[-2], seen[-1] = short.losses.detach(), told[0].item(), told[1].item()
     if scales > EARLY:
-        long = scale_losses(nano, *batches.draw(LONG_BATCH[scales]), scales)
+        batch = late.draw(LONG_BATCH[scales])
+        long = look(nano, batch.features, batch.captions, scales).losses
         (long[EARLY:].mean() + 0.2 * (long[:EARLY] * EARLY_WEIGHTS).sum()).backward()
         seen[EARLY:scales] = long[EARLY:].detach()
     return seen
@@ -159,8 +184,8 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     vae = torch.load(args.state / "vae.pt", weights_only=True)["ema"]
     torch.manual_seed(0)
-    nano = Nano()
-    optimizers = optimizers_for(nano)
+    nano, hints = Nano(), Hints(CONFIG.text_width, CONFIG.width)
+    optimizers = *optimizers_for(nano), torch.optim.AdamW([{"params": [*hints.parameters()], "rate": 1.0}])
     ema = {name: value.clone() for name, value in nano.state_dict().items()}
     step, before, path = 0, 0.0, args.state / "transformer.pt"
     if args.resume:
@@ -169,8 +194,9 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         for optimizer, kept in zip(optimizers, state["optimizer"] or (), strict=False):  # none after training.restore
             optimizer.load_state_dict(kept)
         ema, step, before = state["ema"], state["step"], state["seconds"]
-    encoded = encoded_pictures(args.state, range(rank, args.parts, workers), vae)
-    batches = Batches(*encoded, np.random.default_rng(rank + 1000 * step))
+    rng = np.random.default_rng(rank + 1000 * step)
+    batches = Batches(*encoded_pictures(args.state, range(rank, args.parts, workers), vae), rng)
+    late = Batches(*encoded_pictures(args.state, [rank], vae), rng)
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
         log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
@@ -185,8 +211,9 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * learning_rate(done, step - first)
         nano.zero_grad()
-        history.append(train_step(nano, batches, scales_of_step(step, args.late if done < 0.5 else 1.0)))
-        average_gradients(nano.parameters())
+        hints.zero_grad()
+        history.append(train_step(nano, hints, batches, late, scales_of_step(step, args.late if done < 0.5 else 1.0)))
+        average_gradients([*nano.parameters(), *hints.parameters()])
         torch.nn.utils.clip_grad_norm_(nano.parameters(), 2.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -195,8 +222,10 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
             move_average(ema, nano, min(0.98, step / (step + 40)))
         if rank == 0 and (time.time() - logged > 60):
             logged, seconds = time.time(), time.time() - start
-            bits = " ".join(f"{b:.3f}" for b in (torch.stack(history).nanmean(0) / math.log(2)).tolist())
+            *losses, told, placed = torch.stack(history).nanmean(0).tolist()
+            bits = " ".join(f"{loss / math.log(2):.3f}" for loss in losses)
             log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step - first):.1e} bits a bit {bits}")
+            log.info(f"words {told:.3f} nats, places {placed:.4f}")
             history.clear()
             save(seconds)
     if rank == 0:

@@ -7,18 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from .detector import Detection
-from .world import PERIODS, Scene, outline, silhouette
+from .world import PERIOD, Scene, outline, silhouette
 
-_REFERENCE = 256.0  # pixels of the shorter side that PERIODS are measured in
+_REFERENCE = 256.0  # pixels of the shorter side that PERIOD is measured in
 _INSIDE = 0.9  # of the object's size: what lies closer to its outline is left out
 _LEAST = 0.3  # of a rendered texture's strength; below, an object counts as plain
-_DIAGONAL = 1 / (PERIODS["striped"] * np.sqrt(2))
-# Waves a pixel (x, y) of each texture's strongest components, and the strength of a rendered one.
-_WAVES = {
-    "striped": ([(_DIAGONAL, _DIAGONAL)], 0.21),
-    "checkered": ([(1 / PERIODS["checkered"], sign / PERIODS["checkered"]) for sign in (1, -1)], 0.135),
-    "dotted": ([(1 / PERIODS["dotted"], 0.0), (0.0, 1 / PERIODS["dotted"])], 0.1),
-}
+# How strong the waves of a rendered texture are: along one diagonal only, along both, along rows and columns.
+_FULL = {"striped": 0.21, "checkered": 0.135, "dotted": 0.1}
 
 
 def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
@@ -35,11 +30,13 @@ def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
     y, x = np.nonzero(inside)
     value = image[inside].max(-1).astype(np.float32)
     value = value / max(value.mean(), 1.0) - 1
-    spread = {
-        name: min(abs(np.mean(value * np.exp(-2j * np.pi * (x * fx + y * fy) / unit))) for fx, fy in waves)
-        for name, (waves, _) in _WAVES.items()
-    }
-    return {name: float(spread[name] / full) for name, (_, full) in _WAVES.items()}
+
+    def wave(fx: int, fy: int) -> float:
+        return float(abs(np.mean(value * np.exp(-2j * np.pi * (x * fx + y * fy) / (PERIOD * unit)))))
+
+    falling, rising = wave(1, 1), wave(1, -1)
+    spread = {"striped": falling - rising, "checkered": min(falling, rising), "dotted": min(wave(1, 0), wave(0, 1))}
+    return {name: spread[name] / full for name, full in _FULL.items()}
 
 
 def texture_of(image: np.ndarray, found: Detection) -> str:

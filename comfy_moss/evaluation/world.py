@@ -48,8 +48,9 @@ _EXTRA_WORDS = ("an", "the", "with", "in", "to", "of", "one", ",", ".")
 _REFERENCE = 256.0
 _SUPERSAMPLING = 2
 _DARKENING = 0.5
-# Across the stripes, along a row of squares of both kinds, from dot to dot; so short that grids up to 16 x 16 lose them.
-PERIODS = {"striped": 22.0, "checkered": 28.0, "dotted": 27.0}
+# Textures repeat every 32 pixels along rows and columns, from the picture's corner on: a whole number of tokens of stride 8.
+# They are placed so that every token of a 16 x 16 grid (as of coarser ones) sees as much of the dark as of the light.
+PERIOD = 32.0
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
 _OFFSET = 62.0
 _POSITION_JITTER = 5.0
@@ -216,18 +217,18 @@ def _bands(coordinate: np.ndarray, period: float) -> np.ndarray:
 
 
 def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray | float:
-    """How dark (0 to 1) a texture is at an offset (x, y) in pixels from the object's centre; edges one pixel soft."""
+    """How dark (0 to 1) a texture is at pixels (x, y) of the picture; edges one pixel soft."""
     if name == "plain":
         return 0.0
-    period = PERIODS[name] * unit
+    period = PERIOD * unit
     if name == "striped":
-        return np.clip(_bands((x + y) / np.sqrt(2), period) + 0.5, 0, 1)
+        return np.clip(_bands((x + y) / np.sqrt(2), period / np.sqrt(2)) + 0.5, 0, 1)
     if name == "checkered":
         across = np.clip(2 * _bands(x, period), -1, 1)
         down = np.clip(2 * _bands(y, period), -1, 1)
         return 0.5 + 0.5 * across * down
     wrapped = [(axis + period / 2) % period - period / 2 for axis in (x, y)]
-    return np.clip(8.2 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
+    return np.clip(9.5 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
 
 
 def _render_background(scene: Scene, height: int, width: int, unit: float) -> np.ndarray:
@@ -279,7 +280,7 @@ def _paint(image: np.ndarray, thing: Thing, cx: float, cy: float, radius: float,
     height, width = box.shape[:2]
     mask = silhouette(thing.shape, cx - x0, cy - y0, radius, height, width)[..., None]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
-    shade = 1 - _DARKENING * np.asarray(_texture(thing.texture, x + x0 - cx, y + y0 - cy, unit), np.float32)
+    shade = 1 - _DARKENING * np.asarray(_texture(thing.texture, x + x0, y + y0, unit), np.float32)
     box += mask * (np.array(COLORS[thing.color], np.float32) * shade[..., None] - box)
 
 
