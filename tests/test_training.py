@@ -138,10 +138,22 @@ def test_tokens_that_lie_along_the_directions_tell_their_places(training, hints)
     centres = [(y, x) for n, _ in grids[1:] for y in range(n) for x in range(n)]
     wide = [n for n, _ in grids[1:] for _ in range(n * n)]
     at = torch.tensor([[(2 * y + 1) / n - 1, (2 * x + 1) / n - 1] for (y, x), n in zip(centres, wide, strict=True)])
-    along = hints.AMPLITUDE * at @ head.directions.T
+    along = hints.AMPLITUDE * at @ head.place.T
     across = torch.randn(192, generator=torch.Generator().manual_seed(2))
-    across -= across.mean() + head.directions @ (head.directions.T @ across)
+    across -= across.mean() + head.place @ (head.place.T @ across)
     length = (1 - along.square().sum(-1)).sqrt()
     tokens = torch.cat([torch.zeros(1, 192), along + length[:, None] * across / across.norm()])[None]
 
     assert head.places(tokens, grids) < 1e-3 < head.places(tokens.flip(1), grids)
+
+
+def test_phases_repeat_as_textures_do(training, hints):
+    head, n = hints.Hints(128, 192), 32
+    turn = torch.arange(n) * torch.pi / 2 + torch.pi / 4  # a texture's period is four tokens
+    down, across = torch.cartesian_prod(turn, turn).unbind(1)
+    along = hints.AMPLITUDE * torch.stack([down.cos(), across.cos(), down.sin(), across.sin()], dim=1) @ head.phase.T
+    rest = torch.randn(192, generator=torch.Generator().manual_seed(2))
+    rest -= rest.mean() + head.phase @ (head.phase.T @ rest)
+    tokens = (along + (1 - along.square().sum(-1)).sqrt()[:, None] * rest / rest.norm())[None]
+
+    assert head.phases(tokens, (n, n)) < 1e-3 < head.phases(tokens.roll(1, 1), (n, n))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comfy_moss.evaluation.world import COLORS, MAX_OBJECTS, NUMBERS, SHAPES, TEXTURES, Scene, words
+from comfy_moss.evaluation.world import COLORS, MAX_OBJECTS, NUMBERS, PERIOD, SHAPES, TEXTURES, Scene, words
 
 PLACES = ("alone", "left", "right", "above", "below", "many", "last")
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -21,6 +21,7 @@ _KINDS = (len(SHAPES), len(COLORS), len(TEXTURES), MAX_OBJECTS, len(PLACES))
 _NOUNS = {name: n for n, shape in enumerate(SHAPES) for name in (shape, f"{shape}s", f"{shape}es")}
 _BEFORE_NOUN = {*COLORS, *TEXTURES, *NUMBERS.values(), "an"}
 _NONE = -100  # a word that tells of no thing
+_REPEATS = 256 / PERIOD  # of a texture in a picture
 AMPLITUDE = 0.35  # of a token's length, for a place at the border
 WORD_WEIGHT, PLACE_WEIGHT = 0.3, 5.0
 
@@ -51,13 +52,16 @@ def word_labels(caption: str, scene: Scene) -> list[tuple[int, ...]]:
 
 
 class Hints(nn.Module):
-    """A linear reading of every word, and two fixed directions along which tokens say where they are."""
+    """A linear reading of every word, and fixed directions along which tokens say where they are."""
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(nn.Linear(text_width, kinds) for kinds in _KINDS)
-        random = torch.randn(width, 2, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("directions", torch.linalg.qr(random).Q)
+        generator = torch.Generator().manual_seed(0)
+        random = torch.cat([torch.randn(width, n, generator=generator) for n in (2, 4)], dim=1)
+        place, phase = torch.linalg.qr(random).Q.split([2, 4], dim=1)
+        self.register_buffer("place", place)
+        self.register_buffer("phase", phase)
 
     def forward(self, features: Tensor, captions: Sequence[str | None], scenes: Sequence[Scene]) -> Tensor:
         """Mean cross-entropy in nats of what words tell; features (B, T, Ct) of the text encoder."""
@@ -72,7 +76,22 @@ class Hints(nn.Module):
         return torch.stack(losses).mean()
 
     def places(self, tokens: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
-        """Mean squared error of the places told by tokens (B, N, C) of some scales, the first of them a single token."""
-        centres = [torch.cartesian_prod(*((torch.arange(n) + 0.5) * 2 / n - 1 for n in grid)) for grid in grids[1:]]
-        unit = F.layer_norm(tokens[:, 1:], tokens.shape[-1:]) / tokens.shape[-1] ** 0.5
-        return F.mse_loss(unit @ self.directions, (AMPLITUDE * torch.cat(centres)).expand(len(tokens), -1, -1))
+        """Mean squared error of the places told by tokens (B, N, C) of these scales; a grid of one token has none to tell."""
+        at = torch.cat([_centres(grid) for grid in grids])
+        some = torch.cat([torch.full((h * w,), h * w > 1) for h, w in grids])
+        return _told(tokens[:, some], self.place, at[some])
+
+    def phases(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The same for where a texture would stand at tokens (B, h * w, C) of one late scale."""
+        turns = (_centres(grid) + 1) * (torch.pi * _REPEATS)
+        return _told(tokens, self.phase, torch.cat([turns.cos(), turns.sin()], dim=1))
+
+
+def _centres(grid: tuple[int, int]) -> Tensor:
+    """Of all tokens, (h * w, 2) from -1 to 1: down, across."""
+    return torch.cartesian_prod(*((torch.arange(n) + 0.5) * 2 / n - 1 for n in grid))
+
+
+def _told(tokens: Tensor, directions: Tensor, true: Tensor) -> Tensor:
+    unit = F.layer_norm(tokens, tokens.shape[-1:]) / tokens.shape[-1] ** 0.5
+    return F.mse_loss(unit @ directions, (AMPLITUDE * true).expand(len(tokens), -1, -1))

@@ -34,8 +34,9 @@ PLACE_BLOCK = 1  # after which tokens tell their place
 EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
-SHORT_BATCH = 32  # pictures a worker and step, up to scale EARLY
+SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
+LONG_SHARE = [0.1, 0.2, 0.3, 0.4]  # of the steps: textures are drawn last
 log = logging.getLogger("train_transformer")
 
 
@@ -97,12 +98,12 @@ class Seen:
     Attributes:
         losses: cross-entropy of the bits of every scale in nats, (scales,).
         words: (B, T, Ct) features of the captions.
-        inner: (B, N, C) tokens of the first EARLY scales after block PLACE_BLOCK.
+        inner: tokens (B, N, C) after block PLACE_BLOCK: of the first EARLY scales together, then of every other scale.
     """
 
     losses: Tensor
     words: Tensor
-    inner: Tensor
+    inner: list[Tensor]
 
 
 def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int) -> Seen:
@@ -125,7 +126,7 @@ def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int) 
     logits = model.logits(torch.cat(hidden, dim=1), condition)
     margins = (logits[..., 1] - logits[..., 0]).split([h * w for h, w in SCHEDULE.grids[:scales]], dim=1)
     pairs = zip(margins, targets, strict=True)
-    return Seen(torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs]), words, inner[0])
+    return Seen(torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs]), words, inner)
 
 
 def learning_rate(done: float, step: int) -> float:
@@ -158,26 +159,29 @@ def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
 def train_step(nano: Nano, hints: Hints, batches: Batches, late: Batches, scales: int) -> Tensor:
     """Accumulate the gradients of one short batch, and of one up to `scales` if that is more.
 
-    Returns nats per bit of every scale (NaN where not seen), and what words and places cost.
+    Returns nats per bit of every scale (NaN where not seen), and what words, early places and late places cost.
     """
-    seen = torch.full((len(SCHEDULE) + 2,), math.nan)
+    seen = torch.full((len(SCHEDULE) + 3,), math.nan)
     batch = batches.draw(SHORT_BATCH)
     short = look(nano, batch.features, batch.captions, EARLY)
-    told = hints(short.words, batch.captions, batch.scenes), hints.places(short.inner, SCHEDULE.grids[:EARLY])
+    told = hints(short.words, batch.captions, batch.scenes), hints.places(short.inner[0], SCHEDULE.grids[:EARLY])
     ((short.losses * EARLY_WEIGHTS).sum() + WORD_WEIGHT * told[0] + PLACE_WEIGHT * told[1]).backward()
-    seen[:EARLY], seen[-2], seen[-1] = short.losses.detach(), told[0].item(), told[1].item()
+    seen[:EARLY], seen[-3], seen[-2] = short.losses.detach(), told[0].item(), told[1].item()
     if scales > EARLY:
         batch = late.draw(LONG_BATCH[scales])
-        long = look(nano, batch.features, batch.captions, scales).losses
-        (long[EARLY:].mean() + 0.2 * (long[:EARLY] * EARLY_WEIGHTS).sum()).backward()
-        seen[EARLY:scales] = long[EARLY:].detach()
+        long = look(nano, batch.features, batch.captions, scales)
+        pairs = zip(long.inner[1:], SCHEDULE.grids[EARLY:scales], strict=True)
+        placed = torch.stack([hints.places(tokens, [grid]) + hints.phases(tokens, grid) for tokens, grid in pairs]).mean()
+        early = 0.2 * (long.losses[:EARLY] * EARLY_WEIGHTS).sum()
+        (long.losses[EARLY:].mean() + early + PLACE_WEIGHT * placed).backward()
+        seen[EARLY:scales], seen[-1] = long.losses[EARLY:].detach(), placed.item()
     return seen
 
 
 def scales_of_step(step: int, late: float) -> int:
     """How many scales the second batch of a step has, the same for all workers; EARLY = no second batch."""
     rng = np.random.default_rng(step)
-    return int(rng.choice(list(LONG_BATCH))) if rng.random() < late else EARLY
+    return int(rng.choice(list(LONG_BATCH), p=LONG_SHARE)) if rng.random() < late else EARLY
 
 
 def work(rank: int, workers: int, args: argparse.Namespace) -> None:
@@ -222,10 +226,10 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
             move_average(ema, nano, min(0.98, step / (step + 40)))
         if rank == 0 and (time.time() - logged > 60):
             logged, seconds = time.time(), time.time() - start
-            *losses, told, placed = torch.stack(history).nanmean(0).tolist()
+            *losses, told, early, late_ones = torch.stack(history).nanmean(0).tolist()
             bits = " ".join(f"{loss / math.log(2):.3f}" for loss in losses)
             log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step - first):.1e} bits a bit {bits}")
-            log.info(f"words {told:.3f} nats, places {placed:.4f}")
+            log.info(f"words {told:.3f} nats, places {early:.4f} early, {late_ones:.4f} late")
             history.clear()
             save(seconds)
     if rank == 0:
