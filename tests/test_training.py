@@ -133,27 +133,20 @@ def test_every_word_of_a_noun_phrase_is_labelled_with_its_thing(hints):
     assert told == {n: ("circle", "above") for n in (3, 4, 5)} | {n: ("square", "below") for n in (7, 8, 9, 10)}
 
 
-def test_tokens_that_lie_along_the_directions_tell_their_places(training, hints):
-    head, grids = hints.Hints(128, 192), training.SCHEDULE.grids[:3]
-    centres = [(y, x) for n, _ in grids[1:] for y in range(n) for x in range(n)]
-    wide = [n for n, _ in grids[1:] for _ in range(n * n)]
-    at = torch.tensor([[(2 * y + 1) / n - 1, (2 * x + 1) / n - 1] for (y, x), n in zip(centres, wide, strict=True)])
-    along = hints.AMPLITUDE * at @ head.place.T
-    across = torch.randn(192, generator=torch.Generator().manual_seed(2))
-    across -= across.mean() + head.place @ (head.place.T @ across)
-    length = (1 - along.square().sum(-1)).sqrt()
-    tokens = torch.cat([torch.zeros(1, 192), along + length[:, None] * across / across.norm()])[None]
-
-    assert head.places(tokens, grids) < 1e-3 < head.places(tokens.flip(1), grids)
-
-
-def test_phases_repeat_as_textures_do(training, hints):
-    head, n = hints.Hints(128, 192), 32
-    turn = torch.arange(n) * torch.pi / 2 + torch.pi / 4  # a texture's period is four tokens
-    down, across = torch.cartesian_prod(turn, turn).unbind(1)
-    along = hints.AMPLITUDE * torch.stack([down.cos(), across.cos(), down.sin(), across.sin()], dim=1) @ head.phase.T
+def test_tokens_along_the_directions_tell_their_places(training, hints):
+    head, scales, schedule = hints.Hints(128, 192), [0, 2, 9], training.SCHEDULE
+    rows = [torch.zeros(1, 8)]  # the very first token need not tell anything
+    for n in scales[1:]:
+        size = schedule.grids[n][0]
+        corner = torch.cartesian_prod(torch.arange(size), torch.arange(size)) * 256 / size
+        y, x = (corner / 4).round().mul(4).unbind(1)
+        turn = 2 * torch.pi * torch.stack([y / world.PERIOD, x / world.PERIOD, y / world.CHECK_HEIGHT], dim=1)
+        rows.append(torch.cat([(corner + 128 / size) / 128 - 1, turn.cos(), turn.sin()], dim=1))
+    told = torch.cat(rows) * torch.tensor([hints.PLACE] * 2 + [hints.PHASE] * 6)
+    directions = torch.cat([head.place, head.phase], dim=1)
     rest = torch.randn(192, generator=torch.Generator().manual_seed(2))
-    rest -= rest.mean() + head.phase @ (head.phase.T @ rest)
-    tokens = (along + (1 - along.square().sum(-1)).sqrt()[:, None] * rest / rest.norm())[None]
+    rest -= rest.mean() + directions @ (directions.T @ rest)
+    length = (1 - told.square().sum(-1)).clamp(min=0).sqrt()
+    tokens = (told @ directions.T + length[:, None] * rest / rest.norm())[None]
 
-    assert head.phases(tokens, (n, n)) < 1e-3 < head.phases(tokens.roll(1, 1), (n, n))
+    assert head.places(tokens, schedule, scales) < 0.03 < 0.3 < head.places(tokens.roll(1, 1), schedule, scales)

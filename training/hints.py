@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comfy_moss.evaluation.world import COLORS, MAX_OBJECTS, NUMBERS, PERIOD, SHAPES, TEXTURES, Scene, words
+from comfy_moss.evaluation.world import CHECK_HEIGHT, COLORS, MAX_OBJECTS, NUMBERS, PERIOD, SHAPES, TEXTURES, Scene, words
+from comfy_moss.model.rope import Positions, grid_positions
+from comfy_moss.model.schedule import Schedule
 
 PLACES = ("alone", "left", "right", "above", "below", "many", "last")
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -21,9 +23,10 @@ _KINDS = (len(SHAPES), len(COLORS), len(TEXTURES), MAX_OBJECTS, len(PLACES))
 _NOUNS = {name: n for n, shape in enumerate(SHAPES) for name in (shape, f"{shape}s", f"{shape}es")}
 _BEFORE_NOUN = {*COLORS, *TEXTURES, *NUMBERS.values(), "an"}
 _NONE = -100  # a word that tells of no thing
-_REPEATS = 256 / PERIOD  # of a texture in a picture
-AMPLITUDE = 0.35  # of a token's length, for a place at the border
-WORD_WEIGHT, PLACE_WEIGHT = 0.3, 5.0
+_CELL = 4.0  # pixels a rotary position; at it textures repeat down, across, and checks down
+_TURNS = 2 * torch.pi * _CELL * torch.tensor([[1 / PERIOD, 0.0], [0.0, 1 / PERIOD], [1 / CHECK_HEIGHT, 0.0]])
+PLACE, PHASE = 0.35, 0.2  # how much of a token's length tells its place (at the border), and each of its phases
+WORD_WEIGHT, PLACE_WEIGHT = 0.3, 0.5
 
 
 def places(scene: Scene) -> list[str]:
@@ -58,8 +61,8 @@ class Hints(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(nn.Linear(text_width, kinds) for kinds in _KINDS)
         generator = torch.Generator().manual_seed(0)
-        random = torch.cat([torch.randn(width, n, generator=generator) for n in (2, 4)], dim=1)
-        place, phase = torch.linalg.qr(random).Q.split([2, 4], dim=1)
+        random = torch.cat([torch.randn(width, n, generator=generator) for n in (2, 2 * len(_TURNS))], dim=1)
+        place, phase = torch.linalg.qr(random).Q.split([2, 2 * len(_TURNS)], dim=1)
         self.register_buffer("place", place)
         self.register_buffer("phase", phase)
 
@@ -75,23 +78,21 @@ class Hints(nn.Module):
         losses = [F.cross_entropy(head(features.flatten(0, 1)[known]), flat[known, n]) for n, head in enumerate(self.heads)]
         return torch.stack(losses).mean()
 
-    def places(self, tokens: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
-        """Mean squared error of the places told by tokens (B, N, C) of these scales; a grid of one token has none to tell."""
-        at = torch.cat([_centres(grid) for grid in grids])
-        some = torch.cat([torch.full((h * w,), h * w > 1) for h, w in grids])
-        return _told(tokens[:, some], self.place, at[some])
+    def places(self, tokens: Tensor, schedule: Schedule, scales: Sequence[int]) -> Tensor:
+        """Mean squared errors, 0 to about 1, of where tokens (B, N, C) of these scales say that they lie.
 
-    def phases(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The same for where a texture would stand at tokens (B, h * w, C) of one late scale."""
-        turns = (_centres(grid) + 1) * (torch.pi * _REPEATS)
-        return _told(tokens, self.phase, torch.cat([turns.cos(), turns.sin()], dim=1))
-
-
-def _centres(grid: tuple[int, int]) -> Tensor:
-    """Of all tokens, (h * w, 2) from -1 to 1: down, across."""
-    return torch.cartesian_prod(*((torch.arange(n) + 0.5) * 2 / n - 1 for n in grid))
+        Their place is told for the centre of a token, and for its corner, where the rotary position is, the phase of every
+        texture's waves.  A grid of one token tells nothing.
+        """
+        positions = Positions.concat([Positions.of_scale(schedule, n) for n in scales])
+        grids = torch.tensor(schedule.grids)[positions.scale[0]]
+        some = grids[:, 0] > 1
+        at = (torch.stack([positions.row[0], positions.col[0]], dim=1) + 0.5) * 2 / grids - 1
+        turns = torch.stack(grid_positions(positions, schedule), dim=-1)[0] @ _TURNS.T
+        waves = torch.cat([turns.cos(), turns.sin()], dim=1)
+        return _told(tokens[:, some], self.place, at[some], PLACE) + _told(tokens[:, some], self.phase, waves[some], PHASE)
 
 
-def _told(tokens: Tensor, directions: Tensor, true: Tensor) -> Tensor:
+def _told(tokens: Tensor, directions: Tensor, true: Tensor, amplitude: float) -> Tensor:
     unit = F.layer_norm(tokens, tokens.shape[-1:]) / tokens.shape[-1] ** 0.5
-    return F.mse_loss(unit @ directions, (AMPLITUDE * true).expand(len(tokens), -1, -1))
+    return F.mse_loss(unit @ directions / amplitude, true.expand(len(tokens), -1, -1))

@@ -17,7 +17,7 @@ from comfy_moss.model.vae import VAE
 from .nano import SCHEDULE
 from .train_vae import CONFIG, to_float
 
-ANY, PAIRS = 2000, 1600  # pictures of a part: of any scene, most things textured; or of two different things
+ANY, PAIRS = 1800, 1600  # pictures of a part: of any scene, most things textured; or of two different things
 PLAIN = 0.25  # share of the things without a texture
 USUAL = 0.4  # share of pairs in their shapes' usual colours, which captions leave out
 

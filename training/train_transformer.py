@@ -164,14 +164,14 @@ def train_step(nano: Nano, hints: Hints, batches: Batches, late: Batches, scales
     seen = torch.full((len(SCHEDULE) + 3,), math.nan)
     batch = batches.draw(SHORT_BATCH)
     short = look(nano, batch.features, batch.captions, EARLY)
-    told = hints(short.words, batch.captions, batch.scenes), hints.places(short.inner[0], SCHEDULE.grids[:EARLY])
+    told = hints(short.words, batch.captions, batch.scenes), hints.places(short.inner[0], SCHEDULE, range(EARLY))
     ((short.losses * EARLY_WEIGHTS).sum() + WORD_WEIGHT * told[0] + PLACE_WEIGHT * told[1]).backward()
     seen[:EARLY], seen[-3], seen[-2] = short.losses.detach(), told[0].item(), told[1].item()
     if scales > EARLY:
         batch = late.draw(LONG_BATCH[scales])
         long = look(nano, batch.features, batch.captions, scales)
-        pairs = zip(long.inner[1:], SCHEDULE.grids[EARLY:scales], strict=True)
-        placed = torch.stack([hints.places(tokens, [grid]) + hints.phases(tokens, grid) for tokens, grid in pairs]).mean()
+        later = [hints.places(tokens, SCHEDULE, [n]) for n, tokens in enumerate(long.inner[1:], EARLY)]
+        placed = torch.stack(later).mean()
         early = 0.2 * (long.losses[:EARLY] * EARLY_WEIGHTS).sum()
         (long.losses[EARLY:].mean() + early + PLACE_WEIGHT * placed).backward()
         seen[EARLY:scales], seen[-1] = long.losses[EARLY:].detach(), placed.item()

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .detector import Detection
-from .world import PERIOD, Scene, outline, silhouette
+from .world import CHECK_HEIGHT, PERIOD, Scene, outline, silhouette
 
 _REFERENCE = 256.0  # pixels of the shorter side that PERIOD is measured in
 _INSIDE = 0.9  # of the object's size: what lies closer to its outline is left out
 _LEAST = 0.3  # of a rendered texture's strength; below, an object counts as plain
-# How strong the waves of a rendered texture are: along one diagonal only, along both, along rows and columns.
+# How strong the waves of a rendered texture are: along rows only, along both slants, along rows and columns.
 _FULL = {"striped": 0.21, "checkered": 0.135, "dotted": 0.1}
 
 
@@ -31,11 +31,13 @@ def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
     value = image[inside].max(-1).astype(np.float32)
     value = value / max(value.mean(), 1.0) - 1
 
-    def wave(fx: int, fy: int) -> float:
-        return float(abs(np.mean(value * np.exp(-2j * np.pi * (x * fx + y * fy) / (PERIOD * unit)))))
+    def wave(across: float, down: float) -> float:
+        """Strength of so many waves a pixel."""
+        return float(abs(np.mean(value * np.exp(-2j * np.pi * (x * across + y * down) / unit))))
 
-    falling, rising = wave(1, 1), wave(1, -1)
-    spread = {"striped": falling - rising, "checkered": min(falling, rising), "dotted": min(wave(1, 0), wave(0, 1))}
+    rows, columns = wave(1 / PERIOD, 0), wave(0, 1 / PERIOD)
+    slanted = min(wave(1 / PERIOD, 1 / CHECK_HEIGHT), wave(1 / PERIOD, -1 / CHECK_HEIGHT))
+    spread = {"striped": rows - max(columns, slanted), "checkered": slanted, "dotted": min(rows, columns)}
     return {name: spread[name] / full for name, full in _FULL.items()}
 
 

@@ -48,9 +48,10 @@ _EXTRA_WORDS = ("an", "the", "with", "in", "to", "of", "one", ",", ".")
 _REFERENCE = 256.0
 _SUPERSAMPLING = 2
 _DARKENING = 0.5
-# Textures repeat every 32 pixels along rows and columns, from the picture's corner on: a whole number of tokens of stride 8.
-# They are placed so that every token of a 16 x 16 grid (as of coarser ones) sees as much of the dark as of the light.
-PERIOD = 32.0
+# Textures lie still in the picture and repeat with the rotary waves that tell a transformer of two positions a token (stride 8)
+# where it is: along a row with the fastest, down a column of checks with twice the next. A 16 x 16 grid cannot carry them.
+PERIOD = 8 * np.pi
+CHECK_HEIGHT = PERIOD / 2 * 10**0.5
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
 _OFFSET = 62.0
 _POSITION_JITTER = 5.0
@@ -222,13 +223,13 @@ def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray
         return 0.0
     period = PERIOD * unit
     if name == "striped":
-        return np.clip(_bands((x + y) / np.sqrt(2), period / np.sqrt(2)) + 0.5, 0, 1)
+        return np.clip(_bands(x, period) + 0.5, 0, 1)
     if name == "checkered":
         across = np.clip(2 * _bands(x, period), -1, 1)
-        down = np.clip(2 * _bands(y, period), -1, 1)
+        down = np.clip(2 * _bands(y, CHECK_HEIGHT * unit), -1, 1)
         return 0.5 + 0.5 * across * down
     wrapped = [(axis + period / 2) % period - period / 2 for axis in (x, y)]
-    return np.clip(9.5 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
+    return np.clip(7.6 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
 
 
 def _render_background(scene: Scene, height: int, width: int, unit: float) -> np.ndarray:
