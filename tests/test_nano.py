@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 import comfy_moss
 from comfy_moss.evaluation.detector import detect
+from comfy_moss.evaluation.texture import texture_of
+from comfy_moss.evaluation.world import TEXTURES, Group, Scene, Thing, render
+from comfy_moss.model.bsq import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model
@@ -51,6 +55,31 @@ def test_the_files_are_small_and_named_as_released():
     with safe_open(ASSETS / "transformer.safetensors", "pt") as file:
         names = set(file.keys())
     assert {"block_chunks.1.module.0.sa.scale_mul_1H11", "head_nm.ada_lin.1.weight", "cfg_uncond"} <= names
+
+
+def textured_pictures() -> list[tuple[str, torch.Tensor]]:
+    """A thing of every texture on two shapes: the texture's name and a uint8 picture (256, 256, 3)."""
+    kinds = (("circle", "yellow"), ("square", "blue"))
+    things = [Thing(*kind, texture) for texture in TEXTURES[1:] for kind in kinds]
+    scenes = [Scene((Group(1, thing),), None, "white", "plain") for thing in things]
+    return [(scene.things[0].texture, torch.from_numpy(render(scene, np.random.default_rng(0)))) for scene in scenes]
+
+
+def codes_of(bits: list[torch.Tensor]) -> torch.Tensor:
+    """The sum of the codes of the first scales, on the last grid."""
+    return sum(resample(bits_to_codes(b, b.shape[1]), SCHEDULE.grids[-1]) for b in bits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("skipped", "shown"), [(0, 6), (3, 0)])
+def test_the_codec_shows_textures_with_the_last_scales_only(nano, skipped, shown):
+    names, pictures = zip(*textured_pictures(), strict=True)
+    bits, _ = quantize_scales(nano.vae.encode(torch.stack(pictures).permute(0, 3, 1, 2) / 127.5 - 1), SCHEDULE.grids)
+
+    decoded = to_uint8(nano.vae.decode(codes_of(bits[: len(bits) - skipped])).clamp(-1, 1))
+
+    found = [(name, image.numpy(), detect(image.numpy())) for name, image in zip(names, decoded, strict=True)]
+    assert sum(texture_of(image, seen[0]) == name for name, image, seen in found) == shown
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -33,6 +33,7 @@ PEAK_LR = 2e-3
 PLACE_BLOCK = 1  # after which tokens tell their place
 EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
+FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
 SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
@@ -76,7 +77,7 @@ class Nano(nn.Module):
         return features, self.transformer.condition(rows, None, guided=False)
 
 
-def corrupted_scales(features: Tensor, scales: int) -> tuple[list[Tensor | None], list[Tensor]]:
+def corrupted_scales(features: Tensor, scales: int, flips: float = FLIPS) -> tuple[list[Tensor | None], list[Tensor]]:
     """Inputs (B, h*w, d) and target bits (B, h*w, d) of every scale, with bits flipped in what later scales see."""
     size, total = SCHEDULE.grids[-1], torch.zeros_like(features)
     inputs, targets = [], []
@@ -85,7 +86,7 @@ def corrupted_scales(features: Tensor, scales: int) -> tuple[list[Tensor | None]
         residual = F.interpolate(features - total, size=grid, mode="area") if grid != size else features - total
         bits = residual > 0
         targets.append(bits.flatten(2).transpose(1, 2))
-        flip = torch.rand(len(bits), 1, 1, 1) * 0.2
+        flip = torch.rand(len(bits), 1, 1, 1) * flips
         seen = bits ^ (torch.rand(bits.shape) < flip)
         total = total + resample(bits_to_codes(seen, features.shape[1]), size)
     return inputs, targets
@@ -106,9 +107,9 @@ class Seen:
     inner: list[Tensor]
 
 
-def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int) -> Seen:
+def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int, flips: float = FLIPS) -> Seen:
     """Run the first `scales` scales of pictures, given as codec features (B, c, H, W)."""
-    inputs, targets = corrupted_scales(features, scales)
+    inputs, targets = corrupted_scales(features, scales, flips)
     words, condition = nano.read(captions)
     model, cache = nano.transformer, GrowingCache(len(features))
     hidden, inner = [], []
