@@ -29,13 +29,12 @@ from .nano import CONFIG, SCHEDULE, make_text_model, make_tokenizer, make_transf
 from .pool import Batches, encoded_pictures
 from .workers import average_gradients, launch, move_average, same_everywhere, save_state
 
-PEAK_LR = 2e-3
 PLACE_BLOCK = 1  # after which tokens tell their place
 EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
 FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
-SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
+SHORT_BATCH = 16  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
 LONG_SHARE = [0.1, 0.2, 0.3, 0.4]  # of the steps: textures are drawn last
 log = logging.getLogger("train_transformer")
@@ -130,10 +129,10 @@ def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int, 
     return Seen(torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs]), words, inner)
 
 
-def learning_rate(done: float, step: int) -> float:
+def learning_rate(peak: float, done: float, step: int) -> float:
     """Short warm-up, flat for a third of this part of the training, then a cosine down to 3 %."""
     fall = max(0.0, done - 0.33) / 0.67
-    return PEAK_LR * min(1, (step + 1) / 80) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
+    return peak * min(1, (step + 1) / 80) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
 
 
 def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
@@ -214,7 +213,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
     while (done := same_everywhere((time.time() - start - before) / (60 * args.minutes - before))) < 1:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["rate"] * learning_rate(done, step - first)
+            group["lr"] = group["rate"] * learning_rate(args.peak, done, step - first)
         nano.zero_grad()
         hints.zero_grad()
         history.append(train_step(nano, hints, batches, late, scales_of_step(step, args.late if done < 0.5 else 1.0)))
@@ -229,7 +228,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
             logged, seconds = time.time(), time.time() - start
             *losses, told, early, late_ones = torch.stack(history).nanmean(0).tolist()
             bits = " ".join(f"{loss / math.log(2):.3f}" for loss in losses)
-            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(done, step - first):.1e} bits a bit {bits}")
+            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(args.peak, done, step - first):.1e} bits a bit {bits}")
             log.info(f"words {told:.3f} nats, places {early:.4f} early, {late_ones:.4f} late")
             history.clear()
             save(seconds)
@@ -241,5 +240,6 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--parts", type=int, default=4, help="parts of the pool, shared among the workers")
+    options.add_argument("--peak", type=float, default=2e-3, help="highest learning rate of this part")
     options.add_argument("--late", type=float, default=1.0, help="share of the steps with late scales, in the first half")
     launch(work, options)
