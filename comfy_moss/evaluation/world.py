@@ -225,8 +225,7 @@ def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray
     if name == "striped":
         return np.clip(_bands(x, period) + 0.5, 0, 1)
     if name == "checkered":
-        across = np.clip(2 * _bands(x, period), -1, 1)
-        down = np.clip(2 * _bands(y, CHECK_HEIGHT * unit), -1, 1)
+        across, down = (np.clip(2 * _bands(*axis), -1, 1) for axis in ((x, period), (y, CHECK_HEIGHT * unit)))
         return 0.5 + 0.5 * across * down
     wrapped = [(axis + period / 2) % period - period / 2 for axis in (x, y)]
     return np.clip(7.6 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
