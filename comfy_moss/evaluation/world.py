@@ -48,8 +48,8 @@ _EXTRA_WORDS = ("an", "the", "with", "in", "to", "of", "one", ",", ".")
 _REFERENCE = 256.0
 _SUPERSAMPLING = 2
 _DARKENING = 0.5
-# Textures lie still in the picture and repeat with the rotary waves that tell a transformer of two positions a token (stride 8)
-# where it is: along a row with the fastest, down a column of checks with twice the next. A 16 x 16 grid cannot carry them.
+# Textures lie still in the picture and repeat with the fastest rotary waves of two positions a token (stride 8), so that a token
+# can know where in one it lies; checks, down their columns, with twice the next wave.  A 16 x 16 grid cannot carry them.
 PERIOD = 8 * np.pi
 CHECK_HEIGHT = PERIOD / 2 * 10**0.5
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
