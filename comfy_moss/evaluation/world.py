@@ -227,8 +227,7 @@ def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray
     if name == "checkered":
         across, down = (np.clip(2 * _bands(*axis), -1, 1) for axis in ((x, period), (y, CHECK_HEIGHT * unit)))
         return 0.5 + 0.5 * across * down
-    wrapped = [(axis + period / 2) % period - period / 2 for axis in (x, y)]
-    return np.clip(7.6 * unit - np.hypot(*wrapped) + 0.5, 0, 1)
+    return np.clip(7.6 * unit - np.hypot(*((axis + period / 2) % period - period / 2 for axis in (x, y))) + 0.5, 0, 1)
 
 
 def _render_background(scene: Scene, height: int, width: int, unit: float) -> np.ndarray:
