@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,16 @@ def test_every_method_draws_what_was_asked_for(nano, recipe, method):
     found = [detect(image.numpy()) for image in to_uint8(picture.image)]
 
     assert [(f[0].color, f[0].shape) for f in found] == [("red", "triangle"), ("purple", "heart")]
+
+
+@pytest.mark.parametrize("method", ["dense", "moss2", "moss4"])
+def test_the_prompt_of_the_readme_gives_a_red_heart(nano, recipe, method):
+    (text,) = TextEncoder.load(ASSETS / "text").encode(["a red heart on a gradient white background"])
+
+    picture = generate(nano, replace(recipe, text=(text,), seeds=(0,)), parse_method(method))
+
+    (found,) = detect(to_uint8(picture.image)[0].numpy())
+    assert (found.color, found.shape) == ("red", "heart")
 
 
 def test_tokens_and_cache_are_the_arithmetic(nano, recipe):

@@ -149,3 +149,10 @@ def test_tokens_along_the_directions_tell_their_places(training, hints):
     tokens = (told @ directions.T + length[:, None] * rest / rest.norm())[None]
 
     assert head.places(tokens, schedule, scales) < 0.03 < 0.3 < head.places(tokens.roll(1, 1), schedule, scales)
+
+
+def test_a_part_of_another_size_is_refused(pool, tmp_path):
+    torch.save(torch.zeros(7, 1), tmp_path / "features_2.pt")
+
+    with pytest.raises(ValueError, match=r"features_2\.pt holds 7 pictures .* delete it"):
+        pool.encoded_part(tmp_path, 2, {})

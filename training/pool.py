@@ -48,7 +48,10 @@ def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[S
     scenes = [(_pair if is_of_pairs(part) else _any)(rng) for rng in generators]
     path = state / f"features_{part}.pt"
     if path.exists():
-        return scenes, torch.load(path, weights_only=True)
+        kept = torch.load(path, weights_only=True)
+        if len(kept) != count:
+            raise ValueError(f"{path} holds {len(kept)} pictures and the pool wants {count}; delete it, and it is made anew")
+        return scenes, kept
     model = VAE(CONFIG)
     model.load_state_dict(vae)
     out = torch.empty(count, CONFIG.channels, *SCHEDULE.grids[-1], dtype=torch.float16)

@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--assets", type=Path, default=Path("comfy_moss/assets/nano"))
-    parser.add_argument("--seconds", type=float, default=0.0, help="training time these weights had, for the learning rate")
+    parser.add_argument("--seconds", type=float, default=0.0, help="training time these weights had; --minutes counts it")
     args = parser.parse_args()
     backbone = load_infinity(args.assets / "transformer.safetensors", args.assets / "vae.safetensors")
     nano = Nano()
@@ -33,7 +33,7 @@ def main() -> None:
 
 def save(path: Path, weights: dict[str, Tensor], seconds: float) -> None:
     average = {name: value.clone() for name, value in weights.items()}
-    save_state(path, model=weights, ema=average, optimizer=None, step=0, seconds=seconds)
+    save_state(path, model=weights, ema=average, hints=None, optimizer=None, step=0, seconds=seconds)
 
 
 if __name__ == "__main__":

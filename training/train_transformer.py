@@ -26,7 +26,7 @@ from comfy_moss.model.rope import Positions, rotation
 
 from .hints import PLACE_WEIGHT, WORD_WEIGHT, Hints
 from .nano import CONFIG, SCHEDULE, make_text_model, make_tokenizer, make_transformer
-from .pool import Batches, encoded_pictures
+from .pool import Batches, encoded_pictures, is_of_pairs
 from .workers import average_gradients, launch, move_average, same_everywhere, save_state
 
 PLACE_BLOCK = 1  # after which tokens tell their place
@@ -34,7 +34,7 @@ EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
 FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
-SHORT_BATCH = 16  # pictures a worker and step, up to scale EARLY
+SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
 LONG_SHARE = [0.1, 0.2, 0.3, 0.4]  # of the steps: textures are drawn last
 log = logging.getLogger("train_transformer")
@@ -197,10 +197,14 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         nano.load_state_dict(state["model"])
         for optimizer, kept in zip(optimizers, state["optimizer"] or (), strict=False):  # none after training.restore
             optimizer.load_state_dict(kept)
+        hints.load_state_dict(state.get("hints") or hints.state_dict())
         ema, step, before = state["ema"], state["step"], state["seconds"]
+    if (planned := 60 * args.minutes - before) <= 0:
+        raise SystemExit(f"--minutes {args.minutes:g} is used up: {path} has {before / 60:.1f} minutes; give more")
     rng = np.random.default_rng(rank + 1000 * step)
-    batches = Batches(*encoded_pictures(args.state, range(rank, args.parts, workers), vae), rng)
-    late = Batches(*encoded_pictures(args.state, [rank], vae), rng)
+    mine = range(rank, args.parts, workers)
+    batches = Batches(*encoded_pictures(args.state, mine, vae), rng)
+    late = Batches(*encoded_pictures(args.state, [part for part in mine if not is_of_pairs(part)], vae), rng)
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
         log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
@@ -209,9 +213,9 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
     def save(seconds: float) -> None:
         kept = [optimizer.state_dict() for optimizer in optimizers]
-        save_state(path, model=nano.state_dict(), optimizer=kept, ema=ema, step=step, seconds=seconds)
+        save_state(path, model=nano.state_dict(), hints=hints.state_dict(), optimizer=kept, ema=ema, step=step, seconds=seconds)
 
-    while (done := same_everywhere((time.time() - start - before) / (60 * args.minutes - before))) < 1:
+    while (done := same_everywhere((time.time() - start - before) / planned)) < 1:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["rate"] * learning_rate(args.peak, done, step - first)
         nano.zero_grad()
@@ -239,7 +243,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--parts", type=int, default=4, help="parts of the pool, shared among the workers")
+    options.add_argument("--parts", type=int, default=8, help="parts of the pool, shared among the workers")
     options.add_argument("--peak", type=float, default=2e-3, help="highest learning rate of this part")
     options.add_argument("--late", type=float, default=1.0, help="share of the steps with late scales, in the first half")
     launch(work, options)

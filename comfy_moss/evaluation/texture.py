@@ -17,7 +17,7 @@ _FULL = {"striped": 0.21, "checkered": 0.135, "dotted": 0.1}
 
 
 def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
-    """By texture, how much of it an object of a known shape shows: about 1 as rendered, 0 for none.
+    """By texture, how much of it an object of a known shape shows: about 1 as rendered, 0 or less for none.
 
     Args:
         image: uint8 (H, W, 3).
