@@ -1,6 +1,6 @@
 /** The inspection that the nodes send, decoded once: base64 to typed arrays. */
 
-const VERSION = 1;
+const VERSION = 2;
 
 function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -24,7 +24,7 @@ const uint16 = (text) => new Uint16Array(bytes(text).buffer);
  * @property {[number, number][]} grids of the refine scales, height and width, coarsest first
  * @property {[number, number]} final grid
  * @property {number[]} bounds in use when the node ran, percent
- * @property {number[] | null | undefined} paper bounds printed for this model and number of scales; null: none
+ * @property {Object<string, number[] | null>} known by preset its bounds for this model and number of scales; null: none
  * @property {string[]} colours of the refine scales
  * @property {string[]} palette of the heatmap, low to high
  * @property {Picture[]} pictures
@@ -47,7 +47,7 @@ export function decode(payload) {
     grids: payload.grids,
     final: payload.map.grid,
     bounds: payload.bounds,
-    paper: payload.paper,
+    known: payload.known,
     colours: payload.colours,
     palette: payload.palette,
     draftTokens: payload.draft_tokens,

@@ -4,15 +4,6 @@
  * The same arithmetic as comfy_moss/pipeline/dispatch.py, in the same order, so that both round alike. No DOM, no host.
  */
 
-/** Bounds as printed in the paper, percent, coarsest refine scale first; one refine scale redraws everything. */
-export const PAPER_BOUNDS = {
-  1: [100],
-  2: [50, 25],
-  3: [50, 15, 5],
-  4: [80, 70, 30, 10],
-  5: [90, 50, 15, 10, 5],
-};
-
 const roundHalfUp = (value) => Math.floor(value + 0.5);
 
 /**
@@ -105,16 +96,16 @@ export function parseNumbers(text) {
 
 /**
  * The bounds that a Token Dispatch node's widgets mean.
- * @param {string} preset "paper", "custom bounds" or "custom shares"
+ * @param {string} preset "custom bounds", "custom shares", or one of known
  * @param {string} values the numbers of the two custom presets
  * @param {number} k number of refine scales
- * @param {number[] | null} paper bounds printed for this model and k; null: there are none
+ * @param {Object<string, number[] | null>} known by preset its bounds for this model and k; null: there are none
  * @returns {{bounds: number[]} | {problem: string}} the problem is one clear sentence
  */
-export function resolveBounds(preset, values, k, paper = PAPER_BOUNDS[k] ?? null) {
-  if (preset === "paper") {
-    return paper
-      ? { bounds: paper }
+export function resolveBounds(preset, values, k, known) {
+  if (preset in known) {
+    return known[preset]
+      ? { bounds: known[preset] }
       : { problem: `The paper has no bounds for ${k} refine scales; choose custom bounds.` };
   }
   const numbers = parseNumbers(values);

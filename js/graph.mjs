@@ -37,11 +37,11 @@ export function isEditable(dispatch) {
  * The bounds that a Token Dispatch node's widgets mean.
  * @param {object} dispatch
  * @param {number} k number of refine scales
- * @param {number[] | null | undefined} paper see resolveBounds
+ * @param {Object<string, number[] | null>} known see resolveBounds
  * @returns {{bounds: number[]} | {problem: string}}
  */
-export function readBounds(dispatch, k, paper) {
-  return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k, paper);
+export function readBounds(dispatch, k, known) {
+  return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k, known);
 }
 
 function setWidget(node, name, value) {
@@ -92,9 +92,9 @@ export function writeBounds(dispatch, bounds) {
   dispatch.setDirtyCanvas?.(true, true);
 }
 
-/** Go back to the paper's bounds. */
+/** Go back to the bounds for the model. */
 export function resetBounds(dispatch) {
-  setWidget(dispatch, "preset", "paper");
+  setWidget(dispatch, "preset", "automatic");
   dispatch.setDirtyCanvas?.(true, true);
 }
 

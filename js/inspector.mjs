@@ -58,7 +58,7 @@ export class Inspector {
     this.reading = element("div", "moss-read", {}, this.words, this.brush.panel);
     this.cost = element("span", "", { title: COST });
     const back = () => this.#change(() => graph.resetBounds(graph.dispatchOf(this.node)));
-    this.reset = button("Reset", { title: "Back to the paper's bounds", onclick: back });
+    this.reset = button("Reset", { title: "Back to the bounds for this model", onclick: back });
     this.foot = element("div", "moss-foot", {}, this.cost, this.reset);
     this.root = element("div", "moss-inspector", {}, this.bar, this.picture.element, this.reading, this.editor.element, this.foot);
     this.root.addEventListener("pointerenter", () => this.refresh()); // widgets may also change without a word
@@ -108,9 +108,9 @@ export class Inspector {
   refresh() {
     if (!this.inspection) return;
     const dispatch = graph.dispatchOf(this.node);
-    const { bounds, grids, paper } = this.inspection;
+    const { bounds, grids, known } = this.inspection;
     this.editable = Boolean(dispatch) && graph.isEditable(dispatch);
-    const found = this.editable ? graph.readBounds(dispatch, grids.length, paper) : { bounds, problem: dispatch ? LINKED : "" };
+    const found = this.editable ? graph.readBounds(dispatch, grids.length, known) : { bounds, problem: dispatch ? LINKED : "" };
     const text = dispatch ? graph.paintingText(dispatch) : "";
     this.problem = found.problem ?? "";
     this.state = {

@@ -13,6 +13,7 @@ import pytest
 from browser import Page, chromium, opened
 from hosting import Host, checkout
 
+from comfy_moss.model.published import NANO
 from comfy_moss.pipeline.dispatch import DispatchConfig, band
 from comfy_moss.pipeline.painting import read_painting
 
@@ -112,6 +113,7 @@ def test_shares_mean_the_same_bounds_as_in_python(opened_page: Page) -> None:
 @pytest.mark.parametrize(
     ("preset", "values", "bounds"),
     [
+        ("automatic", "anything", [90, 30, 5, 1]),
         ("paper", "anything", [80, 70, 30, 10]),
         ("custom bounds", "60; 50.5%, 20,0", [60, 50.5, 20, 0]),
         ("custom shares", "10, 40, 20, 10", [80, 70, 30, 10]),
@@ -128,14 +130,15 @@ def test_shares_mean_the_same_bounds_as_in_python(opened_page: Page) -> None:
 def test_widgets_are_read_as_the_node_reads_them(
     opened_page: Page, preset: str, values: str, bounds: list[float] | None
 ) -> None:
-    found = opened_page.module("dispatch", "module.resolveBounds(...value, 4)", [preset, values])
+    known = {"automatic": [90, 30, 5, 1], "paper": [80, 70, 30, 10]}
+    found = opened_page.module("dispatch", "module.resolveBounds(...value)", [preset, values, 4, known])
     assert found.get("bounds") == bounds
     assert bool(found.get("problem")) == (bounds is None)
 
 
 @pytest.mark.parametrize("paper", [[80, 55], None])
 def test_the_papers_bounds_are_those_that_the_node_sends_for_its_model(opened_page: Page, paper: list[float] | None) -> None:
-    found = opened_page.module("dispatch", 'module.resolveBounds("paper", "1, 2", 2, value)', paper)
+    found = opened_page.module("dispatch", 'module.resolveBounds("paper", "1, 2", 2, value)', {"paper": paper})
     assert found.get("bounds") == paper
     assert bool(found.get("problem")) == (paper is None)
 
@@ -240,7 +243,7 @@ def test_the_inspector_follows_edits_by_hand(page: Page) -> None:
     assert "twenty" in inspector.reading and inspector.bounds == [75, 65, 25, 5]
     inspector.press("Reset")
     page.wait()
-    assert page.widget("preset") == "paper" and inspector.bounds == [80, 70, 30, 10]
+    assert page.widget("preset") == "automatic" and inspector.bounds == [*NANO.best[4]]
 
 
 def test_without_a_dispatch_node_the_map_has_nothing_to_move(page: Page) -> None:

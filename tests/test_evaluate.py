@@ -23,6 +23,7 @@ from comfy_moss.evaluation.detector import detect, judge
 from comfy_moss.evaluation.methods import parse_methods
 from comfy_moss.evaluation.names import EVALUATED
 from comfy_moss.evaluation.rows import read_rows
+from comfy_moss.model.published import PAPER
 from comfy_moss.pipeline.generate import Method
 
 METHODS = "dense,draft-3,moss3,moss3-unguided"
@@ -104,6 +105,14 @@ def test_names_of_methods_and_their_order() -> None:
     ]  # fmt: skip
     assert named["moss2-sa-unguided"] == replace(Method("moss", (50, 25)), cross_scale=False, guidance=False)
     assert named["moss4"].cross_scale and named["moss4"].guidance and named["draft-5"].skip == 5
+
+
+def test_the_papers_bounds_stay_a_method_where_a_model_has_its_own() -> None:
+    own = replace(PAPER, calibrated={4: (90.0, 20.0, 5.0, 1.0)})
+    named = parse_methods("moss4-paper-sa,moss4-paper,moss4,moss2-paper", own)
+    assert list(named) == ["dense", "draft-2", "moss2", "draft-4", "moss4", "moss4-paper", "moss4-paper-sa"]
+    assert named["moss4"].bounds == (90, 20, 5, 1) and named["moss4-paper"].bounds == (80, 70, 30, 10)
+    assert not named["moss4-paper-sa"].cross_scale and named["moss2"].bounds == (50, 25)
 
 
 def test_every_moss_has_its_draft_and_dense_beside_it() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.published import PAPER
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import PAPER_BOUNDS
 from comfy_moss.pipeline.draft import Recipe
@@ -30,6 +31,12 @@ def recipe() -> Recipe:
 @pytest.mark.parametrize("k", [2, 3, 4, 5])
 def test_the_names_moss2_to_moss5_carry_the_papers_bounds(k: int) -> None:
     assert parse_method(f"moss{k}") == Method("moss", PAPER_BOUNDS[k])
+
+
+def test_a_model_with_bounds_of_its_own_gives_them_to_the_names() -> None:
+    own = replace(PAPER, calibrated={3: (80.0, 10.0, 1.0)})
+    assert parse_method("moss3", published=own).bounds == (80, 10, 1)
+    assert parse_method("moss2", published=own).bounds == PAPER_BOUNDS[2]
 
 
 def test_moss_takes_any_number_of_bounds() -> None:

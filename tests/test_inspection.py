@@ -99,7 +99,7 @@ def test_the_share_of_dense_is_computed_from_the_payloads_numbers() -> None:
 def test_the_settings_are_those_given_coarsest_scale_first(k: int) -> None:
     bounds = [60.0 - 10 * n for n in range(k)]
     payload = _payload(_frequency(1), DispatchConfig(tuple(bounds)))
-    assert (payload["version"], payload["kv_bytes"], payload["bounds"]) == (1, 12345, bounds)
+    assert (payload["version"], payload["kv_bytes"], payload["bounds"]) == (2, 12345, bounds)
     assert payload["grids"] == [list(grid) for grid in SCHEDULE.grids[-k:]]
     assert [len(scales) for scales in payload["ranks"]] == [k]
     assert _rgb(payload["colours"]).tolist() == (255 * scale_colours(k)).round().tolist()

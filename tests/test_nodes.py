@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from comfy_moss.metadata import to_image
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model
+from comfy_moss.model.published import PAPER
 from comfy_moss.model.sampling import Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
@@ -247,10 +249,23 @@ def test_a_painted_mask_moves_tokens_and_keeps_their_number(host: FakeHost, draf
 
 
 @pytest.mark.parametrize(
-    ("preset", "values"), [("custom bounds", "80, 70, 30, 10"), ("custom shares", "10%; 40; 20; 10"), ("paper", "nothing")]
+    ("preset", "values"),
+    [("custom bounds", "80, 70, 30, 10"), ("custom shares", "10%; 40; 20; 10"), ("paper", "nothing"), ("automatic", "")],
 )
-def test_bounds_can_be_said_in_three_ways(host: FakeHost, draft: Any, preset: str, values: str) -> None:
+def test_bounds_can_be_said_in_four_ways(host: FakeHost, draft: Any, preset: str, values: str) -> None:
     assert dispatch(host, draft(), preset=preset, values=values).config.bounds == (80.0, 70.0, 30.0, 10.0)
+
+
+def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost, draft: Any) -> None:
+    one, own = draft(), (90.0, 20.0, 5.0, 1.0)
+    backbone = replace(one.model.backbone, published=replace(PAPER, calibrated={4: own}))
+    measured = host.run("MoSs_FrequencyMap", draft=replace(one, model=replace(one.model, backbone=backbone)))
+    presets = ({}, {"preset": "paper"})
+    found, printed = (host.run("MoSs_TokenDispatch", frequency=measured.result[0], **preset) for preset in presets)
+    assert (found.result[0].config.bounds, printed.result[0].config.bounds) == (own, (80.0, 70.0, 30.0, 10.0))
+    shown = [output.ui["moss_inspector"][0] for output in (measured, found, printed)]
+    assert [data["known"] for data in shown] == [{"automatic": own, "paper": (80.0, 70.0, 30.0, 10.0)}] * 3
+    assert shown[0]["bounds"] == list(own)
 
 
 # --- what they show ---------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
 SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
-LONG_SHARE = [0.1, 0.2, 0.3, 0.4]  # of the steps: textures are drawn last
+LONG_SHARE = [0.2, 0.2, 0.3, 0.3]  # of the steps: textures are drawn last
 log = logging.getLogger("train_transformer")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Study:
     def methods(self) -> list[str]:
         """Names in the order of the tables."""
         return self.result["setting"]["methods"]
+
+    @property
+    def mosses(self) -> list[str]:
+        """Those that are MoSs-k with a whole refine step, "moss4" or "moss4-paper"."""
+        return [name for name in self.methods if re.fullmatch(r"moss\d+(-paper)?", name)]
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -160,9 +166,12 @@ class Study:
 
     def rivals(self, name: str) -> dict[str, str | Mixture]:
         """What moss-k has to beat, by how tables call it."""
-        own, seconds = f"draft-{name.removeprefix('moss')}", self.seconds(name)
+        bare, seconds = name.removesuffix("-paper"), self.seconds(name)
+        own, printed = f"draft-{bare.removeprefix('moss')}", f"{bare}-paper"
         skipping = [label for label in self.methods if label == "dense" or label.startswith("draft-")]
         found: dict[str, str | Mixture] = {own: own, "skipping, equal time": self.at_time(seconds, skipping)}
+        if name != printed and printed in self.methods:
+            found["the paper's bounds"] = printed
         if "fastvar" in self.methods:
             mixed = [min(skipping, key=self.seconds), "fastvar", "dense"]
             found |= {"fastvar": "fastvar", "fastvar, equal time": self.at_time(seconds, mixed)}

@@ -70,7 +70,8 @@ def check(args: argparse.Namespace) -> Order:
     _check_numbers(args)
     for path in (args.json, args.out and args.out / "run.json", args.save and args.save / "result.json"):
         check_writable(path)
-    methods, files = parse_methods(args.methods), find_model(args.model, [*args.models, *default_roots()])
+    files = find_model(args.model, [*args.models, *default_roots()])
+    methods = parse_methods(args.methods, files.published)
     pixels = args.pixels or files.area
     schedule = make_schedule(1.0, pixels)
     for method in methods.values():

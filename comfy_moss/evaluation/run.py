@@ -47,7 +47,8 @@ def setting(order: Order, studio: Studio) -> dict[str, Any]:
     height, width = (studio.backbone.stride * n for n in studio.backbone.map_grid(order.schedule.grids[-1]))
     return {
         "format": FORMAT, "model": Path(order.files.name).name, "model_id": studio.backbone.model_id, "noise": NOISE_ID,
-        "methods": list(order.methods), "prompts": len(order.cases), "seed": order.seed, "pixels": order.pixels,
+        "methods": list(order.methods), "bounds": {name: list(m.bounds) for name, m in order.methods.items() if m.bounds},
+        "prompts": len(order.cases), "seed": order.seed, "pixels": order.pixels,
         "width": width, "height": height, "scales": len(order.schedule), "cfg": order.files.cfg, "tau": order.files.tau,
         "device": str(order.device), "precision": name_of(order.dtype), "batch": order.batch, "workers": order.workers,
         "correlation": order.correlated,

@@ -39,6 +39,7 @@ hand.
   in every batch all methods run once, in an order drawn anew. **times as fast**: dense's drawing time over this one's, batch by
   batch.
 - **tokens**: tokens a picture that the transformer ran. **KV cache**: a picture's share of what was allocated.
+- **moss-k** uses the bounds found for this model by `calibrate` where they beat the paper's, **-paper** the paper's.
 - **draft-k** skips the last k scales; it is what **moss-k** starts from. **-sa**: refined tokens see only their own scale.
   **-unguided**: no guidance in the refine step.
 - **equal time**: two methods mixed, one or the other for every picture, so that a picture takes as long on average as one of
@@ -62,13 +63,13 @@ def section(result: dict[str, Any], benchmarks: Sequence[dict[str, Any]] = ()) -
     study, setting = Study(result), result["setting"]
     heading = f"## {setting['model']}, {setting['width']} x {setting['height']}, {setting['prompts']} prompts"
     parts = [
-        heading, gate(study), _conditions(result),
+        heading, gate(study), _conditions(study),
         "The instrument itself: the true rendering of every prompt, what the codec alone leaves of it, which is about the best "
         "that a method can reach, and chance, which is pictures judged by another prompt's caption:", _instrument(study),
         "Table 1, quality against cost:", _costs(study), _pictures(result),
         "Score by task:", _tasks(study),
     ]  # fmt: skip
-    if any(name.startswith("moss") for name in study.methods):
+    if study.mosses:
         parts += ["MoSs-k against its rivals, paired:", _pairs(study)]
     if ablated := _ablated(study):
         parts.append("Table 2, parts of the refine step, each paired with the whole:")
@@ -97,7 +98,8 @@ def gate(study: Study) -> str:
 # --- parts ------------------------------------------------------------------------------------------------------
 
 
-def _conditions(result: dict[str, Any]) -> str:
+def _conditions(study: Study) -> str:
+    result = study.result
     hardware, setting = result["hardware"], result["setting"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     busy = "" if hardware["load_average"] is None else f", load average {hardware['load_average']:g} before"
@@ -113,7 +115,15 @@ def _conditions(result: dict[str, Any]) -> str:
         f"temperature {setting['tau']:g}; noise: {setting['noise']}",
         f"- prompts: {setting['prompts']}, {result['distinct_prompts']} of them distinct, from seed {setting['seed']}; picture n "
         f"has seed n; batches of {setting['batch']}",
+        *_bounds(study),
     ])  # fmt: skip
+
+
+def _bounds(study: Study) -> list[str]:
+    """What the bounds of every MoSs-k were."""
+    bounds = study.result["setting"]["bounds"]
+    shown = [f"{name} {', '.join(f'{b:g}' for b in bounds[name])}" for name in study.mosses]
+    return [f"- bounds in percent, coarsest refined scale first: {'; '.join(shown)}"] if shown else []
 
 
 def _instrument(study: Study) -> str:
@@ -166,7 +176,7 @@ def _pictures(result: dict[str, Any]) -> str:
 
 def _pairs(study: Study) -> str:
     body = []
-    for name in (name for name in study.methods if name.startswith("moss") and name.removeprefix("moss").isdigit()):
+    for name in study.mosses:
         for title, rival in study.rivals(name).items():
             difference, textured = study.difference(name, rival), study.textured_difference(name, rival)
             both = study.faithfulness_difference(name, rival)
@@ -198,9 +208,10 @@ def _seconds(study: Study, rival: str | Mixture) -> float:
 
 
 def _ablated(study: Study) -> dict[str, list[str]]:
-    """The variants of every moss-k, where it was drawn whole as well."""
-    bases = [name for name in study.methods if any(other.startswith(f"{name}-") for other in study.methods)]
-    return {base: [name for name in study.methods if name.startswith(f"{base}-")] for base in bases if base.startswith("moss")}
+    """The variants of every moss-k's refine step, where it was drawn whole as well."""
+    variants = {base: [f"{base}{end}" for end in ("-sa", "-unguided", "-sa-unguided")] for base in study.mosses}
+    found = {base: [name for name in study.methods if name in names] for base, names in variants.items()}
+    return {base: names for base, names in found.items() if names}
 
 
 def _ablation(study: Study, ablated: dict[str, list[str]]) -> str:

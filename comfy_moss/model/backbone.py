@@ -100,7 +100,7 @@ class Backbone(Protocol):
     width: int  # C, of the hidden states
     text_width: int  # Ct, numbers in a row of text features
     work: TokenWork  # what a token costs
-    published: Published  # settings of the methods as printed for this family
+    published: Published  # settings of the methods for this model
 
     def map_grid(self, grid: Grid) -> Grid:
         """Grid of the code map that belongs to a token grid."""

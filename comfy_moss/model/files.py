@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from .backbone import Backbone, PromptReader
 from .checkpoint import load_infinity
-from .published import PAPER, Published
+from .published import NANO, PAPER, Published
 from .sampling import Sampling
 from .schedule import Schedule, make_schedule
 from .text import TextEncoder
@@ -34,8 +34,8 @@ class ModelFiles:
 
     @property
     def published(self) -> Published:
-        """Settings of the methods as printed for this family."""
-        return PAPER
+        """Settings of the methods for this model."""
+        return NANO if self.name == "nano" else PAPER
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -68,4 +68,4 @@ class ModelFiles:
         Raises:
             CheckpointError: a file is missing or damaged, or the files do not belong together.
         """
-        return load_infinity(self.transformer, self.vae, self.text, device, dtype)
+        return replace(load_infinity(self.transformer, self.vae, self.text, device, dtype), published=self.published)

@@ -31,6 +31,7 @@ class InfinityBackbone:
     Attributes:
         kernels: what `ops.choose` found for the device.
         graphs: replays the passes of a picture that are like those of an earlier one; None = runs every kernel by itself.
+        published: settings of the methods for this model.
     """
 
     transformer: InfinityTransformer
@@ -38,10 +39,7 @@ class InfinityBackbone:
     model_id: str = ""
     kernels: Kernels = field(default=TORCH, kw_only=True)
     graphs: Graphs | None = field(default=None, kw_only=True)
-
-    @property
-    def published(self) -> Published:
-        return PAPER
+    published: Published = field(default=PAPER, kw_only=True)
 
     @property
     def device(self) -> torch.device:

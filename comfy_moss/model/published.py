@@ -1,9 +1,9 @@
-"""What the papers print for each family of models: the bounds of MoSs, and how far FastVAR prunes."""
+"""Settings of the methods for each family of models: what the papers print, and bounds found for a model of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,24 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Published:
-    """Printed settings of a family.
+    """Settings for a family, as printed; for one model also what was found for it.
 
     Attributes:
         bounds: number of refine scales k -> t_1 >= ... >= t_k in percent, coarsest refine scale first.
         k: of the method to start with.
         pruning: FastVAR's.
+        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at equal tokens.
     """
 
     bounds: Mapping[int, tuple[float, ...]]
     k: int
     pruning: Pruning
+    calibrated: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> dict[int, tuple[float, ...]]:
+        """The bounds to use unless someone says otherwise: the found ones, else the printed ones."""
+        return {**self.bounds, **self.calibrated}
 
 
 PAPER_BOUNDS = {
@@ -44,4 +51,5 @@ PAPER_BOUNDS = {
     5: (90.0, 50.0, 15.0, 10.0, 5.0),
 }
 PAPER = Published(PAPER_BOUNDS, 4, Pruning())  # of Infinity, the family that the paper is about first
+NANO = replace(PAPER, calibrated={})  # the embedded model; `benchmarks/results/calibration-nano.json` tells how they were found
 HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_layer=0, last_layer=None))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, dispatch_tokens
+from ..model.published import PAPER, Published
+from ..pipeline.dispatch import DispatchConfig, dispatch_tokens
 from ..pipeline.heatmap import enlarge, overlay
 from ..pipeline.painting import join_masks, read_painting
 from ..pipeline.stopwatch import Stopwatch
@@ -17,48 +17,44 @@ from .inspector import inspector
 from .schema import DispatchIO, FrequencyIO, schema
 from .values import Dispatched, Measured
 
-PRESETS = ("paper", "custom bounds", "custom shares")
+AUTOMATIC, PRINTED = "automatic", "paper"
+PRESETS = (AUTOMATIC, PRINTED, "custom bounds", "custom shares")
 
 
-def paper_bounds(k: int, printed: Mapping[int, tuple[float, ...]] = PAPER_BOUNDS) -> DispatchConfig:
-    """The paper's bounds for k refine scales; for k = 1 all tokens.
+def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float, ...] | None]:
+    """By preset the bounds for k refine scales that are known without being typed, None where there are none: those found for the
+    model, else the paper's; and the paper's.  For k = 1 all tokens."""
+    if k == 1:
+        return {AUTOMATIC: (100.0,), PRINTED: (100.0,)}
+    return {AUTOMATIC: published.best.get(k), PRINTED: published.bounds.get(k)}
+
+
+def suggested_bounds(k: int, published: Published = PAPER) -> DispatchConfig:
+    """The model's bounds, or even steps where there are none."""
+    return DispatchConfig(known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k)))
+
+
+def read_config(preset: str, values: str, k: int, published: Published = PAPER) -> DispatchConfig:
+    """The bounds that the widgets stand for.
 
     Args:
-        printed: what the paper prints for this family of models.
+        published: settings of the methods for the model.
 
     Raises:
-        ValueError: the paper has none for this k.
+        ValueError: not k percentages, impossible ones, none known for this k, or no scale to refine.
     """
-    known = f"{min(printed)} to {max(printed)}" if len(printed) > 1 else f"{min(printed)}"
+    known = f"{min(published.best)} to {max(published.best)}" if len(published.best) > 1 else f"{min(published.best)}"
     if k == 0:
         raise ValueError(
             f"this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft to {known}"
         )
-    if k not in (1, *printed):
+    if preset in (AUTOMATIC, PRINTED):
+        if bounds := known_bounds(k, published)[preset]:
+            return DispatchConfig(bounds)
         raise ValueError(
             f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
             "or preset to custom bounds"
         )
-    return DispatchConfig(printed.get(k, (100.0,)))
-
-
-def suggested_bounds(k: int, printed: Mapping[int, tuple[float, ...]] = PAPER_BOUNDS) -> DispatchConfig:
-    """The paper's bounds, or even steps where it has none."""
-    if k in (1, *printed):
-        return paper_bounds(k, printed)
-    return DispatchConfig(tuple(100 * (k - n) / (k + 1) for n in range(k)))
-
-
-def read_config(
-    preset: str, values: str, k: int, printed: Mapping[int, tuple[float, ...]] = PAPER_BOUNDS
-) -> DispatchConfig:
-    """The bounds that the widgets stand for.
-
-    Raises:
-        ValueError: not k percentages, impossible ones, or no scale to refine.
-    """
-    if preset == "paper" or k == 0:
-        return paper_bounds(k, printed)
     try:
         numbers = tuple(float(part) for part in values.replace("%", "").replace(";", ",").split(","))
     except ValueError:
@@ -97,12 +93,13 @@ class TokenDispatch(io.ComfyNode):
             inputs=[
                 FrequencyIO.Input("frequency", tooltip="From Frequency Map."),
                 io.Combo.Input(
-                    "preset", options=list(PRESETS), default="paper",
-                    tooltip="paper: the published bounds for the draft's k. custom bounds or custom shares: the numbers below.",
+                    "preset", options=list(PRESETS), default=AUTOMATIC,
+                    tooltip="automatic: the bounds found best for this model, or else the paper's. paper: the published bounds "
+                    "for the draft's k. custom bounds or custom shares: the numbers below.",
                 ),
                 io.String.Input(
                     "values", default="80, 70, 30, 10",
-                    tooltip="One percentage for each refine scale, coarsest first; not used with preset paper. Bounds fall: "
+                    tooltip="One percentage for each refine scale, coarsest first; only for the custom presets. Bounds fall: "
                     "80, 70, 30, 10 gives the busiest 10 % to the finest scale, 10-30 % to the one before. Shares say the "
                     "same as 10, 40, 20, 10.",
                 ),
@@ -133,14 +130,14 @@ class TokenDispatch(io.ComfyNode):
         image: Tensor | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
-        printed = drafted.model.backbone.published.bounds
-        config = read_config(preset, values, drafted.draft.refine_scales, printed)
+        config = read_config(preset, values, drafted.draft.refine_scales, drafted.model.backbone.published)
         painted = join_masks(mask, read_painting(painting))
+        known = known_bounds(config.k, drafted.model.backbone.published)
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):
             dispatch = dispatch_tokens(frequency.frequency, schedule, config, painted)
         size = tuple(side * drafted.model.backbone.stride for side in frequency.frequency.shape[1:])
         colours = overlay(fit_picture(image, drafted.sketch, size), dispatch, schedule)
         cost = frequency.cost.plus("dispatch", watch.seconds["dispatch"])
-        shown = inspector("dispatch", drafted, frequency.frequency, config, painted)
+        shown = inspector("dispatch", drafted, frequency.frequency, config, known, painted)
         return io.NodeOutput(Dispatched(drafted, config, dispatch, cost), colours, ui=shown)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..pipeline.frequency import frequency_map
 from ..pipeline.heatmap import heatmap, percentile
 from ..pipeline.stopwatch import Stopwatch
-from .dispatch import suggested_bounds
+from .dispatch import known_bounds, suggested_bounds
 from .inspector import inspector
 from .schema import DraftIO, FrequencyIO, schema
 from .values import Drafted, Measured
@@ -47,7 +47,7 @@ class FrequencyMap(io.ComfyNode):
         size = [side * draft.model.backbone.stride for side in frequency.shape[1:]]
         mask = torch.nn.functional.interpolate(percentile(frequency)[:, None], size=size, mode="nearest-exact")[:, 0]
         measured = Measured(draft, frequency, draft.cost.plus("frequency", watch.seconds["frequency"]))
-        k = draft.draft.refine_scales
-        printed = draft.model.backbone.published.bounds
-        shown = inspector("frequency", draft, frequency, suggested_bounds(k, printed)) if k else None
+        k, published = draft.draft.refine_scales, draft.model.backbone.published
+        bounds, known = suggested_bounds(max(k, 1), published), known_bounds(k, published)
+        shown = inspector("frequency", draft, frequency, bounds, known) if k else None
         return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)

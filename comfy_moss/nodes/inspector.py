@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -13,15 +14,16 @@ from .values import Drafted
 
 
 def inspector(
-    kind: str, drafted: Drafted, frequency: Tensor, config: DispatchConfig, painted: Tensor | None = None
+    kind: str, drafted: Drafted, frequency: Tensor, config: DispatchConfig, known: Mapping[str, Any],
+    painted: Tensor | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The `ui` of a node that shows the inspector; `js/` draws it.
 
     Args:
         kind: "frequency" or "dispatch".
+        known: by preset its bounds for this draft, or None.
     """
     backbone, kv_bytes = drafted.model.backbone, drafted.cost.kv_bytes
     data = inspection(frequency, drafted.schedule, config, backbone.work, kv_bytes, painted)
-    printed = (100.0,) if config.k == 1 else backbone.published.bounds.get(config.k)
     pictures = ui.ImageSaveHelper.save_images(drafted.sketch, "MoSs", io.FolderType.temp, None)
-    return {"moss_inspector": [{**data, "kind": kind, "paper": printed, "pictures": [dict(picture) for picture in pictures]}]}
+    return {"moss_inspector": [{**data, "kind": kind, "known": dict(known), "pictures": [dict(picture) for picture in pictures]}]}

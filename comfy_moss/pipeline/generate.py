@@ -86,10 +86,10 @@ def parse_method(
     """A method from its name, as typed on the command line.
 
     Args:
-        text: one of METHODS; moss2..moss5 carry the paper's bounds.
+        text: one of METHODS; moss2..moss5 carry the model's bounds: found for it, else the paper's.
         bounds: own bounds in percent, for moss (any number of them) or moss2..moss5 (that many).
         skip: how many of the last scales "draft" leaves out; None = as many as the model's first method refines.
-        published: settings as printed for the model's family.
+        published: settings of the methods for the model.
 
     Raises:
         ValueError: unknown name, bounds or skip given to another method, or bounds missing, too many or impossible.
@@ -117,7 +117,7 @@ def _bounds(text: str, bounds: Sequence[float] | None, published: Published) -> 
     if bounds is None and k not in published.bounds:
         printed = ", ".join(f"moss{k}" for k in published.bounds)
         raise ValueError(f"the paper has no bounds of {text} for this model; choose {printed}, or give {k} bounds")
-    return published.bounds[k] if bounds is None else tuple(bounds)
+    return published.best[k] if bounds is None else tuple(bounds)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from .cost import in_order_work
 from .dispatch import DispatchConfig, busiest_first, refine_counts, token_scores
 from .heatmap import colour_map, percentile, scale_colours
 
-VERSION = 1
+VERSION = 2
 _STEPS = 9  # colours that the heatmap's colour map interpolates between
 
 
