@@ -264,11 +264,14 @@ def _export(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace) -> int:
     from .evaluation.calibration import order as orders
+    from .evaluation.calibration import store
     from .evaluation.calibration.table import facts, table
 
     order = orders.check(args)
     result = orders.run(order, _counter)
     print(json.dumps(facts(order, result)) if args.json else table(order, result))
+    if args.save:
+        print(store.save(store.record(order, result), args.save), file=sys.stderr)
     return 0
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.evaluation.calibration import compare, measure, options, quality
+from comfy_moss.evaluation.calibration import compare, measure, options, quality, store
 from comfy_moss.evaluation.calibration import order as orders
 from comfy_moss.evaluation.calibration.plot import Chart, draw_chart, ticks
 from comfy_moss.evaluation.calibration.search import CalibrationConfig, calibrate, calibrate_within
@@ -285,6 +285,22 @@ def test_the_command_finds_compares_plots_and_goes_on(
     facts = json.loads(capsys.readouterr().out)
     assert f"--bounds {','.join(f'{b:g}' for b in facts['found']['bounds'])}" in out
     assert {row["tokens"] for row in facts["equal_tokens"][:1]} == {sum(refine_counts(make_schedule(1.0, "0.06M"), (50, 25)))}
+
+
+def test_what_was_found_is_stored_and_becomes_a_part_of_the_page(line: Line, tmp_path: Path, model_dir: Path) -> None:
+    argv = line("--k", "2", "--metric", "latent", "--tokens", "paper", "--plot", str(tmp_path / "plot.png"))
+    assert cli.main([*argv, "--save", str(tmp_path)]) == 0
+    (found,) = store.stored(tmp_path)
+    assert (found["model"], found["setting"]["k"]) == (model_dir.name, 2)
+    assert "--k 2 --metric latent --tokens paper" in found["command"]
+    text = store.section([found])
+    assert found["command"] in text and "](images/plot.png)" in text
+    best = next(row for row in found["equal_tokens"] if row["name"] == "found")
+    assert f"| found | {', '.join(f'{b:.3g}' for b in best['bounds'])} | {best['tokens']} | latent |" in text
+    assert store.section([]) == ""
+    (tmp_path / f"calibration-{model_dir.name}-2.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no search that this version's calibrate stored"):
+        store.stored(tmp_path)
 
 
 def test_the_papers_tokens_can_be_the_budget(line: Line, capsys: pytest.CaptureFixture) -> None:

@@ -67,6 +67,7 @@ def _result(shares: dict[str, float], seconds: dict[str, float], prompts: int = 
         "format": run.FORMAT, "command": "python -m comfy_moss evaluate", "date": "2030-01-02T03:04:05+00:00",
         "hardware": {"device": "abacus", "cores": 2, "threads": 1, "load_average": None}, "versions": {"torch": "0"},
         "setting": {"model": "toy", "model_id": "0", "width": 64, "height": 64, "prompts": prompts, "methods": methods,
+                    "bounds": {name: [50.0, 15.0, 5.0] for name in methods if name.startswith("moss")},
                     "workers": 1, "scales": 5, "cfg": 1.5, "tau": 0.5, "noise": "n", "seed": 0, "batch": 6, "precision": "fp32"},
         "distinct_prompts": prompts, "rows": rows, "correlation": {"2": [0.4, 0.6]},
     }  # fmt: skip
@@ -135,6 +136,16 @@ def test_the_tables_hold_a_row_for_every_method_and_pair() -> None:
     assert counts == {"dense": 2, "fastvar": 2, "draft-3": 2, "moss3": 2 + 4 + 1, "moss3-sa": 2 + 1}
     assert all(line.count("|") == text.splitlines()[at - 1].count("|") for at, line in enumerate(text.splitlines())
                if line.startswith("| ") and text.splitlines()[at - 1].startswith("| "))  # fmt: skip
+
+
+def test_the_papers_bounds_stand_beside_a_models_own() -> None:
+    result = _result(SHARES | {"moss3-paper": 0.65}, SECONDS)
+    study = Study(result)
+    assert study.rivals("moss3")["the paper's bounds"] == "moss3-paper"
+    assert list(study.rivals("moss3-paper"))[0] == "draft-3" and "the paper's bounds" not in study.rivals("moss3-paper")
+    text = tables.section(result)
+    assert "moss3 50, 15, 5; moss3-paper 50, 15, 5" in text
+    assert "| moss3-paper | CSSA" not in text and "| moss3-sa | SA" in text
 
 
 def test_kernels_are_told_only_where_a_gpu_was_measured() -> None:

@@ -47,7 +47,8 @@ def stored(folder: Path = RESULTS) -> list[dict[str, Any]]:
     Raises:
         ValueError: a file is no result of this version.
     """
-    return [_read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith("quality-")]  # evaluate's
+    others = ("quality-", "calibration-")  # of evaluate and calibrate
+    return [_read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..bench import RESULTS, ROOT
 from ..bench import store as benchmarks
 from ..metadata import write_files
 from .analysis import Study
+from .calibration import store as calibrations
 from .order import Order
 from .plot import grid, pareto
 from .rows import RENDER
@@ -64,5 +65,6 @@ def write_page(folder: Path = RESULTS, target: Path = PAGE) -> Path:
     """Write docs/quality.md and its plots anew from all stored results."""
     results = stored(folder)
     plots = {target.parent / "images" / image_name(result, PLOT): pareto(Study(result)) for result in results}
-    write_files({target: page(results, benchmarks.stored()).encode(), **plots})
+    text = "\n".join(filter(None, [page(results, benchmarks.stored()), calibrations.section(calibrations.stored(folder))]))
+    write_files({target: text.encode(), **plots})
     return target

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...bench import RESULTS
+
 METRICS = ("latent", "psnr", "ssim", "texture", "overall", "combined")  # keys of `quality.METRICS`
 PAPER = "paper"  # the budget of the bounds printed for this family of models
 ORDERS = ("finest", "coarsest")  # which bound is searched first
@@ -31,4 +33,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--compare", type=int, default=2, metavar="N", help="random rivals beside the paper's bounds, equal tokens (default: 2)")
     add("--state", type=Path, metavar="FILE", help="keep every trial there (JSON); the same file again goes on from it")
     add("--plot", type=Path, metavar="PNG", help="draw the metric against the tokens of everything tried")
+    add("--save", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="store the result there, default benchmarks/results")
     add("--json", action="store_true", help="print one JSON object")

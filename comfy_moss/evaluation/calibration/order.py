@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import job as jobs
-from ...metadata import write_files
+from ...metadata import check_writable, write_files
 from ...model.backbone import Backbone
 from ...model.schedule import Schedule
 from ...pipeline.dispatch import refine_counts
@@ -71,6 +71,7 @@ def check(args: argparse.Namespace) -> Order:
         OSError: the prompts cannot be read.
         ValueError: a value out of range, a file that cannot be written, or a metric that cannot judge these prompts.
     """
+    check_writable(args.save and args.save / "calibration.json")
     quality = METRICS[args.metric]
     config = CalibrationConfig(args.k, quality.tolerance if args.tolerance is None else args.tolerance, args.step, args.order)
     for name, value, least in (("prompts", args.prompts, 1), ("batch", args.batch, 1), ("compare", args.compare, 0)):
@@ -116,11 +117,13 @@ class Result:
     Attributes:
         tokens: that the found bounds spend a picture.
         rows: the comparison at equal tokens, the yardstick first.
+        model_id: of the weights.
     """
 
     found: Calibration
     tokens: int
     rows: list[Row]
+    model_id: str
 
 
 def run(order: Order, count: Count) -> Result:
@@ -142,7 +145,7 @@ def run(order: Order, count: Count) -> Result:
     rows = compare(measure, schedule, rivals, order.tasks, count("rivals"))
     if order.plot:
         write_files({order.plot: draw_chart(_chart(order, found, rows, trials))})
-    return Result(found, _spend(schedule, found.bounds), rows)
+    return Result(found, _spend(schedule, found.bounds), rows, studio.backbone.model_id)
 
 
 def _search(order: Order, measure: Measure, trials: Trials, tries: OnTrial) -> Calibration:
