@@ -110,7 +110,7 @@ def _add_generate(commands: Any) -> None:
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--method", help="dense, draft, fastvar, moss, or moss2 to moss5 with the paper's bounds (default: moss4)")
+    add("--method", help="dense, draft, fastvar, moss, or moss2 to moss5 with the model's or the paper's bounds (default: moss4)")
     add("--bounds", type=_numbers, metavar="T1,T2,...", help="percentages for moss, coarsest refine scale first")
     add("--skip", type=int, metavar="K", help="method draft: leave out the last K scales (default: 4)")
 

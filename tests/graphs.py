@@ -37,7 +37,7 @@ def saved(name: str, latent: list[Any], tiled: bool = False) -> Graph:
     }
 
 
-def moss(preset: str = "paper", values: str = "80, 70, 30, 10", strength: float = 1.0) -> Graph:
+def moss(preset: str = "automatic", values: str = "80, 70, 30, 10", strength: float = 1.0) -> Graph:
     """frequency, dispatch, refine, composite and the saved picture of a graph that has a draft."""
     return {
         "frequency": node("MoSs_FrequencyMap", draft=["draft", 0], window=3),

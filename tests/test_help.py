@@ -15,7 +15,7 @@ from hosting import Host, checkout
 from PIL import Image
 
 from comfy_moss.model.library import EMBEDDED, RELEASES, TEXT_ENCODER
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS
+from comfy_moss.model.published import NANO, PAPER_BOUNDS
 from comfy_moss.pipeline.fastvar import FastVARConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,6 +123,8 @@ def test_the_drafts_page_knows_every_models_own_guidance_and_temperature(languag
 def test_the_dispatch_page_has_the_papers_bounds(language: str) -> None:
     rows = re.findall(r"^\| (\d) \| ([\d, ]+)\|$", _page("MoSs_TokenDispatch", language), re.MULTILINE)
     assert {int(k): tuple(map(float, bounds.split(","))) for k, bounds in rows} == PAPER_BOUNDS
+    page = _page("MoSs_TokenDispatch", language)
+    assert all(", ".join(f"{bound:g}" for bound in bounds) in page for bounds in NANO.calibrated.values())
 
 
 @pytest.mark.parametrize(("language", "needs"), [("en", "refine_scales {} or more"), ("zh", "细化尺度数须为 {} 或更大")])

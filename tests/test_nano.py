@@ -18,6 +18,7 @@ from comfy_moss.model.bsq import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model
+from comfy_moss.model.published import NANO
 from comfy_moss.model.sampling import Sampling
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.text import TextEncoder
@@ -96,7 +97,7 @@ def test_every_method_draws_what_was_asked_for(nano, recipe, method):
 def test_the_prompt_of_the_readme_gives_a_red_heart(nano, recipe, method):
     (text,) = TextEncoder.load(ASSETS / "text").encode(["a red heart on a gradient white background"])
 
-    picture = generate(nano, replace(recipe, text=(text,), seeds=(0,)), parse_method(method))
+    picture = generate(nano, replace(recipe, text=(text,), seeds=(0,)), parse_method(method, published=NANO))
 
     (found,) = detect(to_uint8(picture.image)[0].numpy())
     assert (found.color, found.shape) == ("red", "heart")

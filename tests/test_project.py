@@ -17,7 +17,7 @@ import pytest
 import comfy_moss
 from comfy_moss import cli
 from comfy_moss.model.library import NAMES, RELEASES, TEXT_ENCODER
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS
+from comfy_moss.model.published import NANO, PAPER_BOUNDS
 from comfy_moss.pipeline.generate import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +90,8 @@ def test_the_readme_names_every_method_with_its_bounds_and_every_model_with_its_
     for k, bounds in PAPER_BOUNDS.items():
         line = re.search(rf"^\| `moss{k}` .*$", README, re.MULTILINE)[0]
         assert ", ".join(f"{bound:g}" for bound in bounds) in line
+    for k, bounds in NANO.calibrated.items():
+        assert f"`moss{k}` {', '.join(f'{bound:g}' for bound in bounds)}" in README
 
 
 def test_every_place_the_readme_points_to_is_there() -> None:
