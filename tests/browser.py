@@ -32,7 +32,8 @@ BUILD = """async (batch) => {
   const text = make("CLIPTextEncode", -1100, { text: "a red square left of a blue circle" });
   const settings = { seed: 3, control_after_generate: "fixed", batch_size: batch, preview: false };
   const draft = make("MoSs_InfinityDraft", -400, settings);
-  const map = make("MoSs_FrequencyMap", 20), dispatch = make("MoSs_TokenDispatch", 420, { preset: "paper" }), show = make("PreviewImage", 820);
+  const map = make("MoSs_FrequencyMap", 20), dispatch = make("MoSs_TokenDispatch", 420, { preset: "paper" });
+  const show = make("PreviewImage", 820);
   load.connect(0, draft, 0); load.connect(1, text, 0); text.connect(0, draft, 1);
   draft.connect(0, map, 0); map.connect(0, dispatch, 0); dispatch.connect(1, show, 0);
   app.canvas.ds.scale = 1;
