@@ -37,7 +37,7 @@ Every number on this page was measured by the command above its table and is wri
 - **launches in refine**: kernels, copies and fills that the GPU is given for the transformer's pass of the refine step; a CUDA
   graph is given as one. With graphs no peak memory is told, since they keep memory between pictures.
 - **draft-k** skips the last k scales and refines nothing. It is what **moss-k** starts from and the rival it has to beat, so it
-  stands beside it in every table. These tables tell speed, not quality.
+  stands beside it in every table. Bounds are the paper's, for every model. These tables tell speed, not quality.
 - The values of the weights do not change the time, so the released shapes have random ones.
 """
 
