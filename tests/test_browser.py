@@ -153,7 +153,7 @@ def test_before_the_first_run_there_is_one_quiet_line(opened_page: Page) -> None
 def test_the_token_under_the_pointer_is_described(page: Page, kind: str) -> None:
     sent, inspector = page.sent(kind), page.inspector(kind)
     grid, grids = sent.payload["map"]["grid"], sent.payload["grids"]
-    bounds = sent.payload["bounds"]
+    bounds = page.sent(DISPATCH).payload["bounds"]  # of the node behind, also on the map
     for row, column in ((0, 0), (grid[0] - 1, 3), (9, grid[1] - 1), (12, 11)):
         page.point(inspector, row, column, grid)
         text = inspector.reading.replace("\n", " ")
@@ -204,7 +204,7 @@ def test_the_views_show_what_they_are_named_after(page: Page) -> None:
 @pytest.mark.parametrize("kind", [MAP, DISPATCH])
 def test_dragging_a_bound_predicts_what_the_next_run_does(page: Page, kind: str) -> None:
     inspector, payload = page.inspector(kind), page.sent(kind).payload
-    assert inspector.counts == counts(payload["grids"], payload["bounds"])
+    assert inspector.counts == counts(payload["grids"], page.sent(DISPATCH).payload["bounds"])
     page.drag(inspector, 2, -50)  # to the calm side: a higher percentage
 
     bounds = [float(part) for part in page.widget("values").split(",")]

@@ -145,7 +145,7 @@ def pipeline() -> Any:
             tuple(encoder.encode([PROMPT])) * batch, denied, tuple(range(5, 5 + batch)),
             make_schedule(parse_aspect(aspect), area), Guidance(cfg or files.cfg), Sampling(files.tau),
         )  # fmt: skip
-        return generate(backbone, recipe, parse_method(method, bounds))
+        return generate(backbone, recipe, parse_method(method, bounds, published=files.published))
 
     return run
 
