@@ -299,7 +299,7 @@ def test_what_was_found_is_stored_and_becomes_a_part_of_the_page(line: Line, tmp
     assert f"| found | {', '.join(f'{b:.3g}' for b in best['bounds'])} | {best['tokens']} | latent |" in text
     assert store.section([]) == ""
     (tmp_path / f"calibration-{model_dir.name}-2.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no search that this version's calibrate stored"):
+    with pytest.raises(ValueError, match="is no result that this version's calibrate stored"):
         store.stored(tmp_path)
 
 

@@ -48,17 +48,22 @@ def stored(folder: Path = RESULTS) -> list[dict[str, Any]]:
         ValueError: a file is no result of this version.
     """
     others = ("quality-", "calibration-")  # of evaluate and calibrate
-    return [_read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
+    return [read_result(path, FORMAT, "bench") for path in sorted(folder.glob("*.json")) if not path.name.startswith(others)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_result(path: Path, version: int, command: str) -> dict[str, Any]:
+    """A result that `command` stored in this version of its format.
+
+    Raises:
+        ValueError: the file is none.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["format"] == FORMAT:
+        if result["format"] == version:
             return result
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{path} is no result that this version's bench stored; measure again, or take the file away")
+    raise ValueError(f"{path} is no result that this version's {command} stored; {command} again, or take the file away")
 
 
 def write_page(folder: Path = RESULTS, target: Path = PAGE) -> Path:

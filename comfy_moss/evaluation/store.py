@@ -48,17 +48,7 @@ def stored(folder: Path = RESULTS) -> list[dict[str, Any]]:
     Raises:
         ValueError: a file is no result of this version.
     """
-    return [_read(path) for path in sorted(folder.glob("quality-*.json"))]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["format"] == FORMAT:
-            return result
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is no result that this version's evaluate stored; evaluate again, or take the file away")
+    return [benchmarks.read_result(path, FORMAT, "evaluate") for path in sorted(folder.glob("quality-*.json"))]
 
 
 def write_page(folder: Path = RESULTS, target: Path = PAGE) -> Path:

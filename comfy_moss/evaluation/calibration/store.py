@@ -10,6 +10,7 @@ from typing import Any
 
 from ...bench import RESULTS
 from ...bench.machine import hardware, versions
+from ...bench.store import read_result
 from ...metadata import write_files
 from .order import Order, Result
 from .table import facts
@@ -50,17 +51,7 @@ def stored(folder: Path = RESULTS) -> list[dict[str, Any]]:
     Raises:
         ValueError: a file is no search of this version.
     """
-    return [_read(path) for path in sorted(folder.glob("calibration-*.json"))]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] == FORMAT:
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is no search that this version's calibrate stored; calibrate again, or take the file away")
+    return [read_result(path, FORMAT, "calibrate") for path in sorted(folder.glob("calibration-*.json"))]
 
 
 def section(found: Sequence[dict[str, Any]]) -> str:
