@@ -203,8 +203,11 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         raise SystemExit(f"--minutes {args.minutes:g} is used up: {path} has {before / 60:.1f} minutes; give more")
     rng = np.random.default_rng(rank + 1000 * step)
     mine = range(rank, args.parts, workers)
+    if not mine:
+        raise SystemExit(f"{workers} workers cannot share {args.parts} parts of the pool; give more --parts or fewer --workers")
     batches = Batches(*encoded_pictures(args.state, mine, vae), rng)
-    late = Batches(*encoded_pictures(args.state, [part for part in mine if not is_of_pairs(part)], vae), rng)
+    textured = [part for part in mine if not is_of_pairs(part)] or mine  # with four workers some have pairs alone
+    late = Batches(*encoded_pictures(args.state, textured, vae), rng)
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
         log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
