@@ -39,7 +39,7 @@ from comfy_moss.evaluation.calibration.measure import Batch, Measure, prepare  #
 from comfy_moss.evaluation.calibration.quality import METRICS, Drawn, Pair  # noqa: E402
 from comfy_moss.evaluation.calibration.trials import Bounds  # noqa: E402
 from comfy_moss.evaluation.loading import load  # noqa: E402
-from comfy_moss.metadata import to_image  # noqa: E402
+from comfy_moss.images import to_image  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.schedule import Grid, Schedule  # noqa: E402
 from comfy_moss.pipeline.dispatch import Dispatch, band, busiest_first, refine_counts  # noqa: E402

@@ -298,7 +298,7 @@ def _counter(things: str) -> Callable[[int, int], None]:
 
 def _bench(args: argparse.Namespace) -> int:
     from .bench import order, run, store, tables
-    from .metadata import write_files
+    from .images import write_files
 
     if args.tables:
         print(store.write_page())
@@ -330,7 +330,7 @@ def _progress_line() -> Callable[[str], None]:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from .evaluation import order, run, store, tables
-    from .metadata import write_files
+    from .images import write_files
 
     if args.tables:
         print(store.write_page())

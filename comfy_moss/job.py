@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .metadata import png, to_image, write_files
+from .images import png, to_image, write_files
 from .model.backbone import Backbone
 from .model.guidance import Guidance
 from .model.library import ModelFiles, default_roots, find_model

@@ -24,8 +24,7 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from comfy_moss.bench.hart_shape import HART_07B  # noqa: E402
-from comfy_moss.evaluation.metrics import psnr, ssim  # noqa: E402
-from comfy_moss.metadata import to_bytes, to_image, write_files  # noqa: E402
+from comfy_moss.images import psnr, ssim, to_bytes, to_image, write_files  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.checkpoint import load_infinity  # noqa: E402
 from comfy_moss.model.guidance import Guidance  # noqa: E402

@@ -13,7 +13,7 @@ from builders import tiny_text_dir, tiny_vae
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from comfy_moss import cli, job, metadata
+from comfy_moss import cli, images, job
 from comfy_moss.model.sampling import NOISE_ID
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,23 +78,23 @@ def test_a_recipe_read_from_a_picture_draws_it_again(order: list[str], model_dir
     first, again = tmp_path / "out" / "a.png", tmp_path / "again.png"
     options = ["--seed", "9", "--aspect", "2:3", "--bounds", "70.5,30", "--cfg", "2.5", "--tau", "0.7", "--negative", "a dog"]
     assert cli.main([*order, *options, "--no-cssa", "--strength", "0.5", "--window", "5"]) == 0
-    recipe = metadata.read_recipe(first)
-    line = metadata.arguments({**recipe, "model": str(model_dir)})
+    recipe = images.read_recipe(first)
+    line = images.arguments({**recipe, "model": str(model_dir)})
     assert cli.main([line[0], "-o", str(again), *line[1:]]) == 0
     assert torch.equal(_pixels(first), _pixels(again))
-    assert metadata.read_recipe(again) == recipe
+    assert images.read_recipe(again) == recipe
     assert recipe["bounds"] == [70.5, 30.0] and recipe["negative"] == "a dog" and recipe["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize("prompt", ["caf\u00e9 \u732b \U0001f431", '-a "quoted"\nprompt'])
 def test_prompts_in_any_script_survive_in_the_metadata(order: list[str], tmp_path: Path, prompt: str) -> None:
     assert cli.main([order[0], *order[2:], "--", prompt]) == 0
-    assert metadata.read_recipe(tmp_path / "out" / "a.png")["prompt"] == prompt
+    assert images.read_recipe(tmp_path / "out" / "a.png")["prompt"] == prompt
 
 
 def test_the_metadata_does_not_tell_where_the_model_lies(order: list[str], model_dir: Path, tmp_path: Path) -> None:
     cli.main(order)
-    assert str(model_dir.parent) not in json.dumps(metadata.read_recipe(tmp_path / "out" / "a.png"))
+    assert str(model_dir.parent) not in json.dumps(images.read_recipe(tmp_path / "out" / "a.png"))
 
 
 def test_the_metadata_leaves_comfyuis_own_names_alone(order: list[str], tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_batch_of_four_equals_four_single_runs(order: list[str], tmp_path: Pat
         assert cli.main([*order, "--seed", str(20 + n), "-o", str(tmp_path / "one.png")]) == 0
         together, alone = tmp_path / "out" / f"a_{n}.png", tmp_path / "one.png"
         assert (_pixels(together).int() - _pixels(alone).int()).abs().max() <= 1  # sums in another order may round elsewhere
-        assert metadata.read_recipe(together) == metadata.read_recipe(alone)
+        assert images.read_recipe(together) == images.read_recipe(alone)
 
 
 def test_maps_hold_everything_that_explains_a_picture(order: list[str], tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_picture_without_a_recipe_says_so(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     for name in ("plain.png", "text.png"):
         with pytest.raises(ValueError, match="holds no recipe"):
-            metadata.read_recipe(tmp_path / name)
+            images.read_recipe(tmp_path / name)
 
 
 # --- the program as a whole -------------------------------------------------------------------------------------

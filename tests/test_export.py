@@ -13,7 +13,7 @@ from PIL import Image
 from comfy_moss import cli
 from comfy_moss.evaluation.export import run
 from comfy_moss.evaluation.export.prompts import READERS
-from comfy_moss.metadata import read_recipe
+from comfy_moss.images import read_recipe
 
 TEXTS = ["a red cat", "two dogs"]
 SIDE = 32  # pixels of a picture of the tiny model

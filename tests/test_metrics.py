@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from comfy_moss.evaluation.metrics import psnr, ssim, texture_energy
+from comfy_moss.evaluation.metrics import texture_energy
+from comfy_moss.images import psnr, ssim
 
 
 def _pictures(count: int = 1, height: int = 17, width: int = 14, seed: int = 0) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from builders import write_model
 from fakehost import FakeHost, Interrupted, Socket, installed
 
-from comfy_moss.metadata import to_image
+from comfy_moss.images import to_image
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model

@@ -8,7 +8,7 @@ from builders import tiny_backbone
 from torch import Tensor
 from torch.nn import functional as F
 
-from comfy_moss.evaluation.metrics import psnr
+from comfy_moss.images import psnr
 from comfy_moss.model.bsq import resample
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.infinity_backbone import InfinityBackbone

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..images import check_writable
 from ..job import choose_device
-from ..metadata import check_writable
 from ..model.published import PAPER, Published
 from ..model.schedule import Schedule, parse_aspect
 from ..ops import Kernels, choose

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..metadata import write_files
+from ..images import write_files
 from . import PAGE, RESULTS
 from .order import default_pixels
 from .run import FORMAT

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metadata import png, to_bytes, to_image, write_files
+from ..images import png, psnr, ssim, to_bytes, to_image, write_files
 from ..model.bsq import quantize_scales
 from ..model.guidance import Guidance
 from ..model.infinity_backbone import InfinityBackbone
@@ -21,7 +21,7 @@ from ..pipeline.frequency import frequency_map
 from ..pipeline.generate import Method, Picture, generate
 from .detector import detect, interior, judge
 from .loading import load_model
-from .metrics import psnr, ssim, texture_energy
+from .metrics import texture_energy
 from .order import Order
 from .rows import CODEC, RENDER, Row, as_lines, batch_path
 from .texture import shows_texture

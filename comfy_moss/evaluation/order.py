@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..bench.machine import name_of
+from ..images import check_writable
 from ..job import choose_device
-from ..metadata import check_writable
 from ..model.library import ModelFiles, default_roots, find_model
 from ..model.schedule import Schedule, make_schedule
 from ..pipeline.generate import Method

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..metadata import write_files
+from ..images import write_files
 from .notes import difference, read_note
 
 _CLAIM = "run.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..bench import RESULTS, ROOT
 from ..bench import store as benchmarks
-from ..metadata import write_files
+from ..images import write_files
 from .analysis import Study
 from .calibration import store as calibrations
 from .order import Order

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..evaluation.metrics import psnr, ssim
+from ..images import psnr, ssim
 from ..pipeline.contribution import contribution
 from ..pipeline.cost import Cost
 from ..pipeline.frequency import frequency_map

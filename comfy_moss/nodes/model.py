@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ..metadata import to_image
+from ..images import to_image
 from ..model.backbone import Backbone
 from ..model.files import ModelFiles
 from ..pipeline.slot import CacheSlot

@@ -7,7 +7,7 @@ import comfy.utils
 from PIL import Image
 from torch import Tensor
 
-from ..metadata import to_bytes
+from ..images import to_bytes
 from ..pipeline.stopwatch import Stopwatch
 from .model import SKETCH, MossModel
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...metadata import to_image
+from ...images import to_image
 from ...model.backbone import Backbone
 from ...model.cache import KVCache
 from ...pipeline.composite import composite

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import job as jobs
-from ...metadata import check_writable, write_files
+from ...images import check_writable, write_files
 from ...model.backbone import Backbone
 from ...model.schedule import Schedule
 from ...pipeline.dispatch import refine_counts

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...metadata import to_bytes
+from ...images import psnr, ssim, to_bytes
 from ..detector import detect, interior, judge
-from ..metrics import psnr, ssim, texture_energy
+from ..metrics import texture_energy
 from ..suite import Case
 
 ALIKE = 60.0  # dB, told of pictures that are alike or almost

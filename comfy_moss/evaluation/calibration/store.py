@@ -11,7 +11,7 @@ from typing import Any
 from ...bench import RESULTS
 from ...bench.machine import hardware, versions
 from ...bench.store import read_result
-from ...metadata import write_files
+from ...images import write_files
 from .order import Order, Result
 from .table import facts
 

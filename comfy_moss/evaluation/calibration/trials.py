@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...metadata import write_files
+from ...images import write_files
 from ..notes import difference, read_note
 
 FORMAT = 1  # of the file; raised when a key changes its meaning

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ... import job as jobs
-from ...metadata import png, to_bytes, to_image, write_files
+from ...images import png, to_bytes, to_image, write_files
 from ...model.backbone import Backbone
 from ...pipeline.generate import generate
 from ..loading import Studio, load

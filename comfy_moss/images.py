@@ -1,4 +1,7 @@
-"""PNG files that remember how they were made.
+"""Pictures: from tensors to PNG files that remember how they were made, and how alike two are (PSNR and SSIM).
+
+Images are (B, H, W, 3) in [0, 1], as ComfyUI passes them; one picture is compared with many by giving it a batch of 1.
+Likeness is computed in float64 on the CPU, a picture at a time, so that neither device nor batch changes the number.
 
 Each picture carries its recipe as one JSON text chunk named "moss".  The names "prompt" and "workflow" stay free: ComfyUI
 would try to open such a chunk as a graph.
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 KEY = "moss"
+_WINDOW, _SIGMA = 11, 1.5  # pixels
+_C1, _C2 = 0.01**2, 0.03**2  # (K L)^2 with values up to L = 1
 _OPTIONS = (
     "model", "method", "bounds", "skip", "seed", "aspect", "pixels", "negative", "cfg", "tau", "strength", "window", "precision",
 )  # fmt: skip
@@ -102,3 +108,60 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
+
+
+# --- likeness ---------------------------------------------------------------------------------------------------
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, (B,) float64; infinite for equal pictures.
+
+    Raises:
+        ValueError: the pictures differ in size, or in number and neither is 1.
+    """
+    return torch.stack([10 * (1 / (x - y).square().mean()).log10() for x, y in _pairs(a, b)])
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity, (B,) float64: 1 for equal pictures, about 0 for unrelated ones; it can be negative.
+
+    After Wang et al. 2004: Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, only windows that lie
+    inside the picture; the mean over places and over the colour channels.
+
+    Raises:
+        ValueError: as `psnr`, or the pictures are narrower or lower than 11 pixels.
+    """
+    return torch.stack([_ssim(x, y) for x, y in _pairs(a, b, _WINDOW)])
+
+
+def _pairs(a: Tensor, b: Tensor, least: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures (H, W, 3) in float64, two by two, of at least that many pixels a side."""
+    if a.dim() != 4 or a.shape[1:] != b.shape[1:] or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        raise ValueError(
+            f"pictures of shape {tuple(a.shape)} cannot be compared with pictures of shape {tuple(b.shape)} (number, height, "
+            "width, channels); give both the same size, and as many of the one as of the other or a single one"
+        )
+    if min(a.shape[1:3]) < least:
+        raise ValueError(f"pictures need at least {least} x {least} pixels to be compared, got {a.shape[2]} x {a.shape[1]}")
+    for n in range(max(len(a), len(b))):
+        yield tuple(images[n % len(images)].cpu().double() for images in (a, b))
+
+
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Of two pictures (H, W, 3)."""
+    mean_a, mean_b, aa, bb, ab = map(_blur, (a, b, a * a, b * b, a * b))
+    cov, var_a, var_b = ab - mean_a * mean_b, aa - mean_a * mean_a, bb - mean_b * mean_b
+    light = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+    return (light * (2 * cov + _C2) / (var_a + var_b + _C2)).mean()
+
+
+def _blur(image: Tensor) -> Tensor:
+    """Gaussian mean of every window that lies inside the picture, (H, W, 3) -> (H - 10, W - 10, 3)."""
+    weights = [math.exp(-((n - _WINDOW // 2) ** 2) / (2 * _SIGMA**2)) for n in range(_WINDOW)]
+    for axis in (0, 1):
+        places = image.shape[axis] - _WINDOW + 1
+        total = torch.zeros_like(image.narrow(axis, 0, places))
+        for n, weight in enumerate(weights):
+            total.add_(image.narrow(axis, n, places), alpha=weight / sum(weights))
+        image = total
+    return image
