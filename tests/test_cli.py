@@ -129,7 +129,7 @@ def test_maps_of_the_dense_method_hold_its_scales(order: list[str], tmp_path: Pa
 def test_pictures_are_cut_off_to_eight_bits_like_the_hosts() -> None:
     levels = torch.tensor([-1.0, -0.001, 0.0, 0.999, 1.0])
     pictures = levels.view(1, 1, 1, -1).expand(1, 3, 1, -1)
-    assert metadata.to_bytes(metadata.to_image(pictures))[0, 0, :, 0].tolist() == [0, 127, 127, 254, 255]
+    assert images.to_bytes(images.to_image(pictures))[0, 0, :, 0].tolist() == [0, 127, 127, 254, 255]
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------
