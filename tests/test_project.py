@@ -137,7 +137,7 @@ def _libraries(path: Path) -> Iterator[str]:
 def _files() -> Iterator[Path]:
     for folder, folders, names in os.walk(ROOT):
         folders[:] = [name for name in folders if name not in NOT_OURS and (name[0] != "." or name in (".ci", ".github"))]
-        yield from (Path(folder, name) for name in names)
+        yield from (Path(folder, name) for name in names if name != ".git")  # a file in a work tree of its own
 
 
 PLACES = "|".join(("work", "root", "home", "Users", "mnt", "opt", "tmp"))
