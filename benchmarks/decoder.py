@@ -23,9 +23,9 @@ sys.path.remove(str(ROOT))  # the folder kernels/ must not pass for the package 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from comfy_moss.bench.machine import hardware, versions  # noqa: E402
-from comfy_moss.bench.measure import run_rounds  # noqa: E402
-from comfy_moss.bench.shapes import SHAPES, fill_at_random  # noqa: E402
+from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
+from comfy_moss.benchmarks.bench.measure import run_rounds  # noqa: E402
+from comfy_moss.benchmarks.bench.shapes import SHAPES, fill_at_random  # noqa: E402
 from comfy_moss.model.bsq import resample  # noqa: E402
 from comfy_moss.model.tiling import decode_in_tiles  # noqa: E402
 from comfy_moss.model.vae import VAE  # noqa: E402

@@ -31,8 +31,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
-from comfy_moss.bench.machine import hardware, versions  # noqa: E402
-from comfy_moss.bench.measure import spread  # noqa: E402
+from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
+from comfy_moss.benchmarks.bench.measure import spread  # noqa: E402
 from comfy_moss.model.cache import KVCache  # noqa: E402
 from comfy_moss.ops import TORCH, Kernels, choose  # noqa: E402
 

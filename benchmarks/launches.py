@@ -25,7 +25,7 @@ from torch import Tensor  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from comfy_moss.bench.shapes import SHAPES  # noqa: E402
+from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
 from comfy_moss.model.cache import KVCache  # noqa: E402
 from comfy_moss.model.infinity import InfinityTransformer  # noqa: E402
 from comfy_moss.model.layers import Condition, Pass  # noqa: E402

@@ -21,11 +21,11 @@ sys.path.remove(str(ROOT))  # the folder kernels/ must not pass for the package 
 
 import torch  # noqa: E402
 
-from comfy_moss.bench.calls import DECODE, calls  # noqa: E402
-from comfy_moss.bench.machine import hardware, versions  # noqa: E402
-from comfy_moss.bench.measure import run_rounds, spread, times_as_fast  # noqa: E402
-from comfy_moss.bench.shapes import SHAPES  # noqa: E402
-from comfy_moss.bench.variants import Variant, parse_methods  # noqa: E402
+from comfy_moss.benchmarks.bench.calls import DECODE, calls  # noqa: E402
+from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
+from comfy_moss.benchmarks.bench.measure import run_rounds, spread, times_as_fast  # noqa: E402
+from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
+from comfy_moss.benchmarks.bench.variants import Variant, parse_methods  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.ops import choose  # noqa: E402
 from comfy_moss.pipeline.cost import dense_share  # noqa: E402

@@ -31,14 +31,14 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from comfy_moss.benchmarks.evaluation.bootstrap import Interval, mean, weights  # noqa: E402
+from comfy_moss.benchmarks.evaluation.calibration import options, order  # noqa: E402
+from comfy_moss.benchmarks.evaluation.calibration.compare import at_tokens  # noqa: E402
+from comfy_moss.benchmarks.evaluation.calibration.measure import Batch, Measure, prepare  # noqa: E402
+from comfy_moss.benchmarks.evaluation.calibration.quality import METRICS, Drawn, Pair  # noqa: E402
+from comfy_moss.benchmarks.evaluation.calibration.trials import Bounds  # noqa: E402
+from comfy_moss.benchmarks.evaluation.loading import load  # noqa: E402
 from comfy_moss.cli import add_drawing  # noqa: E402
-from comfy_moss.evaluation.bootstrap import Interval, mean, weights  # noqa: E402
-from comfy_moss.evaluation.calibration import options, order  # noqa: E402
-from comfy_moss.evaluation.calibration.compare import at_tokens  # noqa: E402
-from comfy_moss.evaluation.calibration.measure import Batch, Measure, prepare  # noqa: E402
-from comfy_moss.evaluation.calibration.quality import METRICS, Drawn, Pair  # noqa: E402
-from comfy_moss.evaluation.calibration.trials import Bounds  # noqa: E402
-from comfy_moss.evaluation.loading import load  # noqa: E402
 from comfy_moss.images import to_image  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.schedule import Grid, Schedule  # noqa: E402

@@ -17,8 +17,8 @@ from builders import TINY, tiny_backbone
 from torch.overrides import TorchFunctionMode
 
 from comfy_moss import cli, ops
-from comfy_moss.bench import PAGE, RESULTS, calls, limits, machine, measure, order, run, shapes, store, tables, work
-from comfy_moss.bench.variants import Variant, ablation, parse_methods
+from comfy_moss.benchmarks.bench import PAGE, RESULTS, calls, limits, machine, measure, order, run, shapes, store, tables, work
+from comfy_moss.benchmarks.bench.variants import Variant, ablation, parse_methods
 from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity import InfinityTransformer

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.evaluation.calibration import compare, measure, options, quality, store
-from comfy_moss.evaluation.calibration import order as orders
-from comfy_moss.evaluation.calibration.plot import Chart, draw_chart, ticks
-from comfy_moss.evaluation.calibration.search import CalibrationConfig, calibrate, calibrate_within
-from comfy_moss.evaluation.calibration.trials import Bounds, Metric, Trials
+from comfy_moss.benchmarks.evaluation.calibration import compare, measure, options, quality, store
+from comfy_moss.benchmarks.evaluation.calibration import order as orders
+from comfy_moss.benchmarks.evaluation.calibration.plot import Chart, draw_chart, ticks
+from comfy_moss.benchmarks.evaluation.calibration.search import CalibrationConfig, calibrate, calibrate_within
+from comfy_moss.benchmarks.evaluation.calibration.trials import Bounds, Metric, Trials
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, refine_counts
 from comfy_moss.pipeline.generate import generate, parse_method

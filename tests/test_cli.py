@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +339,30 @@ except SystemExit as end:
 """
     done = _run("-c", script)
     assert done.stdout.splitlines()[-1] == "0 False None", done.stderr
+
+
+@pytest.mark.parametrize("command", cli.LABORATORY)
+def test_the_laboratory_is_found_beside_the_package_and_its_help_is_instant(command: str) -> None:
+    script = f"""
+import runpy, sys
+sys.argv = ["comfy_moss", "{command}", "--help"]
+try:
+    runpy.run_module("comfy_moss", run_name="__main__")
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = _run("-c", script)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+
+@pytest.mark.parametrize("command", cli.LABORATORY)
+def test_without_the_laboratory_its_commands_say_where_it_is_and_the_others_work(command: str, tmp_path: Path) -> None:
+    """As the registry hands the pack out: benchmarks/ is missing."""
+    shutil.copytree(ROOT / "comfy_moss", tmp_path / "comfy_moss", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    done = _run("-m", "comfy_moss", command, "--shape", "2b", "something", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert command in done.stderr and "clone of the repository" in done.stderr
+    assert _run("-m", "comfy_moss", "--help", cwd=tmp_path).returncode == 0
 
 
 def test_models_lists_what_is_missing(

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.bench import RESULTS
-from comfy_moss.evaluation import draw, order, run, store, suite, tables, world
-from comfy_moss.evaluation.detector import detect, judge
-from comfy_moss.evaluation.methods import parse_methods
-from comfy_moss.evaluation.names import EVALUATED
-from comfy_moss.evaluation.rows import read_rows
+from comfy_moss.benchmarks import suite, world
+from comfy_moss.benchmarks.bench import RESULTS
+from comfy_moss.benchmarks.detector import detect, judge
+from comfy_moss.benchmarks.evaluation import draw, order, run, store, tables
+from comfy_moss.benchmarks.evaluation.methods import parse_methods
+from comfy_moss.benchmarks.evaluation.names import EVALUATED
+from comfy_moss.benchmarks.evaluation.rows import read_rows
 from comfy_moss.model.published import PAPER
 from comfy_moss.pipeline.generate import Method
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.evaluation.export import run
-from comfy_moss.evaluation.export.prompts import READERS
+from comfy_moss.benchmarks.evaluation.export import run
+from comfy_moss.benchmarks.evaluation.export.prompts import READERS
 from comfy_moss.images import read_recipe
 
 TEXTS = ["a red cat", "two dogs"]

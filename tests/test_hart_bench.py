@@ -12,9 +12,9 @@ import torch
 from hart_builders import TINY
 
 from comfy_moss import cli
-from comfy_moss.bench import limits, machine, run, shapes, work
-from comfy_moss.bench.hart_shape import HART_07B, QWEN, HartShape
-from comfy_moss.bench.variants import parse_methods
+from comfy_moss.benchmarks.bench import limits, machine, run, shapes, work
+from comfy_moss.benchmarks.bench.hart_shape import HART_07B, QWEN, HartShape
+from comfy_moss.benchmarks.bench.variants import parse_methods
 from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.vae import VAEConfig
 from comfy_moss.ops import TORCH

@@ -16,10 +16,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from builders import tiny_backbone
-from comfy_moss.kernels import reference
 from torch import Tensor
 
 from comfy_moss import ops
+from comfy_moss.kernels import reference
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.schedule import make_schedule

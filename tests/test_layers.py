@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RANK = {"kernels": 0, "__version__": 0, "ops": 1, "model": 2, "pipeline": 3, "nodes": 5}  # all others (cli, verify, ...): 4
+RANK = {"kernels": 0, "__version__": 0, "ops": 1, "model": 2, "pipeline": 3, "nodes": 6, "benchmarks": 5}  # cli, job, ...: 4
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
-FILES = sorted(path.relative_to(ROOT) for folder in ("comfy_moss", "kernels") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("comfy_moss", "kernels", "benchmarks")
+FILES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 def _part(path: PurePosixPath) -> str:
@@ -22,12 +23,14 @@ def _part(path: PurePosixPath) -> str:
 
 
 def _imports(file: PurePosixPath, tree: ast.AST) -> Iterator[PurePosixPath | str]:
-    """What a file imports: its place in the repository where the import is relative, else the library's name."""
+    """What a file imports: its place in the repository where that is known, else the library's name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.split(".")[0]
+            place = PurePosixPath(*node.module.split("."))
+            ours = file.parts[0] == "benchmarks" and place.parts[0] == "comfy_moss"
+            yield from (place / alias.name for alias in node.names) if ours else (place.parts[0],)
         elif isinstance(node, ast.ImportFrom):
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             yield from (folder / alias.name for alias in node.names)
@@ -36,10 +39,13 @@ def _imports(file: PurePosixPath, tree: ast.AST) -> Iterator[PurePosixPath | str
 def _allowed(here: str, target: PurePosixPath | str) -> bool:
     if isinstance(target, PurePosixPath):
         part = _part(target)
-        return RANK.get(part, 4) <= RANK.get(here, 4) and (part != "kernels" or here in ("ops", "kernels"))
+        if part in ("kernels", "benchmarks"):
+            return here in {"kernels": ("ops", "kernels", "benchmarks"), "benchmarks": ("cli", "benchmarks")}[part]
+        return RANK.get(part, 4) <= RANK.get(here, 4)
     if here == "kernels":
         return target in {"torch", "triton"} | sys.stdlib_module_names
-    return target not in {"comfy_moss", "kernels"} | (COMFYUI if here != "nodes" else set())
+    pack = {"comfy_moss", "kernels"} if here != "benchmarks" else {"kernels"}
+    return target not in pack | (COMFYUI if here != "nodes" else set())
 
 
 def complaints(file: PurePosixPath, source: str) -> list[str]:
@@ -67,7 +73,11 @@ def test_imports_go_down_only(file: Path) -> None:
         ("comfy_moss/model/vae.py", "from ...comfy_moss.nodes import load"),
         ("comfy_moss/model/vae.py", "from ..kernels.reference import rope2d"),
         ("comfy_moss/ops.py", "from .model import vae"),
-        ("comfy_moss/pipeline/draft.py", "from ..evaluation import suite"),
+        ("comfy_moss/pipeline/draft.py", "from ..benchmarks import suite"),
+        ("comfy_moss/job.py", "from .benchmarks import suite"),
+        ("comfy_moss/nodes/load.py", "def run():\n    from ..benchmarks import suite"),
+        ("benchmarks/suite.py", "from comfy_moss.nodes import load"),
+        ("benchmarks/suite.py", "import folder_paths"),
         ("comfy_moss/cli.py", "def run():\n    from .nodes import load"),
         ("comfy_moss/cli.py", "import folder_paths"),
         ("comfy_moss/cli.py", "import comfy.utils"),
@@ -88,7 +98,8 @@ def test_what_breaks_the_layers_is_found(file: str, source: str) -> None:
     [
         ("comfy_moss/nodes/load.py", "import folder_paths\nfrom ..pipeline.draft import Draft"),
         ("comfy_moss/ops.py", "from .kernels.reference import rope2d"),
-        ("comfy_moss/cli.py", "from . import __version__, job"),
+        ("comfy_moss/cli.py", "from . import __version__, job\nfrom .benchmarks import commands"),
+        ("benchmarks/suite.py", "import comfy_moss\nfrom comfy_moss.job import check\nfrom .world import Scene"),
         ("kernels/rope2d.py", "import math\nimport triton.language as tl\nfrom .reference import rope2d"),
         ("comfy_moss/pipeline/draft.py", "def chart():\n    '''Infinity and HART'''\n    return 'chart'"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from comfy_moss.evaluation.metrics import texture_energy
+from comfy_moss.benchmarks.metrics import texture_energy
 from comfy_moss.images import psnr, ssim
 
 

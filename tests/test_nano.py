@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 import comfy_moss
-from comfy_moss.evaluation.detector import detect
-from comfy_moss.evaluation.texture import texture_of
-from comfy_moss.evaluation.world import TEXTURES, Group, Scene, Thing, render
+from comfy_moss.benchmarks.detector import detect
+from comfy_moss.benchmarks.texture import texture_of
+from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing, render
 from comfy_moss.model.bsq import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.guidance import Guidance

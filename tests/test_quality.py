@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comfy_moss.evaluation import bootstrap, run, store, suite, tables
-from comfy_moss.evaluation.analysis import Study
-from comfy_moss.evaluation.bootstrap import Interval
-from comfy_moss.evaluation.plot import Point, _front, pareto
+from comfy_moss.benchmarks import suite
+from comfy_moss.benchmarks.evaluation import bootstrap, run, store, tables
+from comfy_moss.benchmarks.evaluation.analysis import Study
+from comfy_moss.benchmarks.evaluation.bootstrap import Interval
+from comfy_moss.benchmarks.evaluation.plot import Point, _front, pareto
 
 # --- statistics -------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from comfy_moss.evaluation import detector, suite, world
-from comfy_moss.evaluation.world import Group, Scene, Thing
+from comfy_moss.benchmarks import detector, suite, world
+from comfy_moss.benchmarks.world import Group, Scene, Thing
 
 SIZES = [(256, 256), (144, 144), (192, 336), (336, 192), (144, 448), (448, 144), (224, 304), (448, 448)]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comfy_moss.evaluation import world
-from comfy_moss.evaluation.detector import detect
-from comfy_moss.evaluation.texture import shows_texture, strengths, texture_of
-from comfy_moss.evaluation.world import Group, Scene, Thing
+from comfy_moss.benchmarks import world
+from comfy_moss.benchmarks.detector import detect
+from comfy_moss.benchmarks.texture import shows_texture, strengths, texture_of
+from comfy_moss.benchmarks.world import Group, Scene, Thing
 
 
 def _picture(shape: str, texture: str, count: int, seed: int, side: int = 256) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers  # noqa: F401  (imported before the root is on the path, see conftest)
 
-from comfy_moss.evaluation import world
+from comfy_moss.benchmarks import world
 from comfy_moss.model.backbone import Step
 from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from comfy_moss.verify import verify
+from comfy_moss.benchmarks.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL_GOLDEN = Path(os.environ.get("MOSS_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))

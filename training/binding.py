@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from comfy_moss.evaluation.suite import held_out
-from comfy_moss.evaluation.world import Scene, canonical_caption
+from comfy_moss.benchmarks.suite import held_out
+from comfy_moss.benchmarks.world import Scene, canonical_caption
 
 from .pool import encoded_part
 from .train_transformer import EARLY, Nano, look

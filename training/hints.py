@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comfy_moss.evaluation.world import CHECK_HEIGHT, COLORS, MAX_OBJECTS, NUMBERS, PERIOD, SHAPES, TEXTURES, Scene, words
+from comfy_moss.benchmarks.world import CHECK_HEIGHT, COLORS, MAX_OBJECTS, NUMBERS, PERIOD, SHAPES, TEXTURES, Scene, words
 from comfy_moss.model.rope import Positions, grid_positions
 from comfy_moss.model.schedule import Schedule
 

@@ -1,0 +1,93 @@
+"""Measuring bounds on a model: every draft and its dense picture are drawn once, and each try costs a refine step only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comfy_moss.images import to_image
+from comfy_moss.model.backbone import Backbone
+from comfy_moss.model.cache import KVCache
+from comfy_moss.pipeline.composite import composite
+from comfy_moss.pipeline.dense import finish_dense
+from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens
+from comfy_moss.pipeline.draft import Draft, draw_draft
+from comfy_moss.pipeline.frequency import frequency_map
+from comfy_moss.pipeline.generate import Method
+from comfy_moss.pipeline.refine import RefineConfig, refine
+
+from ...suite import Case
+from ..loading import Studio
+from .quality import Drawn, Pair, Quality
+from .trials import Bounds
+
+KEPT = 4 * 2**30  # bytes of KV caches kept between tries; what is beyond is rebuilt in every try
+OnBatch = Callable[[int, int], None]  # (drafts done, drafts in all); may raise to cancel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Drafts with everything that does not depend on the bounds; `cache` is None where there was no room."""
+
+    draft: Draft
+    cache: KVCache | None
+    frequency: Tensor
+    dense: Drawn
+    cases: Sequence[Case]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric for `search.calibrate`: bounds -> the mean of a quality over all pictures."""
+
+    backbone: Backbone
+    method: Method
+    quality: Quality
+    batches: tuple[Batch, ...]
+
+    def values(self, bounds: Bounds) -> np.ndarray:
+        """The quality of every picture, (P,) float64."""
+        pairs = (Pair(self._draw(batch, bounds), batch.dense, batch.cases) for batch in self.batches)
+        return np.concatenate([self.quality.values(pair).numpy().astype(float) for pair in pairs])
+
+    def __call__(self, bounds: Bounds) -> float:
+        return float(self.values(bounds).mean())
+
+    def _draw(self, batch: Batch, bounds: Bounds) -> Drawn:
+        method, draft = self.method, batch.draft
+        dispatch = dispatch_tokens(batch.frequency, draft.recipe.schedule, DispatchConfig(bounds))
+        residual = refine(self.backbone, draft, dispatch, RefineConfig(method.cross_scale, method.guidance), batch.cache)
+        return _finished(self.backbone, composite(self.backbone, draft, residual, method.strength), self.quality)
+
+
+def prepare(
+    studio: Studio, method: Method, quality: Quality, prompts: Sequence[str], cases: Sequence[Case], size: int, on_batch: OnBatch
+) -> Measure:
+    """Draw all drafts, and finish each of them densely.
+
+    Args:
+        method: moss; its bounds say only how many scales are refined.
+        cases: what the prompts ask for, or none.
+        size: pictures drawn together.  Picture n has the seed of the order + n.
+    """
+    batches, kept, seed = [], 0, studio.job.args.seed
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
+        recipe = studio.recipe(part, range(seed + start, seed + start + len(part)))
+        draft, cache = draw_draft(studio.backbone, recipe, len(recipe.schedule) - method.k)
+        dense = _finished(studio.backbone, finish_dense(studio.backbone, draft, cache)[0].total, quality)
+        kept += cache.nbytes
+        frequency = frequency_map(draft.total, method.window)
+        batches.append(Batch(draft, cache if kept <= KEPT else None, frequency, dense, cases[start : start + size]))
+        on_batch(start + len(part), len(prompts))
+    return Measure(studio.backbone, method, quality, tuple(batches))
+
+
+@torch.inference_mode()
+def _finished(backbone: Backbone, total: Tensor, quality: Quality) -> Drawn:
+    images = to_image(backbone.decode(total.to(backbone.device))) if quality.looks else None
+    return Drawn(total.cpu(), images)
