@@ -26,9 +26,8 @@ from torch import Tensor  # noqa: E402
 from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
 from comfy_moss.benchmarks.bench.measure import run_rounds  # noqa: E402
 from comfy_moss.benchmarks.bench.shapes import SHAPES, fill_at_random  # noqa: E402
-from comfy_moss.model.bsq import resample  # noqa: E402
-from comfy_moss.model.tiling import decode_in_tiles  # noqa: E402
-from comfy_moss.model.vae import VAE  # noqa: E402
+from comfy_moss.model.quantize import resample  # noqa: E402
+from comfy_moss.model.vae import VAE, decode_in_tiles  # noqa: E402
 
 CELL = 16  # pixels, of the codecs of the 125M and 2B models
 

@@ -26,9 +26,9 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
+from comfy_moss.model.backbone import Pass  # noqa: E402
 from comfy_moss.model.cache import KVCache  # noqa: E402
-from comfy_moss.model.infinity import InfinityTransformer  # noqa: E402
-from comfy_moss.model.layers import Condition, Pass  # noqa: E402
+from comfy_moss.model.infinity import InfinityCondition, InfinityTransformer  # noqa: E402
 from comfy_moss.ops import TORCH, Kernels  # noqa: E402
 
 TEXT, PAST, TOKENS = 20, 921, 988  # of the prompt, in the cache, and refined: MoSs5 at 1024 x 1024
@@ -95,7 +95,7 @@ def count(kernels: Callable[[Launches], Kernels]) -> Counter[str]:
         model.blocks.to(torch.bfloat16)
         kv = (torch.empty(2, config.heads, TEXT, config.head_dim, dtype=torch.bfloat16),) * 2
         pooled = torch.empty(2, config.width)
-        condition = Condition(pooled, torch.empty(2, 6, config.width), (kv,) * config.depth, None, 1)
+        condition = InfinityCondition(pooled, torch.empty(2, 6, config.width), (kv,) * config.depth, None, 1)
         cache = KVCache([PAST] * config.depth, 2, config.heads, config.head_dim, torch.bfloat16, "meta")
         cache.lengths = [PAST] * config.depth
         x, angles = torch.empty(2, TOKENS, config.width), torch.empty(1, TOKENS, config.head_dim // 2)

@@ -21,14 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from comfy_moss.model.backbone import Noise, Step
-from comfy_moss.model.bsq import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.checkpoint import load_infinity, vae_from_state
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone
-from comfy_moss.model.rope import Positions, grid_positions, rotation
-from comfy_moss.model.sampling import Sampling, bit_noise, bit_probability, draw_bits
-from comfy_moss.model.schedule import Schedule, make_schedule
+from comfy_moss.model.quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
+from comfy_moss.model.rope import grid_positions, rotation
+from comfy_moss.model.sampling import Guidance, Sampling, bit_noise, bit_probability, draw_bits
+from comfy_moss.model.schedule import Positions, Schedule, make_schedule
 from comfy_moss.model.tensors import open_tensors
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.fastvar import finish_fastvar

@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from comfy_moss.model.backbone import Noise, Step
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.hart_backbone import HartBackbone
-from comfy_moss.model.hart_rope import coordinates
-from comfy_moss.model.hart_sampling import most_codes, pass_of, progress, soft_mix, softness, strengths, truncate
-from comfy_moss.model.rope import Positions
-from comfy_moss.model.sampling import Sampling, bit_noise
+from comfy_moss.model.hart_head import most_codes, pass_of, progress, soft_mix, softness, strengths, truncate
+from comfy_moss.model.rope import coordinates
+from comfy_moss.model.sampling import Guidance, Sampling, bit_noise
+from comfy_moss.model.schedule import Positions
 from comfy_moss.pipeline.dispatch import Dispatch
 from comfy_moss.pipeline.draft import Recipe, Run, draw_draft
 from comfy_moss.pipeline.fastvar import finish_fastvar

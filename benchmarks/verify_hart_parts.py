@@ -15,15 +15,13 @@ from torch import Tensor
 
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_checkpoint import hart_from_state, tokenizer_from_state
-from comfy_moss.model.hart_diffusion import DiffusionSteps, draw_residual, predict
-from comfy_moss.model.hart_rope import place_rotation, prompt_rotation, rotate
-from comfy_moss.model.hart_sampling import soft_mix, truncate
-from comfy_moss.model.hart_text import PromptEncoder, qwen_from_state
-from comfy_moss.model.hart_tokenizer import Tokenizer
-from comfy_moss.model.hart_vq import Quantizer, phi_index
+from comfy_moss.model.hart_head import DiffusionSteps, draw_residual, predict, soft_mix, truncate
+from comfy_moss.model.quantize import Quantizer, phi_index
+from comfy_moss.model.rope import place_rotation, prompt_rotation, rotate
 from comfy_moss.model.schedule import Schedule, square_schedule
 from comfy_moss.model.tensors import Tensors
-from comfy_moss.model.vae import VAEConfig
+from comfy_moss.model.text import PromptEncoder, qwen_from_state
+from comfy_moss.model.vae import Tokenizer, VAEConfig
 
 from .comparison import EXACT, PeakComparison
 

@@ -220,7 +220,7 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from .model.checkpoint import convert
+    from .model.tensors import convert
 
     convert(args.source, args.target, args.bf16)
     print(args.target)

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from . import __version__
 from .images import png, to_image, write_files
-from .model.backbone import Backbone
-from .model.guidance import Guidance
+from .model.backbone import Backbone, Published
 from .model.library import ModelFiles, default_roots, find_model
-from .model.published import Published
-from .model.sampling import NOISE_ID, per_scale
+from .model.sampling import NOISE_ID, Guidance, per_scale
 from .model.schedule import Schedule, parse_aspect
 from .ops import choose
 from .pipeline.draft import Recipe

@@ -27,9 +27,8 @@ from comfy_moss.benchmarks.bench.hart_shape import HART_07B  # noqa: E402
 from comfy_moss.images import psnr, ssim, to_bytes, to_image, write_files  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.checkpoint import load_infinity  # noqa: E402
-from comfy_moss.model.guidance import Guidance  # noqa: E402
 from comfy_moss.model.library import find_model  # noqa: E402
-from comfy_moss.model.sampling import Sampling  # noqa: E402
+from comfy_moss.model.sampling import Guidance, Sampling  # noqa: E402
 from comfy_moss.model.schedule import make_schedule  # noqa: E402
 from comfy_moss.model.text import TextEncoder  # noqa: E402
 from comfy_moss.pipeline.contribution import contribution  # noqa: E402

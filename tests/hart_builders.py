@@ -13,10 +13,9 @@ from torch import Tensor
 
 from comfy_moss.model.hart import HartConfig, HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone
-from comfy_moss.model.hart_tokenizer import Tokenizer
-from comfy_moss.model.hart_vq import Quantizer
+from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.schedule import square_schedule
-from comfy_moss.model.vae import VAEConfig
+from comfy_moss.model.vae import Tokenizer, VAEConfig
 
 TINY = HartConfig(
     depth=2, width=32, heads=2, hidden=64, codes=48, channels=8, text_width=16, text_length=6, sides=(1, 2, 3, 4, 6, 8),

@@ -19,11 +19,10 @@ from torch.overrides import TorchFunctionMode
 from comfy_moss import cli, ops
 from comfy_moss.benchmarks.bench import PAGE, RESULTS, calls, limits, machine, measure, order, run, shapes, store, tables, work
 from comfy_moss.benchmarks.bench.variants import Variant, ablation, parse_methods
-from comfy_moss.model.backbone import TokenWork
-from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.backbone import PAPER, TokenWork
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.infinity_backbone import InfinityBackbone
-from comfy_moss.model.published import PAPER
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig
 from comfy_moss.pipeline.draft import Recipe

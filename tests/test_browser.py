@@ -13,7 +13,7 @@ import pytest
 from browser import Page, chromium, opened
 from hosting import Host, checkout
 
-from comfy_moss.model.published import NANO
+from comfy_moss.model.backbone import NANO
 from comfy_moss.pipeline.dispatch import DispatchConfig, band
 from comfy_moss.pipeline.painting import read_painting
 

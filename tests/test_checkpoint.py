@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from comfy_moss.model import checkpoint, tensors
-from comfy_moss.model.checkpoint import CheckpointError, convert, load_infinity, transformer_from_state, vae_from_state
+from comfy_moss.model.checkpoint import load_infinity, transformer_from_state, vae_from_state
 from comfy_moss.model.infinity import InfinityTransformer
-from comfy_moss.model.tensors import open_tensors
+from comfy_moss.model.tensors import CheckpointError, convert, open_tensors
 
 DATA = Path(__file__).parent / "data"
 

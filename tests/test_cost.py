@@ -11,8 +11,8 @@ from builders import tiny_backbone
 from torch.overrides import TorchFunctionMode
 
 from comfy_moss.model.backbone import TokenWork
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity import InfinityTransformer
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.pipeline.cost import Cost, dense_share, in_order_work, refine_work
 from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens

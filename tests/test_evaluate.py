@@ -24,7 +24,7 @@ from comfy_moss.benchmarks.evaluation import draw, order, run, store, tables
 from comfy_moss.benchmarks.evaluation.methods import parse_methods
 from comfy_moss.benchmarks.evaluation.names import EVALUATED
 from comfy_moss.benchmarks.evaluation.rows import read_rows
-from comfy_moss.model.published import PAPER
+from comfy_moss.model.backbone import PAPER
 from comfy_moss.pipeline.generate import Method
 
 METHODS = "dense,draft-3,moss3,moss3-unguided"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from comfy_moss.model.backbone import PAPER
 from comfy_moss.model.infinity_backbone import InfinityBackbone
-from comfy_moss.model.published import PAPER
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import PAPER_BOUNDS
 from comfy_moss.pipeline.draft import Recipe

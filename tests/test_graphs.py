@@ -11,12 +11,12 @@ from builders import TINY, tiny_backbone
 from torch import Tensor
 
 from comfy_moss.model import graphs as graphs_module
+from comfy_moss.model.backbone import Pass
 from comfy_moss.model.graphs import Graphs, Replay
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone
-from comfy_moss.model.layers import Pass
-from comfy_moss.model.rope import Positions, rotation
-from comfy_moss.model.schedule import make_schedule
+from comfy_moss.model.rope import rotation
+from comfy_moss.model.sampling import Guidance
+from comfy_moss.model.schedule import Positions, make_schedule
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.dense import finish_dense
 from comfy_moss.pipeline.draft import Recipe, draw_draft

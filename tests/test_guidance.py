@@ -10,8 +10,8 @@ from builders import tiny_backbone
 from test_limits import SCHEDULE, make_recipe
 
 from comfy_moss.model.backbone import Step
-from comfy_moss.model.guidance import Guidance, mix_rows
-from comfy_moss.model.rope import Positions
+from comfy_moss.model.sampling import Guidance, mix_rows
+from comfy_moss.model.schedule import Positions
 from comfy_moss.pipeline.draft import draw_draft
 
 

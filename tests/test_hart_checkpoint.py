@@ -12,7 +12,6 @@ from builders import same
 from hart_builders import TINY, hart_settings, released_hart_state, tiny_hart, tiny_tokenizer, write_hart_model
 from safetensors.torch import load_file
 
-from comfy_moss.model.checkpoint import convert
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_checkpoint import (
     CODEC_UNUSED,
@@ -23,11 +22,11 @@ from comfy_moss.model.hart_checkpoint import (
     open_tokenizer,
     tokenizer_from_state,
 )
-from comfy_moss.model.hart_tokenizer import Tokenizer
-from comfy_moss.model.hart_vq import Quantizer
 from comfy_moss.model.library import find_model, survey
+from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.schedule import square_schedule
-from comfy_moss.model.tensors import CheckpointError, Tensors, open_tensors
+from comfy_moss.model.tensors import CheckpointError, Tensors, convert, open_tensors
+from comfy_moss.model.vae import Tokenizer
 
 KEYS = Path(os.environ.get("MOSS_KEYS", Path(__file__).parents[2] / "shared" / "keys"))
 NEEDS_KEYS = pytest.mark.skipif(not KEYS.is_dir(), reason="NOT VERIFIED: the released files' names are not here; set MOSS_KEYS")

@@ -8,8 +8,7 @@ import pytest
 import torch
 from hart_builders import SCHEDULE, TINY, prompt, tiny_hart_backbone
 
-from comfy_moss.model.guidance import Guidance
-from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.pipeline.composite import composite
 from comfy_moss.pipeline.dense import finish_dense
 from comfy_moss.pipeline.dispatch import Dispatch, DispatchConfig, dispatch_tokens

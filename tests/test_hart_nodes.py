@@ -12,8 +12,8 @@ import torch
 from fakehost import FakeHost, installed
 from hart_builders import TINY, write_hart_model
 
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.generate import generate, parse_method
 

@@ -12,13 +12,12 @@ from hart_builders import SCHEDULE, TINY, prompt, tiny_hart, tiny_hart_backbone,
 
 from comfy_moss.benchmarks.bench.hart_shape import HART_07B
 from comfy_moss.model.backbone import Backbone
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone
-from comfy_moss.model.hart_diffusion import DiffusionSteps, draw_residual
-from comfy_moss.model.hart_rope import coordinates, picture_rotation, rotate
-from comfy_moss.model.hart_sampling import (
+from comfy_moss.model.hart_head import (
+    DiffusionSteps,
     draw_code,
+    draw_residual,
     exponential,
     normal,
     pass_of,
@@ -28,10 +27,11 @@ from comfy_moss.model.hart_sampling import (
     strengths,
     truncate,
 )
-from comfy_moss.model.hart_tokenizer import Tokenizer
-from comfy_moss.model.hart_vq import Quantizer, phi_index
-from comfy_moss.model.rope import Positions
-from comfy_moss.model.sampling import Sampling, bit_noise
+from comfy_moss.model.quantize import Quantizer, phi_index
+from comfy_moss.model.rope import coordinates, picture_rotation, rotate
+from comfy_moss.model.sampling import Guidance, Sampling, bit_noise
+from comfy_moss.model.schedule import Positions
+from comfy_moss.model.vae import Tokenizer
 from comfy_moss.pipeline.composite import composite
 from comfy_moss.pipeline.cost import dense_share, in_order_work, refine_work
 from comfy_moss.pipeline.dispatch import Dispatch, refine_counts

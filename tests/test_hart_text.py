@@ -10,8 +10,8 @@ import torch
 from hart_builders import tiny_qwen_dir
 from transformers import Qwen2Model
 
-from comfy_moss.model.hart_text import PromptEncoder, read_system_prompt
 from comfy_moss.model.tensors import CheckpointError
+from comfy_moss.model.text import PromptEncoder, read_system_prompt
 
 SLOTS, SYSTEM = 8, "the photo"
 

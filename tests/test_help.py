@@ -14,8 +14,8 @@ from fakehost import Schema, Socket, installed
 from hosting import Host, checkout
 from PIL import Image
 
+from comfy_moss.model.backbone import NANO, PAPER_BOUNDS
 from comfy_moss.model.library import EMBEDDED, RELEASES, TEXT_ENCODER
-from comfy_moss.model.published import NANO, PAPER_BOUNDS
 from comfy_moss.pipeline.fastvar import FastVARConfig
 
 ROOT = Path(__file__).resolve().parent.parent

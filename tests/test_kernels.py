@@ -21,7 +21,7 @@ from torch import Tensor
 from comfy_moss import ops
 from comfy_moss.kernels import reference
 from comfy_moss.model.cache import KVCache
-from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.ops import TORCH, Kernels
 from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens

@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import tiny_backbone
 
-from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.composite import composite
 from comfy_moss.pipeline.dense import finish_dense

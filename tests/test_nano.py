@@ -14,12 +14,11 @@ import comfy_moss
 from comfy_moss.benchmarks.detector import detect
 from comfy_moss.benchmarks.texture import texture_of
 from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing, render
-from comfy_moss.model.bsq import bits_to_codes, quantize_scales, resample
+from comfy_moss.model.backbone import NANO
 from comfy_moss.model.checkpoint import load_infinity
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model
-from comfy_moss.model.published import NANO
-from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.quantize import bits_to_codes, quantize_scales, resample
+from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, refine_counts

@@ -15,11 +15,10 @@ from builders import write_model
 from fakehost import FakeHost, Interrupted, Socket, installed
 
 from comfy_moss.images import to_image
+from comfy_moss.model.backbone import PAPER
 from comfy_moss.model.checkpoint import load_infinity
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.library import find_model
-from comfy_moss.model.published import PAPER
-from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.draft import Recipe

@@ -17,10 +17,10 @@ from builders import tiny_backbone
 from torch import Tensor
 
 from comfy_moss import ops
+from comfy_moss.model.backbone import Pass
 from comfy_moss.model.cache import KVCache
-from comfy_moss.model.layers import Pass
-from comfy_moss.model.rope import Positions, rotation
-from comfy_moss.model.schedule import make_schedule
+from comfy_moss.model.rope import rotation
+from comfy_moss.model.schedule import Positions, make_schedule
 from comfy_moss.ops import TORCH, Kernels, choose
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 

@@ -16,8 +16,8 @@ import pytest
 
 import comfy_moss
 from comfy_moss import cli
+from comfy_moss.model.backbone import NANO, PAPER_BOUNDS
 from comfy_moss.model.library import NAMES, RELEASES, TEXT_ENCODER
-from comfy_moss.model.published import NANO, PAPER_BOUNDS
 from comfy_moss.pipeline.generate import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from comfy_moss.model.rope import Positions
 from comfy_moss.model.sampling import Sampling, bit_noise, bit_probability, draw_bits
-from comfy_moss.model.schedule import make_schedule
+from comfy_moss.model.schedule import Positions, make_schedule
 
 PINNED = [[[5962820, 2317868], [8109595, 15951164]]]  # a change here changes every artist's pictures
 SCHEDULE = make_schedule(1.0, "1M")

@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comfy_moss.images import psnr
-from comfy_moss.model.bsq import resample
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.library import find_model
-from comfy_moss.model.tiling import _spans, decode_in_tiles
-from comfy_moss.model.vae import VAE
+from comfy_moss.model.quantize import resample
+from comfy_moss.model.vae import VAE, _spans, decode_in_tiles
 
 
 def _repeat(codes: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import transformers  # noqa: F401  (imported before the root is on the path, see
 
 from comfy_moss.benchmarks import world
 from comfy_moss.model.backbone import Step
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone
-from comfy_moss.model.rope import Positions
+from comfy_moss.model.sampling import Guidance
+from comfy_moss.model.schedule import Positions
 from comfy_moss.model.vae import VAE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comfy_moss.benchmarks.world import CHECK_HEIGHT, COLORS, MAX_OBJECTS, NUMBERS, PERIOD, SHAPES, TEXTURES, Scene, words
-from comfy_moss.model.rope import Positions, grid_positions
-from comfy_moss.model.schedule import Schedule
+from comfy_moss.model.rope import grid_positions
+from comfy_moss.model.schedule import Positions, Schedule
 
 PLACES = ("alone", "left", "right", "above", "below", "many", "last")
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}

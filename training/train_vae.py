@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comfy_moss.benchmarks.world import render, sample_scene
-from comfy_moss.model.bsq import bits_to_codes, quantize_scales, resample
+from comfy_moss.model.quantize import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig
 

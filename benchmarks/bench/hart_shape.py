@@ -8,19 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from comfy_moss.model.backbone import Backbone
-from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.backbone import HART, Backbone
 from comfy_moss.model.hart import HartConfig, HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone
 from comfy_moss.model.hart_checkpoint import is_large
-from comfy_moss.model.hart_files import CFG
-from comfy_moss.model.hart_text import PromptEncoder, empty_qwen, with_positions
-from comfy_moss.model.hart_tokenizer import Tokenizer
-from comfy_moss.model.hart_vq import Quantizer
-from comfy_moss.model.published import HART
-from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.library import HART_CFG
+from comfy_moss.model.quantize import Quantizer
+from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import Schedule, square_schedule
-from comfy_moss.model.vae import VAEConfig
+from comfy_moss.model.text import PromptEncoder, empty_qwen, with_positions
+from comfy_moss.model.vae import Tokenizer, VAEConfig
 from comfy_moss.pipeline.draft import Recipe
 
 from .random_weights import PROMPT_TOKENS, SEED, fill_at_random, random_prompt
@@ -40,7 +37,7 @@ class HartShape:
     codec: VAEConfig
     text: dict[str, object]
     published = HART
-    guidance = Guidance(CFG)
+    guidance = Guidance(HART_CFG)
     sampling = Sampling(1.0, 0, 0.0)
 
     def schedule(self, height_over_width: float, pixels: str) -> Schedule:

@@ -9,7 +9,7 @@ import torch
 
 from comfy_moss.images import check_writable
 from comfy_moss.job import choose_device
-from comfy_moss.model.published import PAPER, Published
+from comfy_moss.model.backbone import PAPER, Published
 from comfy_moss.model.schedule import Schedule, parse_aspect
 from comfy_moss.ops import Kernels, choose
 from comfy_moss.pipeline.generate import Method

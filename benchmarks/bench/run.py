@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.graphs import Graphs
-from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.ops import TORCH
 from comfy_moss.pipeline.draft import Recipe
 

@@ -13,13 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from comfy_moss.model.backbone import Backbone
-from comfy_moss.model.guidance import Guidance
+from comfy_moss.model.backbone import PAPER, Backbone, Published
 from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.library import find_model
-from comfy_moss.model.published import PAPER, Published
-from comfy_moss.model.sampling import Sampling
+from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.model.vae import VAE, VAEConfig

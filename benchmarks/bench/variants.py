@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from comfy_moss.model.published import PAPER, Published
+from comfy_moss.model.backbone import PAPER, Published
 from comfy_moss.ops import TORCH, Kernels
 from comfy_moss.pipeline.generate import Method, parse_method
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from comfy_moss.model.backbone import TokenWork
-from comfy_moss.model.published import PAPER, Published
+from comfy_moss.model.backbone import PAPER, Published, TokenWork
 from comfy_moss.model.schedule import Schedule
 from comfy_moss.pipeline.dispatch import refine_counts
 from comfy_moss.pipeline.fastvar import FastVARConfig

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from comfy_moss.images import png, psnr, ssim, to_bytes, to_image, write_files
-from comfy_moss.model.bsq import quantize_scales
-from comfy_moss.model.guidance import Guidance
 from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.quantize import quantize_scales
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.contribution import contribution
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.frequency import frequency_map

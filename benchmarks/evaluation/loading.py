@@ -10,7 +10,7 @@ from torch import Tensor
 
 from comfy_moss.job import Job
 from comfy_moss.model.backbone import Backbone
-from comfy_moss.model.files import ModelFiles
+from comfy_moss.model.library import ModelFiles
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from comfy_moss.model.published import PAPER, Published
+from comfy_moss.model.backbone import PAPER, Published
 from comfy_moss.pipeline.generate import Method, parse_method
 
 DRAFTS = range(1, 6)

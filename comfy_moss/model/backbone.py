@@ -2,22 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..ops import TORCH, Kernels, Segment
 from .cache import KVCache
-from .guidance import Guidance
-from .layers import Branch, run_whole
-from .published import Published
-from .rope import Positions
-from .sampling import Sampling, bit_noise
-from .schedule import Grid, Schedule
+from .sampling import Guidance, Sampling, bit_noise
+from .schedule import Grid, Positions, Schedule
 
 Noise = Callable[[Sequence[int], Positions, int], Tensor]  # see sampling.bit_noise
+Update = Callable[[Tensor, Tensor | None], Tensor]  # (tokens, kept indices or None) -> residual update of those tokens
+Branch = Callable[[int, str, Tensor, Update], Tensor]  # (layer, "sa" | "ca" | "ffn", x, update) -> update of all tokens
+
+
+def run_whole(layer: int, kind: str, x: Tensor, update: Update) -> Tensor:
+    """The plain way to run a residual branch: on all tokens."""
+    return update(x, None)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """All that one forward pass over N tokens needs besides the tokens.
+
+    Attributes:
+        cos, sin: (R or 1, N, D / 2) rotary tables of the tokens.
+        cache: earlier tokens; None when there are none and none are kept.
+        store: append these tokens' keys and values to the cache.
+        visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its scale),
+            (R or 1, N, N) bool = row sees column.
+        branch: how residual branches are run (FastVAR runs some on fewer tokens).
+        mix: layer -> guidance strength (B or 1, N, 1) mixed into the rows after that layer.
+        kernels: what the operations are computed with.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    cache: KVCache | None = None
+    store: bool = False
+    visible: Tensor | None = None
+    branch: Branch = run_whole
+    mix: dict[int, Tensor] = field(default_factory=dict)
+    kernels: Kernels = TORCH
+
+    def rotary(self, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tables of all tokens, or of the kept ones; keep (R, K) indices."""
+        if keep is None:
+            return self.cos, self.sin
+        index = keep[..., None].expand(-1, -1, self.cos.shape[-1])
+        return tuple(table.expand(len(keep), -1, -1).gather(1, index) for table in (self.cos, self.sin))
+
+    def places(self, layer: int, tokens: int) -> Segment | None:
+        """Where new keys and values are to be written: in the cache, or anywhere (None) if it does not keep them itself."""
+        return self.cache.reserve(layer, tokens) if self.store and isinstance(self.cache, KVCache) else None
+
+    def context(self, layer: int, k: Tensor, v: Tensor) -> tuple[Segment, ...]:
+        """All that new tokens with these keys and values attend to, themselves last; stored first if they are to be kept.
+
+        In the cache old and new lie side by side, so that nothing has to be joined.
+        """
+        if self.cache is None:
+            return ((k, v),)
+        if not self.store:
+            return self.cache.view(layer), (k, v)
+        if not isinstance(self.cache, KVCache):  # in training: a cache that gradients pass through
+            self.cache.append(layer, k, v)
+        return (self.cache.view(layer),)
+
+    def residual(self, layer: int, kind: str, x: Tensor, update: Update, gamma: Tensor | None = None) -> Tensor:
+        """x plus the branch's update of it, times gamma (R, 1, C) if given."""
+        if self.branch is run_whole:  # nothing comes between update and sum: gate and add at once
+            y = run_whole(layer, kind, x, update)
+            return x + y if gamma is None else self.kernels.gated_add(x, gamma, y)
+
+        def gated(x: Tensor, keep: Tensor | None) -> Tensor:
+            return update(x, keep).to(x.dtype) if gamma is None else gamma * update(x, keep)
+
+        return x + self.branch(layer, kind, x, gated)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """FastVAR's settings.
+
+    Attributes:
+        skip: number of last scales that are not run at all.
+        prune: share of tokens dropped in each of the scales before those, coarsest first; the scale before them is saved.
+        first_layer, last_layer: blocks that prune, inclusive; last_layer None = to the end.
+    """
+
+    skip: int = 2
+    prune: tuple[float, ...] = (0.4, 0.5)
+    first_layer: int = 3
+    last_layer: int | None = 27
+
+
+@dataclass(frozen=True)
+class Published:
+    """Settings for a family, as printed; for one model also what was found for it.
+
+    Attributes:
+        bounds: number of refine scales k -> t_1 >= ... >= t_k in percent, coarsest refine scale first.
+        k: of the method to start with.
+        pruning: FastVAR's.
+        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at equal tokens.
+    """
+
+    bounds: Mapping[int, tuple[float, ...]]
+    k: int
+    pruning: Pruning
+    calibrated: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> dict[int, tuple[float, ...]]:
+        """The bounds to use unless someone says otherwise: the found ones, else the printed ones."""
+        return {**self.bounds, **self.calibrated}
+
+
+PAPER_BOUNDS = {
+    2: (50.0, 25.0),
+    3: (50.0, 15.0, 5.0),
+    4: (80.0, 70.0, 30.0, 10.0),
+    5: (90.0, 50.0, 15.0, 10.0, 5.0),
+}
+PAPER = Published(PAPER_BOUNDS, 4, Pruning())  # of Infinity, the family that the paper is about first
+NANO = replace(PAPER, calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)})  # see docs/quality.md
+HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_layer=0, last_layer=None))
 
 
 class Condition(Protocol):

@@ -6,9 +6,8 @@ refused from names and shapes, before memory is taken.  Facts: Infinity specific
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,40 +15,14 @@ from torch import Tensor
 
 from .infinity import InfinityConfig, InfinityTransformer
 from .infinity_backbone import InfinityBackbone
-from .tensors import CheckpointError, Tensors, fill_module, listing, open_tensors, write_safetensors
+from .tensors import CODEC, TRANSFORMER, CheckpointError, Tensors, fill_module, identify, open_tensors, weights_id
 from .text import text_width
-from .vae import VAE, VAEConfig
-
-__all__ = [
-    "CheckpointError", "RELEASED_VAES", "check_pair", "check_text", "convert", "identify", "load_infinity", "open_tensors",
-    "open_transformer", "open_vae", "plain_names", "transformer_from_state", "vae_from_state", "weights_id",
-]  # fmt: skip
+from .vae import VAE, VAEConfig, plain_names
 
 RELEASED_VAES = {16: "infinity_vae_d16.pth", 32: "infinity_vae_d32reg.pth", 56: "infinity_vae_d56_f8_14_patchify.pth"}
 OTHER_VAE = "infinity_vae_d32"  # same shapes as the 2B model's VAE, other weights: only the name tells
-TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
-HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
-MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 IGNORED = {"zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"}
 CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
-CONVS = {"conv_in", "conv_out", "conv1", "conv2", "nin_shortcut"}
-SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
-
-
-def identify(names: Iterable[str]) -> str:
-    """What a file with these tensor names seems to be, in words for a message."""
-    names = list(names)
-    if any(n.startswith("text_proj_for_sos.") or ".sa.mat_qkv." in n for n in names):
-        return TRANSFORMER
-    if any(n.startswith(("encoder.conv_in.", "decoder.conv_in.")) for n in names):
-        return CODEC
-    if any(n.endswith("block.0.layer.0.SelfAttention.q.weight") for n in names):
-        return TEXT
-    if any(n.startswith("context_embed.") for n in names):
-        return HART_TRANSFORMER
-    if any(n.startswith("vae.quantize.") for n in names):
-        return HART_TOKENIZER
-    return f"something else (it holds {listing(names)})"
 
 
 def _expect(tensors: Tensors, kind: str) -> None:
@@ -111,24 +84,6 @@ def open_vae(state: Tensors) -> tuple[Tensors, VAEConfig]:
         return tensors, VAEConfig.from_shapes(tensors.shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise _incomplete(state.path, CODEC, error) from error
-
-
-def plain_names(used: Iterable[str]) -> dict[str, str]:
-    """Names of VAE's parameters -> names in the file, of either naming."""
-    used = list(used)
-    names = {_wrapped(name): name for name in used}
-    return names | {name: name for name in used if name in names}  # the exact name wins
-
-
-def _wrapped(name: str) -> str:
-    """Insert the `.conv` or `.norm` level that some files leave out."""
-    parts = name.split(".")
-    above, layer = parts[-3:-1] if len(parts) > 2 else ("", "")
-    if layer in CONVS or (layer == "conv" and above in ("downsample", "upsample")):
-        parts.insert(-1, "conv")
-    elif "norm" in layer and layer != "norm":
-        parts.insert(-1, "norm")
-    return ".".join(parts)
 
 
 def transformer_from_state(
@@ -218,47 +173,3 @@ def load_infinity(
     return InfinityBackbone(
         transformer_from_state(weights, device, dtype), vae_from_state(codec, device, dtype), weights_id(named, codec_named)
     )
-
-
-def weights_id(*models: Tensors) -> str:
-    """12 hexadecimal digits that tell models apart.
-
-    Covers every tensor's name, shape and 96 of its values (start, middle, end) as float32: cheap for files of any size, and
-    the same for every format and for every dtype that holds the values exactly.  Training a model on changes it;
-    changing a few single weights by hand may not.
-    """
-    digest = hashlib.sha256()
-    for model in models:
-        for name in sorted(model.shapes):
-            flat = model[name].reshape(-1)
-            middle = max(0, (len(flat) - SAMPLE) // 2)
-            parts = (flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[max(0, len(flat) - SAMPLE) :])
-            digest.update(f"{name}{model.shapes[name]}".encode())
-            digest.update(torch.cat(parts).detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def convert(source: Path, target: Path, bf16: bool = False) -> None:
-    """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in the source.
-
-    Of a codec only what draws and encodes is kept, of a HART transformer all but its training mask: released files carry
-    training state beside the weights.
-
-    Args:
-        bf16: store floating-point tensors in bfloat16, half the size of released files.
-
-    Raises:
-        CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or writing failed.
-    """
-    source, target = Path(source), Path(target)
-    if target.suffix != ".safetensors":
-        raise CheckpointError(f"{target} should end in .safetensors")
-    tensors = open_tensors(source)
-    if target.exists() and any(target.samefile(file) for file in tensors.files):
-        raise CheckpointError(f"{target} is the file to convert; give the result another name")
-    kind = identify(tensors)
-    if kept := {CODEC: ("encoder.", "decoder."), HART_TOKENIZER: ("vae.",)}.get(kind):
-        tensors = tensors.renamed({n: n for n in tensors if n.startswith(kept)})
-    elif kind == HART_TRANSFORMER:
-        tensors = tensors.renamed({n: n for n in tensors if n != MASK})
-    write_safetensors(tensors, target, torch.bfloat16 if bf16 else None)

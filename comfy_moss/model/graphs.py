@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbone import Pass, run_whole
 from .cache import KVCache
-from .infinity import InfinityTransformer
-from .layers import Condition, Pass, run_whole
+from .infinity import InfinityCondition, InfinityTransformer
 
 MOST = 64  # recordings kept; one a scale, refine step and length of prompt
 Replay = Callable[[], object]
@@ -81,7 +81,7 @@ class Graphs:
         self._recordings.clear()
         self._memory = self._sizes = None
 
-    def run(self, transformer: InfinityTransformer, x: Tensor, step: Pass, condition: Condition) -> Tensor:
+    def run(self, transformer: InfinityTransformer, x: Tensor, step: Pass, condition: InfinityCondition) -> Tensor:
         """What `transformer(x, step, condition)` returns and does to the cache."""
         if step.branch is not run_whole:  # chooses tokens anew in every pass
             return transformer(x, step, condition)
@@ -109,7 +109,7 @@ class Graphs:
             del self._recordings[next(iter(self._recordings))]
 
     def _recorded(
-        self, transformer: InfinityTransformer, inputs: list[Tensor], step: Pass, condition: Condition
+        self, transformer: InfinityTransformer, inputs: list[Tensor], step: Pass, condition: InfinityCondition
     ) -> Recording | None:
         """None where this pass cannot be recorded."""
         static = [tensor.clone() for tensor in inputs]
@@ -126,14 +126,14 @@ class Graphs:
         return Recording(static, replay, result)
 
 
-def _inputs(x: Tensor, step: Pass, condition: Condition) -> list[Tensor]:
+def _inputs(x: Tensor, step: Pass, condition: InfinityCondition) -> list[Tensor]:
     """All tensors of a pass whose values change from picture to picture, but for the cache."""
     text = [tensor for pair in condition.text for tensor in pair]
     optional = [tensor for tensor in (condition.text_mask, step.visible) if tensor is not None]
     return [x, step.cos, step.sin, condition.pooled, condition.modulation, *step.mix.values(), *text, *optional]
 
 
-def _bound(static: list[Tensor], step: Pass, condition: Condition) -> tuple[Tensor, Pass, Condition]:
+def _bound(static: list[Tensor], step: Pass, condition: InfinityCondition) -> tuple[Tensor, Pass, InfinityCondition]:
     """The same pass on other memory, in the order of `_inputs`; the cache's is the same, but its owner may go."""
     x, cos, sin, pooled, modulation, *rest = static
     mix, rest = dict(zip(step.mix, rest, strict=False)), rest[len(step.mix) :]
@@ -145,11 +145,11 @@ def _bound(static: list[Tensor], step: Pass, condition: Condition) -> tuple[Tens
     return (
         x,
         replace(step, cos=cos, sin=sin, visible=visible, mix=mix, cache=cache),
-        Condition(pooled, modulation, text, mask, condition.batch),
+        InfinityCondition(pooled, modulation, text, mask, condition.batch),
     )
 
 
-def _key(transformer: InfinityTransformer, inputs: list[Tensor], step: Pass, condition: Condition) -> Hashable:
+def _key(transformer: InfinityTransformer, inputs: list[Tensor], step: Pass, condition: InfinityCondition) -> Hashable:
     """What must be the same for a recording to be valid: sizes, and the addresses of weights and cache."""
     cache = step.cache
     return (

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hart_diffusion import DiffusionNet, SinusoidEmbedding
-from .hart_rope import rotate
-from .layers import Pass
+from .backbone import Pass
+from .hart_head import DiffusionNet, SinusoidEmbedding
+from .rope import rotate
 
 MAX_LOG_SCALE = math.log(100)
 SHARPNESS = 0.25  # of attention, times 1 / sqrt(D)

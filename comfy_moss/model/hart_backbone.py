@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import TORCH, Kernels
-from .backbone import Noise, Step, TokenWork
+from .backbone import HART, Branch, Noise, Pass, Published, Step, TokenWork, run_whole
 from .cache import KVCache
 from .hart import HartCondition, HartTransformer
-from .hart_diffusion import DiffusionSteps, draw_residual
-from .hart_rope import picture_rotation, prompt_rotation
-from .hart_sampling import (
+from .hart_head import (
     NOT_NUMBERS,
+    DiffusionSteps,
     draw_code,
+    draw_residual,
     exponential,
     most_codes,
     normal,
@@ -30,14 +30,11 @@ from .hart_sampling import (
     strengths,
     truncate,
 )
-from .hart_tokenizer import Tokenizer
-from .hart_vq import enlarge, shrink
-from .layers import Branch, Pass, run_whole
-from .published import HART, Published
-from .rope import Positions
+from .quantize import enlarge, shrink
+from .rope import picture_rotation, prompt_rotation
 from .sampling import Sampling, bit_noise, per_scale
-from .schedule import Grid, Schedule
-from .tiling import decode_as_fits
+from .schedule import Grid, Positions, Schedule
+from .vae import Tokenizer, decode_as_fits
 
 CHUNK = 1024  # tokens whose logits and noise, a number for every code, are in memory at once
 

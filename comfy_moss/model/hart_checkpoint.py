@@ -15,13 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import HART_TOKENIZER, HART_TRANSFORMER, identify, plain_names, weights_id
 from .hart import HartConfig, HartTransformer
 from .hart_backbone import HartBackbone
-from .hart_tokenizer import Tokenizer
-from .hart_vq import Quantizer
-from .tensors import CheckpointError, Tensors, fill_module, listing, open_tensors
-from .vae import VAEConfig
+from .quantize import Quantizer
+from .tensors import (
+    HART_TOKENIZER,
+    HART_TRANSFORMER,
+    CheckpointError,
+    Tensors,
+    fill_module,
+    identify,
+    listing,
+    open_tensors,
+    weights_id,
+)
+from .vae import Tokenizer, VAEConfig, plain_names
 
 HEAD_DIM = 64  # where nothing says how many heads there are
 STEPS = 8  # of the residual diffusion, where nothing says how many

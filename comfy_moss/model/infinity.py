@@ -6,6 +6,7 @@ Parameter names are those of the released files, with blocks numbered through.  
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,126 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import modulated_norm
-from .guidance import mix_rows
-from .layers import Block, Condition, Pass
+from .backbone import Pass
+from .sampling import mix_rows
+
+
+@dataclass(frozen=True)
+class InfinityCondition:
+    """What the prompts say, ready for every layer.
+
+    Attributes:
+        pooled: (R, C) attention-pooled text, also the start token.
+        modulation: (R, 6, C) shared adaLN vectors: gamma1, gamma2, scale1, scale2, shift1, shift2.
+        text: per layer (k, v), each (R, H, T, D).
+        text_mask: (R, 1, 1, T) bool, True on real tokens; None when all prompts have T tokens.
+        batch: B, number of pictures; R = 2B when guided, else B.
+    """
+
+    pooled: Tensor
+    modulation: Tensor
+    text: tuple[tuple[Tensor, Tensor], ...]
+    text_mask: Tensor | None
+    batch: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether unconditional rows follow the prompts' rows."""
+        return self.pooled.shape[0] > self.batch
+
+    def unguided(self) -> InfinityCondition:
+        """The prompts' rows alone."""
+        n = self.batch
+        text = tuple((k[:n], v[:n]) for k, v in self.text)
+        mask = self.text_mask if self.text_mask is None else self.text_mask[:n]
+        return InfinityCondition(self.pooled[:n], self.modulation[:n], text, mask, n)
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention: unit queries and keys, a learned scale a head, rotary positions, softmax scale 1."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, layer: int, step: Pass, keep: Tensor | None) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))  # (R, N, 3, H, D)
+        places = step.places(layer, x.shape[1])
+        q, k, v = step.kernels.cosine_rope2d(qkv, self.scale_mul_1H11.flatten(), *step.rotary(keep), places)
+        out = step.kernels.cross_scale_attention(q, step.context(layer, k, v), step.visible)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention over the text; keys and values are made once a prompt by `text_kv`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mat_q = nn.Linear(width, width)
+        self.mat_kv = nn.Linear(width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (R, T, C) -> keys and values (R, H, T, D)."""
+        bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+        kv = F.linear(text.to(bias.dtype), self.mat_kv.weight, bias)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        q = self.mat_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each a residual branch that `Pass.branch` may run on fewer tokens."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
+        self.sa = SelfAttention(width, heads)
+        self.ca_norm = nn.LayerNorm(width, eps=1e-6)
+        self.ca = CrossAttention(width, heads)
+        self.ffn = FeedForward(width, hidden)
+
+    def forward(self, x: Tensor, layer: int, step: Pass, condition: InfinityCondition) -> Tensor:
+        modulation = self.ada_gss + condition.modulation[:, None]  # (R, 1, 6, C)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
+        text_k, text_v = condition.text[layer]
+        kernels, dtype = step.kernels, text_k.dtype  # the weights', while x is float32
+
+        def self_attend(x: Tensor, keep: Tensor | None) -> Tensor:
+            return self.sa(kernels.modulated_norm(x, scale1, shift1, dtype), layer, step, keep)
+
+        def read_text(x: Tensor, keep: Tensor | None) -> Tensor:
+            norm = self.ca_norm
+            return self.ca(kernels.affine_norm(x, norm.weight, norm.bias, dtype, norm.eps), text_k, text_v, condition.text_mask)
+
+        def feed_forward(x: Tensor, keep: Tensor | None) -> Tensor:
+            return self.ffn(kernels.modulated_norm(x, scale2, shift2, dtype))
+
+        x = step.residual(layer, "sa", x, self_attend, gamma1)
+        x = step.residual(layer, "ca", x, read_text)
+        return step.residual(layer, "ffn", x, feed_forward, gamma2)
 
 
 @dataclass(frozen=True)
@@ -107,7 +226,7 @@ class InfinityTransformer(nn.Module):
         self.head_nm = nn.ModuleDict({"ada_lin": AdaLinear(width, 2)})
         self.head = nn.Linear(width, 2 * config.bits)
 
-    def condition(self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> Condition:
+    def condition(self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> InfinityCondition:
         """Prepare the prompts for every layer.
 
         Args:
@@ -126,9 +245,9 @@ class InfinityTransformer(nn.Module):
         pooled = self.text_proj_for_sos["ca"](text, mask)
         memory = self.text_proj_for_ca(text)
         keys_values = tuple(block.ca.text_kv(memory) for block in self.blocks)
-        return Condition(pooled, self.shared_ada_lin(pooled), keys_values, mask, len(positive))
+        return InfinityCondition(pooled, self.shared_ada_lin(pooled), keys_values, mask, len(positive))
 
-    def embed(self, tokens: Tensor | None, scale: Tensor, condition: Condition) -> Tensor:
+    def embed(self, tokens: Tensor | None, scale: Tensor, condition: InfinityCondition) -> Tensor:
         """Input of block 0, (R, N, C): both halves of the rows see the same tokens.
 
         Args:
@@ -142,7 +261,7 @@ class InfinityTransformer(nn.Module):
         level = self.lvl_embed(scale)
         return x + (level.repeat(len(x) // len(level), 1, 1) if len(level) > 1 else level)
 
-    def forward(self, x: Tensor, step: Pass, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, step: Pass, condition: InfinityCondition) -> Tensor:
         """Run all blocks over x (R, N, C)."""
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, step, condition)
@@ -150,7 +269,7 @@ class InfinityTransformer(nn.Module):
                 x = mix_rows(x, step.mix[layer])
         return x
 
-    def logits(self, x: Tensor, condition: Condition) -> Tensor:
+    def logits(self, x: Tensor, condition: InfinityCondition) -> Tensor:
         """Hidden (R, N, C) -> (R, N, d, 2), the last axis being (bit 0, bit 1)."""
         scale, shift = self.head_nm["ada_lin"](condition.pooled)[:, None].unbind(2)
         return self.head(modulated_norm(x.float(), scale, shift)).unflatten(-1, (-1, 2))

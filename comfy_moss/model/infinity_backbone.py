@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from ..ops import TORCH, Kernels
-from .backbone import Noise, Step, TokenWork
-from .bsq import bits_to_codes, map_to_tokens, resample, tokens_to_map
+from .backbone import PAPER, Branch, Noise, Pass, Published, Step, TokenWork, run_whole
 from .cache import KVCache
 from .graphs import Graphs
-from .infinity import InfinityTransformer
-from .layers import Branch, Condition, Pass, run_whole
-from .published import PAPER, Published
+from .infinity import InfinityCondition, InfinityTransformer
+from .quantize import bits_to_codes, map_to_tokens, resample, tokens_to_map
 from .rope import rotation
 from .sampling import Sampling, bit_noise, draw_bits, per_scale
 from .schedule import Grid, Schedule
-from .tiling import decode_as_fits
-from .vae import VAE
+from .vae import VAE, decode_as_fits
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,10 @@ class InfinityBackbone:
     def is_empty(self, text: Tensor) -> bool:
         return len(text) == 1  # its end token alone
 
-    def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> Condition:
+    def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> InfinityCondition:
         return self.transformer.condition(text, negative, guided)
 
-    def new_cache(self, condition: Condition, capacity: int | Sequence[int]) -> KVCache:
+    def new_cache(self, condition: InfinityCondition, capacity: int | Sequence[int]) -> KVCache:
         config = self.transformer.config
         capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
         dtype = self.transformer.blocks[0].sa.q_bias.dtype

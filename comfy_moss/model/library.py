@@ -1,23 +1,207 @@
 """Which models there are, which files belong together, and where they lie on this machine.
 
-Facts: Infinity specification, section 1.
+Facts: Infinity specification, section 1; HART specification, sections 1 and 2.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import hart_files
-from .checkpoint import CODEC, RELEASED_VAES, TRANSFORMER, identify, open_transformer
-from .files import ModelFiles
-from .tensors import MODEL_SUFFIXES, CheckpointError, listing, open_tensors
-from .text import text_width
+import torch
+
+from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
+from .checkpoint import RELEASED_VAES, load_infinity, open_transformer
+from .hart_backbone import HartBackbone
+from .hart_checkpoint import load_hart, open_hart, read_settings
+from .sampling import Sampling
+from .schedule import Schedule, make_schedule, square_schedule
+from .tensors import CODEC, MODEL_SUFFIXES, TRANSFORMER, CheckpointError, identify, listing, open_tensors
+from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, read_qwen_config, read_system_prompt, text_width
+
+HART_NAME = "hart-0.7b"
+HART_TEXT = "Qwen2-VL-1.5B-Instruct"
+HART_EXPECTED = ("llm/ema_model.bin", "tokenizer", f"{HART_TEXT} and {SYSTEM_FILE}")
+AVERAGED = ("ema_model.safetensors", "ema_model.bin")  # the weights that pictures are drawn with, best first
+HART_CFG = 5.5  # the authors' 4.5, which leaves the prompt's own 1 out
+HART_AREAS = {16: "0.06M", 32: "0.25M", 64: "1M"}  # last side -> name of the image area
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A complete Infinity model; another family overrides what differs.
+
+    Attributes:
+        area: image area it was made for, a key of `schedule.PRESETS`.
+        cfg, tau: guidance and temperature its authors use.
+    """
+
+    name: str
+    transformer: Path
+    vae: Path
+    text: Path
+    area: str
+    cfg: float
+    tau: float
+
+    @property
+    def published(self) -> Published:
+        """Settings of the methods for this model."""
+        return NANO if self.name == "nano" else PAPER
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return (self.transformer, self.vae, self.text)
+
+    def schedule(self, height_over_width: float, area: str) -> Schedule:
+        """The scales of a picture.
+
+        Raises:
+            ValueError: the model cannot draw this shape or area.
+        """
+        return make_schedule(height_over_width, area)
+
+    def sampling(self, tau: float | tuple[float, ...]) -> Sampling:
+        """How tokens are drawn, at this temperature."""
+        return Sampling(tau)
+
+    def load_text(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PromptReader:
+        """What reads the prompts.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        return TextEncoder.load(self.text, device, dtype)
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
+        """The model itself; dtype is that of its large matrices and of the codec.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the files do not belong together.
+        """
+        return replace(load_infinity(self.transformer, self.vae, self.text, device, dtype), published=self.published)
+
+
+@dataclass(frozen=True)
+class HartFiles(ModelFiles):
+    """A complete HART model.
+
+    Attributes:
+        folder: the released one, where the system prompt lies.
+        sides: of the scales, coarsest first.
+        slots: of text.
+    """
+
+    folder: Path
+    sides: tuple[int, ...]
+    slots: int
+
+    @property
+    def published(self) -> Published:
+        return HART
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return (*super().paths, self.folder / SYSTEM_FILE)
+
+    def schedule(self, height_over_width: float, area: str) -> Schedule:
+        side = 16 * self.sides[-1]
+        if height_over_width != 1 or area != self.area:
+            raise ValueError(f"this model draws {side} x {side} pictures only; choose 1:1 and the model's own area ({self.area})")
+        return square_schedule(self.sides)
+
+    def sampling(self, tau: float | tuple[float, ...]) -> Sampling:
+        return Sampling(tau, top_k=0, top_p=0.0)
+
+    def load_text(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PromptEncoder:
+        return PromptEncoder.load(self.text, read_system_prompt(self.folder), self.slots, device, dtype)
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HartBackbone:
+        backbone, width = load_hart(self.transformer, self.vae, device, dtype), read_qwen_config(self.text)["hidden_size"]
+        if width + 1 != backbone.text_width:
+            raise CheckpointError(
+                f"{self.folder} reads text features of {backbone.text_width - 1} numbers, but {self.text} makes {width}; "
+                f"use {HART_TEXT}"
+            )
+        return backbone
+
+
+def is_hart(folder: Path) -> bool:
+    """Whether a folder has the layout of the released one."""
+    return (folder / "llm").is_dir() and (folder / "tokenizer").is_dir()
+
+
+def hart_folders(entries: Sequence[Path]) -> list[Path]:
+    """Folders among `library.model_entries` that hold a HART model."""
+    return [entry for entry in entries if entry.is_dir() and is_hart(entry)]
+
+
+def text_models(entries: Sequence[Path]) -> list[Path]:
+    """Folders that may hold the text model, told by name: itself, or what the hub's cache has inside of it."""
+    configs = (entry for entry in entries if entry.name == "config.json")
+    return [config.parent for config in configs if HART_TEXT in "/".join(config.parts[-4:-1])]
+
+
+def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, name: str = "") -> HartFiles:
+    """The files of a HART model.
+
+    Args:
+        folder: with llm/ and tokenizer/.
+        entries: where the text model is looked for when it is not `text` and not in the folder.
+
+    Raises:
+        CheckpointError: something is missing or of another kind; the message says what.
+    """
+    text = text or _hart_text(folder, entries)
+    if text is None:
+        raise CheckpointError(f"for {folder} its text model (the folder {HART_TEXT}) was not found; put it there, or choose it")
+    read_qwen_config(text)
+    find_system_prompt(folder)
+    transformer = weights_file(folder / "llm")
+    config = open_hart(open_tensors(transformer), read_settings(transformer.parent))[1]
+    area = HART_AREAS.get(config.sides[-1], "1M")
+    files = (name or str(folder), transformer, folder / "tokenizer", text)
+    return HartFiles(*files, area, HART_CFG, 1.0, folder, config.sides, config.text_length)
+
+
+def locate_hart(entries: Sequence[Path]) -> tuple[Path | None, Path | None, Path | None]:
+    """Where the parts named in HART_EXPECTED are, for a survey; the text model does not count without its system prompt."""
+    if not (folders := hart_folders(entries)):
+        return None, None, None
+    folder = folders[0]
+    averaged = next((folder / "llm" / name for name in AVERAGED if (folder / "llm" / name).is_file()), None)
+    text = _hart_text(folder, entries) if (folder / SYSTEM_FILE).is_file() else None
+    return averaged, folder / "tokenizer", text
+
+
+def _hart_text(folder: Path, entries: Sequence[Path]) -> Path | None:
+    """In the model's folder or beside it, or else anywhere."""
+    places = (folder / "text", folder / HART_TEXT, folder.parent / HART_TEXT, *text_models(entries))
+    return next((path for path in places if (path / "config.json").is_file()), None)
+
+
+def weights_file(folder: Path) -> Path:
+    """The file in llm/ to draw with: the averaged weights, or the others if there are no such.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if found := next((folder / name for name in AVERAGED if (folder / name).is_file()), None):
+        return found
+    others = [path for path in sorted(folder.glob("*")) if path.suffix in MODEL_SUFFIXES] if folder.is_dir() else []
+    if not others:
+        raise CheckpointError(f"{folder} holds no weights; download {AVERAGED[-1]} into it")
+    log.warning(f"{folder} lacks {AVERAGED[-1]}, the averaged weights; {others[0].name} draws worse pictures.")
+    return others[0]
+
 
 TEXT_ENCODER = "flan-t5-xl"
-NANO = Path(__file__).resolve().parent.parent / "assets" / "nano"
+NANO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
 DEPTH = 6  # folders below a root that are searched; enough for the hub's cache layout
 
 
@@ -49,7 +233,7 @@ RELEASES = {
 }
 EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
-NAMES = ("nano", *RELEASES, hart_files.NAME)
+NAMES = ("nano", *RELEASES, HART_NAME)
 
 
 @dataclass(frozen=True)
@@ -93,13 +277,13 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
     """
     name = name_or_path.lower()
     if name == "nano":
-        return _of_directory(name, NANO, (), EMBEDDED)
+        return _of_directory(name, NANO_FOLDER, (), EMBEDDED)
     if name in RELEASES:
         return _released(name, roots)
-    if name == hart_files.NAME:
+    if name == HART_NAME:
         return _hart(roots)
-    if hart_files.is_hart(Path(name_or_path)):
-        return hart_files.find_hart(Path(name_or_path), model_entries(roots))
+    if is_hart(Path(name_or_path)):
+        return find_hart(Path(name_or_path), model_entries(roots))
     if Path(name_or_path).is_dir():
         return _of_directory(name_or_path, Path(name_or_path), roots)
     raise CheckpointError(f"there is no model {name_or_path!r}; choose {', '.join(NAMES)} or a directory that holds a model")
@@ -136,12 +320,12 @@ def parts(roots: Sequence[Path]) -> dict[str, list[Path]]:
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
     """What there is of every known model, nano first, then of other models below the roots in folders of their own."""
     entries = model_entries(roots)
-    folders = {NANO: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
+    folders = {NANO_FOLDER: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
     statuses = []
     for folder, name in folders.items():
         expected = (EMBEDDED.transformer, EMBEDDED.vae, "text")
         statuses.append(ModelStatus(name, expected, *(p if p.exists() else None for p in map(folder.joinpath, expected))))
-    hart = ModelStatus(hart_files.NAME, hart_files.EXPECTED, *hart_files.locate(entries))
+    hart = ModelStatus(HART_NAME, HART_EXPECTED, *locate_hart(entries))
     return [statuses[0], *(_status(name, entries) for name in RELEASES), hart, *statuses[1:]]
 
 
@@ -158,13 +342,13 @@ def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
 
 def _hart(roots: Sequence[Path]) -> ModelFiles:
     entries = model_entries(roots)
-    if not (folders := hart_files.hart_folders(entries)):
+    if not (folders := hart_folders(entries)):
         places = ", ".join(map(str, roots)) or "no folder at all"
         raise CheckpointError(
-            f"the model {hart_files.NAME} (a folder with llm and tokenizer in it) was not found below {places}; "
-            f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{hart_files.TEXT_MODEL}"
+            f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below {places}; "
+            f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{HART_TEXT}"
         )
-    return hart_files.find_hart(folders[0], entries, name=hart_files.NAME)
+    return find_hart(folders[0], entries, name=HART_NAME)
 
 
 def _files(name: str, release: Release, transformer: Path, vae: Path, text: Path) -> ModelFiles:

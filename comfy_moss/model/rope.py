@@ -2,52 +2,17 @@
 
 A token's position is measured on the last grid of the ratio's 1M schedule, so that tokens of different scales that show
 the same place of the picture have the same position.  Facts: Infinity specification, section 5.
+
+HART's tables are as wide as a head (D), because the swapped halves of a head are not those of rows and columns; the
+prompt's positions are one-dimensional, the picture's count on behind it.  Facts: HART specification, section 4.5.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from .schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where each of N tokens lies: a dense step lists one scale, a refine step parts of several.
-
-    Attributes:
-        scale: (B, N) int64 index into the schedule, 0 = coarsest.
-        row, col: (B, N) int64, in cells of that scale's own grid.
-    B may be 1 for "the same in every row of the batch".
-    """
-
-    scale: Tensor
-    row: Tensor
-    col: Tensor
-
-    @classmethod
-    def of_scale(cls, schedule: Schedule, scale: int, device: torch.device | str = "cpu") -> Positions:
-        """All tokens of one scale in raster order, (1, h*w)."""
-        h, w = schedule.grids[scale]
-        cell = torch.arange(h * w, device=device)[None]
-        return cls(torch.full_like(cell, scale), cell // w, cell % w)
-
-    @classmethod
-    def of_cells(cls, schedule: Schedule, scale: int, cells: Tensor) -> Positions:
-        """Chosen tokens of one scale; cells (B, N) are raster indices on its grid."""
-        width = schedule.grids[scale][1]
-        return cls(torch.full_like(cells, scale), cells // width, cells % width)
-
-    @classmethod
-    def concat(cls, parts: list[Positions]) -> Positions:
-        """One sequence from several, in order."""
-        return cls(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("scale", "row", "col")))
-
-    def __len__(self) -> int:
-        return self.scale.shape[1]
+from .schedule import Positions, Schedule
 
 
 def grid_positions(positions: Positions, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -71,4 +36,62 @@ def rotation(positions: Positions, schedule: Schedule, head_dim: int) -> tuple[T
     frequency = 10000.0 ** (-2 * steps / half)
     py, px = grid_positions(positions, schedule)
     angles = torch.cat([py[..., None] * frequency, px[..., None] * frequency], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+BASE = 10000.0
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Mix the two halves of every head: x (R, H, N, D), tables (R, N, D).  Returns x's shape, float32 or better."""
+    half = x.shape[-1] // 2
+    swapped = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos.unsqueeze(1) + swapped * sin.unsqueeze(1)
+
+
+def prompt_rotation(places: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (R, T, D) float32, of the prompt's slots; places (R, T) are their position ids."""
+    angles = places.float()[..., None] * _frequencies(head_dim // 2, head_dim, places.device)
+    return _tables([angles, angles])
+
+
+def picture_rotation(positions: Positions, schedule: Schedule, offset: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (R, N, D) float32, of the picture's tokens.
+
+    Args:
+        offset: (R,) position of each row's last slot of the prompt; rows and columns are counted on from there.
+
+    Raises:
+        ValueError: head_dim is not a multiple of 4.
+    """
+    return place_rotation(*coordinates(positions, schedule, offset), head_dim)
+
+
+def place_rotation(y: Tensor, x: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (R, N, D) float32, of places given by their coordinates (R, N).  Raises as `picture_rotation`."""
+    if head_dim % 4:
+        raise ValueError(f"a head of {head_dim} channels cannot carry two-dimensional rotary positions (needs a multiple of 4)")
+    frequency = _frequencies(head_dim // 4, head_dim // 2, y.device)
+    row, column = (place.float()[..., None] * frequency for place in (y, x))
+    return _tables([row, row, column, column])
+
+
+def coordinates(positions: Positions, schedule: Schedule, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """y and x, each (R, N) float32, measured on the last grid, behind the prompt of each row."""
+    grids = torch.tensor(schedule.grids, dtype=torch.float32, device=offset.device)[positions.scale]  # (B or 1, N, 2)
+    full, places = schedule.rope_grid, []
+    for axis, cell in enumerate((positions.row, positions.col)):
+        place = cell / grids[..., axis] * full[axis]
+        place = place.repeat(len(offset) // len(place), 1) if len(place) > 1 else place
+        places.append(place + offset.float()[:, None])
+    return places[0], places[1]
+
+
+def _frequencies(count: int, width: int, device: torch.device) -> Tensor:
+    """10000^(-2 j / width), j = 0 .. count - 1."""
+    return BASE ** (-2 * torch.arange(count, dtype=torch.float32, device=device) / width)
+
+
+def _tables(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    angles = torch.cat(parts, dim=-1)
     return angles.cos(), angles.sin()

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line reads the table before it needs torch, which is slow to import
+    import torch
+    from torch import Tensor
 
 Grid = tuple[int, int]  # (rows, columns) of a token grid
 
@@ -106,3 +111,45 @@ def square_schedule(sides: Sequence[int]) -> Schedule:
     """The scales of a model that draws squares of one size only; sides in tokens, coarsest first."""
     grids = tuple((side, side) for side in sides)
     return Schedule(1.0, grids, grids[-1])
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where each of N tokens lies: a dense step lists one scale, a refine step parts of several.
+
+    Attributes:
+        scale: (B, N) int64 index into the schedule, 0 = coarsest.
+        row, col: (B, N) int64, in cells of that scale's own grid.
+    B may be 1 for "the same in every row of the batch".
+    """
+
+    scale: Tensor
+    row: Tensor
+    col: Tensor
+
+    @classmethod
+    def of_scale(cls, schedule: Schedule, scale: int, device: torch.device | str = "cpu") -> Positions:
+        """All tokens of one scale in raster order, (1, h*w)."""
+        import torch
+
+        h, w = schedule.grids[scale]
+        cell = torch.arange(h * w, device=device)[None]
+        return cls(torch.full_like(cell, scale), cell // w, cell % w)
+
+    @classmethod
+    def of_cells(cls, schedule: Schedule, scale: int, cells: Tensor) -> Positions:
+        """Chosen tokens of one scale; cells (B, N) are raster indices on its grid."""
+        import torch
+
+        width = schedule.grids[scale][1]
+        return cls(torch.full_like(cells, scale), cells // width, cells % width)
+
+    @classmethod
+    def concat(cls, parts: list[Positions]) -> Positions:
+        """One sequence from several, in order."""
+        import torch
+
+        return cls(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("scale", "row", "col")))
+
+    def __len__(self) -> int:
+        return self.scale.shape[1]

@@ -7,6 +7,7 @@ Facts: Infinity specification, section 1.1.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -19,6 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
+HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
+MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
+SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 log = logging.getLogger(__name__)
@@ -266,3 +271,63 @@ def write_safetensors(tensors: Mapping[str, Tensor], target: Path, dtype: torch.
 
 def _stored_as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def identify(names: Iterable[str]) -> str:
+    """What a file with these tensor names seems to be, in words for a message."""
+    names = list(names)
+    if any(n.startswith("text_proj_for_sos.") or ".sa.mat_qkv." in n for n in names):
+        return TRANSFORMER
+    if any(n.startswith(("encoder.conv_in.", "decoder.conv_in.")) for n in names):
+        return CODEC
+    if any(n.endswith("block.0.layer.0.SelfAttention.q.weight") for n in names):
+        return TEXT
+    if any(n.startswith("context_embed.") for n in names):
+        return HART_TRANSFORMER
+    if any(n.startswith("vae.quantize.") for n in names):
+        return HART_TOKENIZER
+    return f"something else (it holds {listing(names)})"
+
+
+def weights_id(*models: Tensors) -> str:
+    """12 hexadecimal digits that tell models apart.
+
+    Covers every tensor's name, shape and 96 of its values (start, middle, end) as float32: cheap for files of any size, and
+    the same for every format and for every dtype that holds the values exactly.  Training a model on changes it;
+    changing a few single weights by hand may not.
+    """
+    digest = hashlib.sha256()
+    for model in models:
+        for name in sorted(model.shapes):
+            flat = model[name].reshape(-1)
+            middle = max(0, (len(flat) - SAMPLE) // 2)
+            parts = (flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[max(0, len(flat) - SAMPLE) :])
+            digest.update(f"{name}{model.shapes[name]}".encode())
+            digest.update(torch.cat(parts).detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def convert(source: Path, target: Path, bf16: bool = False) -> None:
+    """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in the source.
+
+    Of a codec only what draws and encodes is kept, of a HART transformer all but its training mask: released files carry
+    training state beside the weights.
+
+    Args:
+        bf16: store floating-point tensors in bfloat16, half the size of released files.
+
+    Raises:
+        CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or writing failed.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"{target} should end in .safetensors")
+    tensors = open_tensors(source)
+    if target.exists() and any(target.samefile(file) for file in tensors.files):
+        raise CheckpointError(f"{target} is the file to convert; give the result another name")
+    kind = identify(tensors)
+    if kept := {CODEC: ("encoder.", "decoder."), HART_TOKENIZER: ("vae.",)}.get(kind):
+        tensors = tensors.renamed({n: n for n in tensors if n.startswith(kept)})
+    elif kind == HART_TRANSFORMER:
+        tensors = tensors.renamed({n: n for n in tensors if n != MASK})
+    write_safetensors(tensors, target, torch.bfloat16 if bf16 else None)

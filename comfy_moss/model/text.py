@@ -2,12 +2,17 @@
 
 The tokenizer is read from its own file (`tokenizer.json`, or `spiece.model` through sentencepiece), so the tokens do not
 depend on the version of transformers.  Facts: Infinity specification, section 3.
+
+HART reads a Qwen2 decoder's features, with a fixed system prompt before every prompt.  Every prompt fills the same number of
+slots; what is left over is padding that the model reads, too.  Facts: HART specification, section 2.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from .tensors import CheckpointError, Tensors, fill_module, open_tensors
 
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
 Tokenizer = Callable[[str], list[int]]  # prompt -> token ids, without padding
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,3 +175,212 @@ def _encoder_only(tensors: Tensors, model: nn.Module) -> Tensors:
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     """T5's second feed-forward matrix overflows in float16 and stays in float32, as transformers does it."""
     return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
+
+
+SLOTS = 300  # of a prompt, in the released model
+SYSTEM_FILE = "system_prompt.txt"
+SYSTEM_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
+PAD = "<|endoftext|>"
+THETA = 1e6  # base of the rotary positions
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "rms_norm_eps", "max_position_embeddings", "hidden_act", "tie_word_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """A Qwen2 decoder with its tokenizer, seen as a text encoder.
+
+    Attributes:
+        model: transformers' Qwen2Model.
+        tokenize: prompt -> token ids.
+        system: ids of the system prompt; empty = none.
+        pad: id of padding.
+        slots: T, of every prompt.
+        side: where padding goes, "right" or "left".
+    """
+
+    model: nn.Module
+    tokenize: Tokenizer
+    system: Sequence[int]
+    pad: int
+    slots: int = SLOTS
+    side: str = "right"
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        system_prompt: str,
+        slots: int = SLOTS,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PromptEncoder:
+        """Load a directory as published on the hub: config.json, weights, tokenizer.json.
+
+        Raises:
+            CheckpointError: something is missing or damaged; the message says what.
+        """
+        path = Path(path)
+        config, (tokenize, pad, side) = read_qwen_config(path), load_padded_tokenizer(path)
+        model = qwen_from_state(open_tensors(path), config, device, dtype)
+        return cls(model, tokenize, tokenize(system_prompt) if system_prompt else (), pad, slots, side)
+
+    @property
+    def width(self) -> int:
+        """Numbers per slot: the decoder's, and the slot's position id."""
+        return self.model.config.hidden_size + 1
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Features of each prompt, (T, width) float32 on the CPU.
+
+        Raises:
+            ValueError: the features are not finite.
+        """
+        features = {prompt: self.features(self.ids(prompt)) for prompt in dict.fromkeys(prompts)}
+        return [features[prompt] for prompt in prompts]
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt; what is beyond T tokens is cut off, as it was in training."""
+        ids = self.tokenize(prompt)
+        if len(ids) > self.slots:
+            log.warning(f"The prompt has {len(ids)} tokens and the model reads {self.slots}; the end is cut off.")
+        return list(ids[: self.slots])
+
+    @torch.no_grad()
+    def features(self, ids: Sequence[int]) -> Tensor:
+        """Features (T, width) float32 on the CPU of at most T token ids; the last number of a slot is its position id.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        device = next(self.model.parameters()).device
+        padding = [self.pad] * (self.slots - len(ids))
+        prompt = torch.tensor([*ids, *padding] if self.side == "right" else [*padding, *ids])
+        real = prompt != self.pad
+        tokens = torch.cat([torch.tensor(self.system, dtype=torch.long), prompt])[None].to(device)
+        mask = torch.cat([torch.ones(len(self.system), dtype=torch.bool), real])[None].to(device)
+        places = torch.arange(tokens.shape[1], device=device)[None]  # padding counts
+        hidden = self.model(input_ids=tokens, attention_mask=mask.long(), position_ids=places, use_cache=False).last_hidden_state
+        rows = hidden[0, len(self.system) :].float().cpu()
+        if not torch.isfinite(rows).all():
+            raise ValueError("the text model returned values that are not numbers; load it in bfloat16 or float32")
+        return torch.cat([rows, (real.cumsum(0) - 1)[:, None].float()], dim=1)
+
+
+def find_system_prompt(folder: Path) -> Path:
+    """The file of the system prompt, which the user has to place beside the weights.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    file = folder / SYSTEM_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} lacks {SYSTEM_FILE}: copy HART's system prompt (705 bytes of text, in its authors' repository) there, or "
+            "an empty file to go without"
+        )
+    return file
+
+
+def read_system_prompt(folder: Path) -> str:
+    """The system prompt; an empty file means none.
+
+    Raises:
+        CheckpointError: it is not there, or no text.
+    """
+    file = find_system_prompt(folder)
+    data = file.read_bytes()
+    if data and hashlib.sha256(data).hexdigest() != SYSTEM_SHA256:
+        log.warning(f"{file} is not the system prompt that HART was trained with; pictures will differ from the released ones.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is no text; copy HART's system prompt there") from error
+
+
+def read_qwen_config(path: Path) -> dict[str, Any]:
+    """Sizes of the text decoder in a directory, from its config.json.
+
+    Raises:
+        CheckpointError: no config.json of a Qwen2 model there.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} is no text model: config.json is missing; download Qwen2-VL-1.5B-Instruct as a whole")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+        config = config.get("text_config") or config
+        width = config.get("hidden_size")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged; download it again") from error
+    if kind not in ("qwen2", "qwen2_vl") or not isinstance(width, int):
+        raise CheckpointError(f"{path} holds a {kind or 'nameless'} model, not Qwen2; choose Qwen2-VL-1.5B-Instruct")
+    return config
+
+
+def qwen_from_state(state: Tensors, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """The text decoder alone, with positions that count along the text, whatever else the file holds.
+
+    Raises:
+        CheckpointError: transformers is not installed, or tensors are missing.
+    """
+    model = empty_qwen(config)
+    table = next((name for name in state if name.endswith("embed_tokens.weight")), "")
+    prefix = table.removesuffix("embed_tokens.weight")
+    tensors = state.renamed({n: prefix + n for n in model.state_dict() if prefix + n in state.shapes})
+    fill_module(model, tensors, lambda name: dtype, device)
+    return with_positions(model, device)
+
+
+def empty_qwen(config: Mapping[str, Any]) -> nn.Module:
+    """The text decoder on the meta device.
+
+    Raises:
+        CheckpointError: transformers is not installed.
+    """
+    try:
+        from transformers import Qwen2Config, Qwen2Model  # slow to import, so only here
+    except ImportError as error:
+        raise CheckpointError("the text encoder needs the Python package transformers; install it with pip") from error
+    sizes = Qwen2Config(**{name: config[name] for name in SIZES if name in config})
+    sizes.rope_theta = float(config.get("rope_theta") or THETA)  # before transformers 5
+    sizes.rope_parameters = {"rope_type": "default", "rope_theta": sizes.rope_theta}  # from then on
+    with torch.device("meta"):
+        return Qwen2Model(sizes)
+
+
+def with_positions(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Give the decoder its table of rotary positions, which is no weight, so that no file has it."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
+    return model
+
+
+def load_padded_tokenizer(path: Path) -> tuple[Tokenizer, int, str]:
+    """The tokenizer of a directory, the id of its padding, and the side where padding goes.
+
+    Raises:
+        CheckpointError: its file is missing or damaged.
+    """
+    from tokenizers import Tokenizer as Fast
+
+    file, told = path / "tokenizer.json", path / "tokenizer_config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing; download Qwen2-VL-1.5B-Instruct as a whole")
+    try:
+        fast = Fast.from_file(str(file))
+        settings = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+        word = settings.get("pad_token") or PAD
+        pad = fast.token_to_id(word["content"] if isinstance(word, dict) else word)
+        side = settings.get("padding_side") or "right"
+    except Exception as error:  # the reader raises plain Exceptions
+        raise CheckpointError(f"{file} or {told.name} is damaged; download both again") from error
+    if pad is None:
+        raise CheckpointError(f"{file} does not know its padding token; download Qwen2-VL-1.5B-Instruct again")
+    fast.no_truncation()
+    fast.no_padding()
+    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids, pad, side

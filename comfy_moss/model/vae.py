@@ -1,16 +1,24 @@
-"""Convolutional codec of Infinity: image <-> the feature map that bits sum up to.  Stride 2^(levels-1), no attention.
+"""Convolutional codecs: image <-> the feature map that codes sum up to; Infinity's, HART's with attention, and decoding in tiles.
 
-Module names follow the released files (`X.conv.weight`, `X.norm.weight`).  Facts: Infinity specification, section 7.
+Stride 2^(levels-1).  Module names follow the released files (`X.conv.weight`, `X.norm.weight`).
+Facts: Infinity specification, section 7; HART specification, section 9.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .quantize import Quantizer
+
+log = logging.getLogger(__name__)
+CONVS = {"conv_in", "conv_out", "conv1", "conv2", "nin_shortcut"}
 
 
 @dataclass(frozen=True)
@@ -182,3 +190,160 @@ class VAE(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Summed codes (B, c, h, w) -> image (B, 3, h * stride, w * stride) in [-1, 1]."""
         return self.decoder(codes).clamp(-1, 1)
+
+
+def plain_names(used: Iterable[str]) -> dict[str, str]:
+    """Names of VAE's parameters -> names in the file, of either naming."""
+    used = list(used)
+    names = {_wrapped(name): name for name in used}
+    return names | {name: name for name in used if name in names}  # the exact name wins
+
+
+def _wrapped(name: str) -> str:
+    """Insert the `.conv` or `.norm` level that some files leave out."""
+    parts = name.split(".")
+    above, layer = parts[-3:-1] if len(parts) > 2 else ("", "")
+    if layer in CONVS or (layer == "conv" and above in ("downsample", "upsample")):
+        parts.insert(-1, "conv")
+    elif "norm" in layer and layer != "norm":
+        parts.insert(-1, "norm")
+    return ".".join(parts)
+
+
+class Attention(nn.Module):
+    """Every place of a feature map (B, C, H, W) attends to every place; one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.flatten(2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=1))
+        out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # the scale is C^-1/2
+        return x + self.proj_out(out.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+def _attentions(channels: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(Attention(channels) for _ in range(count))
+
+
+def _run_level(level: nn.Module, x: Tensor) -> Tensor:
+    """Residual blocks, each followed by attention where the level has it."""
+    for n, block in enumerate(level.block):
+        x = block(x)
+        x = level.attn[n](x) if hasattr(level, "attn") else x
+    return x
+
+
+def _run_middle(middle: nn.Module, x: Tensor) -> Tensor:
+    return middle.block_2(middle.attn_1(middle.block_1(x)))
+
+
+class AttentiveEncoder(Encoder):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__(config)
+        channels = config.width * config.mult[-1]
+        self.down[-1].attn = _attentions(channels, config.encoder_blocks)
+        self.mid.attn_1 = Attention(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = _run_level(level, x)
+            x = level.downsample(x) if hasattr(level, "downsample") else x
+        return self.conv_out(self.norm_out(_run_middle(self.mid, x)))
+
+
+class AttentiveDecoder(Decoder):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__(config)
+        channels = config.width * config.mult[-1]
+        self.up[-1].attn = _attentions(channels, config.decoder_blocks)
+        self.mid.attn_1 = Attention(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _run_middle(self.mid, self.conv_in(x))
+        for level in reversed(self.up):
+            x = _run_level(level, x)
+            x = level.upsample(x) if hasattr(level, "upsample") else x
+        return self.conv_out(self.norm_out(x))
+
+
+class Tokenizer(nn.Module):
+    """Codec between images (B, 3, H, W) in [-1, 1], RGB, and feature maps (B, c, H / stride, W / stride); and its quantiser."""
+
+    def __init__(self, config: VAEConfig, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = AttentiveEncoder(config)
+        self.decoder = AttentiveDecoder(config)
+        self.quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+        self.quantize = quantizer
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""
+        return self.quant_conv(self.encoder(image))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Summed codes (B, c, h, w) -> image (B, 3, h * stride, w * stride) in [-1, 1]."""
+        return self.decoder(self.post_quant_conv(codes)).clamp(-1, 1)
+
+
+TILE, OVERLAP = 32, 8  # cells of the code map
+
+
+def decode_as_fits(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
+    """Decode at once, or in tiles where the device has too little memory for that; see `decode_in_tiles`."""
+    try:
+        return decode(codes)
+    except torch.OutOfMemoryError:
+        log.warning("the picture is decoded in tiles, because this device has too little memory to decode it at once")
+    return decode_in_tiles(decode, codes)
+
+
+def decode_in_tiles(decode: Callable[[Tensor], Tensor], codes: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
+    """Decode overlapping tiles one after the other and blend them linearly; close to decoding at once, but not equal, since
+    the codec's norms see a tile where they would see the picture.
+
+    Args:
+        decode: codes (B, c, h, w) -> image (B, 3, h * stride, w * stride).
+        codes: (B, c, H, W).
+        tile, overlap: side of a tile and least overlap of neighbours, in cells; overlap < tile.
+
+    Returns:
+        (B, 3, H * stride, W * stride), as `decode` would give at once where the codes fit into one tile.
+    """
+    rows, columns = (_spans(length, tile, overlap) for length in codes.shape[2:])
+    if len(rows) == len(columns) == 1:
+        return decode(codes)
+    image = weights = None
+    for top, bottom in rows:
+        for left, right in columns:
+            part = decode(codes[:, :, top:bottom, left:right])
+            stride = part.shape[2] // (bottom - top)
+            if image is None:
+                image = part.new_zeros(*part.shape[:2], *(stride * n for n in codes.shape[2:]))
+                weights = torch.zeros_like(image[:1, :1])
+            ramp = _ramp(part.shape[2], overlap * stride, part)[:, None] * _ramp(part.shape[3], overlap * stride, part)
+            place = slice(top * stride, bottom * stride), slice(left * stride, right * stride)
+            image[(..., *place)] += part * ramp
+            weights[(..., *place)] += ramp
+    return image / weights
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Tiles of one size from end to end, as evenly spread as whole cells allow."""
+    if length <= tile:
+        return [(0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    starts = [round(n * (length - tile) / (count - 1)) for n in range(count)]
+    return [(start, start + tile) for start in starts]
+
+
+def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
+    """Weights that rise over the overlap from nearly 0 to 1 and fall again."""
+    distance = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
+    return torch.minimum(distance, distance.flip(0)).clamp_max(overlap) / overlap

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..model.published import PAPER, Published
+from ..model.backbone import PAPER, Published
 from ..pipeline.dispatch import DispatchConfig, dispatch_tokens
 from ..pipeline.heatmap import enlarge, overlay
 from ..pipeline.painting import join_masks, read_painting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..model.guidance import Guidance
+from ..model.sampling import Guidance
 from ..model.schedule import PRESETS, Schedule, parse_aspect
 from ..pipeline.cost import Cost
 from ..pipeline.draft import Recipe, draw_draft

@@ -12,8 +12,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..model.files import ModelFiles
-from ..model.library import assemble, find_model, parts
+from ..model.library import ModelFiles, assemble, find_model, parts
 from ..model.tensors import CheckpointError
 from ..ops import choose
 from .clip import InfinityCLIP

@@ -8,9 +8,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..model.files import ModelFiles
-from ..model.hart_files import find_hart, hart_folders, text_models
-from ..model.library import model_entries
+from ..model.library import ModelFiles, find_hart, hart_folders, model_entries, text_models
 from ..model.tensors import CheckpointError
 from .load import AUTOMATIC, loaded, stamps
 from .schema import Model, schema

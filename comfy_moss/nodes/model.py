@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..images import to_image
 from ..model.backbone import Backbone
-from ..model.files import ModelFiles
+from ..model.library import ModelFiles
 from ..pipeline.slot import CacheSlot
 
 SKETCH = 512  # longest side of a sketch in pixels

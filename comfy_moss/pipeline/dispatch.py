@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.published import PAPER_BOUNDS
+from ..model.backbone import PAPER_BOUNDS
 from ..model.schedule import Grid, Schedule
 
 

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Condition, Noise, Step
+from ..model.backbone import Backbone, Branch, Condition, Noise, Step, run_whole
 from ..model.cache import KVCache
-from ..model.guidance import Guidance
-from ..model.layers import Branch, run_whole
-from ..model.rope import Positions
-from ..model.sampling import Sampling, bit_noise
-from ..model.schedule import Schedule
+from ..model.sampling import Guidance, Sampling, bit_noise
+from ..model.schedule import Positions, Schedule
 
 OnScale = Callable[[int, int, Tensor], None]  # (scales done, scales in all, sum of codes so far); may raise to cancel
 

@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.backbone import Backbone, Noise
+from ..model.backbone import Backbone, Branch, Noise, Pruning, Update, run_whole
 from ..model.cache import KVCache
-from ..model.layers import Branch, Update, run_whole
-from ..model.published import Pruning
 from ..model.sampling import bit_noise
 from ..model.schedule import Grid, Schedule
 from .draft import Draft, OnScale, Recipe, Run, draw_scales, empty_total

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone
-from ..model.published import PAPER, PAPER_BOUNDS, Published
+from ..model.backbone import PAPER, PAPER_BOUNDS, Backbone, Published
 from ..model.schedule import Schedule
 from .composite import composite
 from .dispatch import Dispatch, DispatchConfig, dispatch_tokens, refine_counts

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..model.backbone import Backbone, Noise
 from ..model.cache import KVCache
-from ..model.rope import Positions
 from ..model.sampling import bit_noise
+from ..model.schedule import Positions
 from .dispatch import Dispatch
 from .draft import Draft, Run, rebuild_cache
 
