@@ -151,13 +151,13 @@ def test_a_renamed_release_is_recognised_by_its_width(own_model: Path, monkeypat
 
 
 def test_the_embedded_model_is_looked_for_in_the_pack(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert library.NANO.parts[-3:] == ("comfy_moss", "assets", "nano")
-    monkeypatch.setattr(library, "NANO", own_model)
+    assert library.NANO_FOLDER.parts[-3:] == ("comfy_moss", "assets", "nano")
+    monkeypatch.setattr(library, "NANO_FOLDER", own_model)
     files = find_model("nano", [])
     settings = library.EMBEDDED
     assert files.vae.parent == own_model
     assert (files.area, files.cfg, files.tau) == (settings.area, settings.cfg, settings.tau)
-    monkeypatch.setattr(library, "NANO", own_model / "absent")
+    monkeypatch.setattr(library, "NANO_FOLDER", own_model / "absent")
     with pytest.raises(CheckpointError, match="absent lacks transformer.safetensors"):
         find_model("nano", [])
 

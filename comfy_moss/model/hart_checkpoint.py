@@ -7,6 +7,7 @@ memory is taken.  Facts: HART specification, sections 1 and 9.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from .quantize import Quantizer
 from .tensors import (
     HART_TOKENIZER,
     HART_TRANSFORMER,
+    MODEL_SUFFIXES,
     CheckpointError,
     Tensors,
     fill_module,
@@ -31,12 +33,34 @@ from .tensors import (
 )
 from .vae import Tokenizer, VAEConfig, plain_names
 
+AVERAGED = ("ema_model.safetensors", "ema_model.bin")  # the weights that pictures are drawn with, best first
 HEAD_DIM = 64  # where nothing says how many heads there are
 STEPS = 8  # of the residual diffusion, where nothing says how many
 UNUSED = re.compile(r"(.+\.)?(zero_k_bias|lvl_1L|attn_bias_for_masking)")  # constants, and what only training needs
 UNKNOWN = re.compile(r"blocks\.\d+\.(ada_lin|scale_shift_table|cross_attn).*|pos_1LC|pos_start|lvl_embed\.weight")
 CODEC_UNUSED = re.compile(r"decoder2\..+|post_quant_conv2\..+|quantize\.ema_.+")
 Settings = Mapping[str, Any]  # what config.json says
+log = logging.getLogger(__name__)
+
+
+def is_hart(folder: Path) -> bool:
+    """Whether a folder has the layout of the released one."""
+    return (folder / "llm").is_dir() and (folder / "tokenizer").is_dir()
+
+
+def weights_file(folder: Path) -> Path:
+    """The file in llm/ to draw with: the averaged weights, or the others if there are no such.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if found := next((folder / name for name in AVERAGED if (folder / name).is_file()), None):
+        return found
+    others = [path for path in sorted(folder.glob("*")) if path.suffix in MODEL_SUFFIXES] if folder.is_dir() else []
+    if not others:
+        raise CheckpointError(f"{folder} holds no weights; download {AVERAGED[-1]} into it")
+    log.warning(f"{folder} lacks {AVERAGED[-1]}, the averaged weights; {others[0].name} draws worse pictures.")
+    return others[0]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

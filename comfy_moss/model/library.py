@@ -5,9 +5,8 @@ Facts: Infinity specification, section 1; HART specification, sections 1 and 2.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,37 +15,30 @@ import torch
 from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
 from .checkpoint import RELEASED_VAES, load_infinity, open_transformer
 from .hart_backbone import HartBackbone
-from .hart_checkpoint import load_hart, open_hart, read_settings
+from .hart_checkpoint import AVERAGED, is_hart, load_hart, open_hart, read_settings, weights_file
 from .sampling import Sampling
 from .schedule import Schedule, make_schedule, square_schedule
 from .tensors import CODEC, MODEL_SUFFIXES, TRANSFORMER, CheckpointError, identify, listing, open_tensors
-from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, read_qwen_config, read_system_prompt, text_width
+from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, is_t5, read_qwen_config, read_system_prompt
 
 HART_NAME = "hart-0.7b"
 HART_TEXT = "Qwen2-VL-1.5B-Instruct"
 HART_EXPECTED = ("llm/ema_model.bin", "tokenizer", f"{HART_TEXT} and {SYSTEM_FILE}")
-AVERAGED = ("ema_model.safetensors", "ema_model.bin")  # the weights that pictures are drawn with, best first
 HART_CFG = 5.5  # the authors' 4.5, which leaves the prompt's own 1 out
 HART_AREAS = {16: "0.06M", 32: "0.25M", 64: "1M"}  # last side -> name of the image area
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A complete Infinity model; another family overrides what differs.
-
-    Attributes:
-        area: image area it was made for, a key of `schedule.PRESETS`.
-        cfg, tau: guidance and temperature its authors use.
-    """
+    """A complete Infinity model; another family overrides what differs."""
 
     name: str
     transformer: Path
     vae: Path
     text: Path
-    area: str
-    cfg: float
-    tau: float
+    area: str  # that it was made for, a key of `schedule.PRESETS`
+    cfg: float  # guidance that its authors use
+    tau: float  # temperature
 
     @property
     def published(self) -> Published:
@@ -89,17 +81,11 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class HartFiles(ModelFiles):
-    """A complete HART model.
+    """A complete HART model."""
 
-    Attributes:
-        folder: the released one, where the system prompt lies.
-        sides: of the scales, coarsest first.
-        slots: of text.
-    """
-
-    folder: Path
-    sides: tuple[int, ...]
-    slots: int
+    folder: Path  # the released one, where the system prompt lies
+    sides: tuple[int, ...]  # of the scales, coarsest first
+    slots: int  # of text
 
     @property
     def published(self) -> Published:
@@ -131,20 +117,9 @@ class HartFiles(ModelFiles):
         return backbone
 
 
-def is_hart(folder: Path) -> bool:
-    """Whether a folder has the layout of the released one."""
-    return (folder / "llm").is_dir() and (folder / "tokenizer").is_dir()
-
-
 def hart_folders(entries: Sequence[Path]) -> list[Path]:
     """Folders among `library.model_entries` that hold a HART model."""
     return [entry for entry in entries if entry.is_dir() and is_hart(entry)]
-
-
-def text_models(entries: Sequence[Path]) -> list[Path]:
-    """Folders that may hold the text model, told by name: itself, or what the hub's cache has inside of it."""
-    configs = (entry for entry in entries if entry.name == "config.json")
-    return [config.parent for config in configs if HART_TEXT in "/".join(config.parts[-4:-1])]
 
 
 def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, name: str = "") -> HartFiles:
@@ -185,21 +160,6 @@ def _hart_text(folder: Path, entries: Sequence[Path]) -> Path | None:
     return next((path for path in places if (path / "config.json").is_file()), None)
 
 
-def weights_file(folder: Path) -> Path:
-    """The file in llm/ to draw with: the averaged weights, or the others if there are no such.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if found := next((folder / name for name in AVERAGED if (folder / name).is_file()), None):
-        return found
-    others = [path for path in sorted(folder.glob("*")) if path.suffix in MODEL_SUFFIXES] if folder.is_dir() else []
-    if not others:
-        raise CheckpointError(f"{folder} holds no weights; download {AVERAGED[-1]} into it")
-    log.warning(f"{folder} lacks {AVERAGED[-1]}, the averaged weights; {others[0].name} draws worse pictures.")
-    return others[0]
-
-
 TEXT_ENCODER = "flan-t5-xl"
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
 DEPTH = 6  # folders below a root that are searched; enough for the hub's cache layout
@@ -207,21 +167,17 @@ DEPTH = 6  # folders below a root that are searched; enough for the hub's cache 
 
 @dataclass(frozen=True)
 class Release:
-    """A published model: its files and the settings it was made for.
+    """A published model: its files and the settings it was made for, see `ModelFiles`."""
 
-    Attributes:
-        transformer: file, or directory of shards.
-        width: C, by which an unnamed copy is recognised.
-        area: image area, a key of `schedule.PRESETS`.
-        cfg, tau: guidance and temperature its authors use.
-    """
-
-    transformer: str
+    transformer: str  # file, or directory of shards
     vae: str
-    width: int
+    width: int  # C, by which an unnamed copy is recognised
     area: str
     cfg: float
     tau: float
+
+    def files(self, name: str, transformer: Path, vae: Path, text: Path) -> ModelFiles:
+        return ModelFiles(name, transformer, vae, text, self.area, self.cfg, self.tau)
 
 
 VAE56 = "infinity_vae_d56_f8_14_patchify.pth"
@@ -238,15 +194,10 @@ NAMES = ("nano", *RELEASES, HART_NAME)
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What was found of a model.
-
-    Attributes:
-        expected: released names of transformer, VAE and text encoder, which belong together.
-        transformer, vae, text: where they are; None = not found.
-    """
+    """What was found of a model; None = not found."""
 
     name: str
-    expected: tuple[str, str, str]
+    expected: tuple[str, str, str]  # released names of transformer, VAE and text encoder, which belong together
     transformer: Path | None
     vae: Path | None
     text: Path | None
@@ -299,13 +250,10 @@ def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequ
     beside, entries = _children(transformer.parent), model_entries([transformer.parent, *roots])
     belongs = RELEASED_VAES.get(config.bits, EMBEDDED.vae)
     vae = vae or _named(belongs, entries) or _named(EMBEDDED.vae, beside)
-    text = text or _text_in(beside, transformer.parent) or _text(entries)
-    found = {f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}
-    if missing := [part for part, path in found.items() if path is None]:
-        raise CheckpointError(
-            f"for {transformer.name} {listing(missing)} was not found; put it in the models folder, or choose it"
-        )
-    return _files(transformer.name, _settings(transformer), transformer, vae, text)
+    text = text or _text_in(beside, transformer.parent) or _t5(entries)
+    if missing := _absent({f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}):
+        raise CheckpointError(f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it")
+    return _settings(transformer).files(transformer.name, transformer, vae, text)
 
 
 def parts(roots: Sequence[Path]) -> dict[str, list[Path]]:
@@ -321,10 +269,11 @@ def survey(roots: Sequence[Path]) -> list[ModelStatus]:
     """What there is of every known model, nano first, then of other models below the roots in folders of their own."""
     entries = model_entries(roots)
     folders = {NANO_FOLDER: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
-    statuses = []
-    for folder, name in folders.items():
-        expected = (EMBEDDED.transformer, EMBEDDED.vae, "text")
-        statuses.append(ModelStatus(name, expected, *(p if p.exists() else None for p in map(folder.joinpath, expected))))
+    own = (EMBEDDED.transformer, EMBEDDED.vae, "text")
+    statuses = [
+        ModelStatus(name, own, *(path if path.exists() else None for path in map(folder.joinpath, own)))
+        for folder, name in folders.items()
+    ]
     hart = ModelStatus(HART_NAME, HART_EXPECTED, *locate_hart(entries))
     return [statuses[0], *(_status(name, entries) for name in RELEASES), hart, *statuses[1:]]
 
@@ -332,33 +281,39 @@ def survey(roots: Sequence[Path]) -> list[ModelStatus]:
 def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
     status = _status(name, model_entries(roots))
     if status.missing:
-        places = ", ".join(map(str, roots)) or "no folder at all"
-        raise CheckpointError(
-            f"the model {name} is incomplete: {listing(status.missing)} not found below {places}; "
+            raise CheckpointError(
+            f"the model {name} is incomplete: {listing(status.missing)} not found below {_listed(roots)}; "
             f"download from FoundationVision/Infinity and google/{TEXT_ENCODER}"
         )
-    return _files(name, RELEASES[name], status.transformer, status.vae, status.text)
+    return RELEASES[name].files(name, status.transformer, status.vae, status.text)
 
 
 def _hart(roots: Sequence[Path]) -> ModelFiles:
     entries = model_entries(roots)
     if not (folders := hart_folders(entries)):
-        places = ", ".join(map(str, roots)) or "no folder at all"
-        raise CheckpointError(
-            f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below {places}; "
+            raise CheckpointError(
+            f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below {_listed(roots)}; "
             f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{HART_TEXT}"
         )
     return find_hart(folders[0], entries, name=HART_NAME)
 
 
-def _files(name: str, release: Release, transformer: Path, vae: Path, text: Path) -> ModelFiles:
-    return ModelFiles(name, transformer, vae, text, release.area, release.cfg, release.tau)
+def _absent(found: Mapping[str, Path | None]) -> str:
+    return listing([part for part, path in found.items() if path is None])
+
+
+def _listed(roots: Sequence[Path]) -> str:
+    return ", ".join(map(str, roots)) or "no folder at all"
 
 
 def _status(name: str, entries: Sequence[Path]) -> ModelStatus:
     release = RELEASES[name]
     expected = (release.transformer, release.vae, TEXT_ENCODER)
-    return ModelStatus(name, expected, _named(release.transformer, entries), _named(release.vae, entries), _text(entries))
+    return ModelStatus(name, expected, *(_named(file, entries) for file in expected[:2]), _t5(entries))
+
+
+def _t5(entries: Sequence[Path]) -> Path | None:
+    return next(iter(text_models(entries, TEXT_ENCODER)), None)
 
 
 def _named(released: str, entries: Sequence[Path]) -> Path | None:
@@ -367,9 +322,9 @@ def _named(released: str, entries: Sequence[Path]) -> Path | None:
     return next((e for n in (f"{stem}.safetensors", released) for e in entries if e.name == n), None)
 
 
-def _text(entries: Sequence[Path]) -> Path | None:
-    """A directory called flan-t5-xl, or one inside of it as in the hub's cache, that has a config.json."""
-    return next((e.parent for e in entries if e.name == "config.json" and TEXT_ENCODER in "/".join(e.parts[-4:-1])), None)
+def text_models(entries: Sequence[Path], name: str = HART_TEXT) -> list[Path]:
+    """Folders of that name, or inside of one as in the hub's cache, that have a config.json."""
+    return [e.parent for e in entries if e.name == "config.json" and name in "/".join(e.parts[-4:-1])]
 
 
 def model_entries(roots: Sequence[Path]) -> list[Path]:
@@ -407,17 +362,16 @@ def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Relea
     children = _children(folder)
     transformer = _role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], children)
     vae = _role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], children)
-    text = _text_in(children, folder) or _text(model_entries([folder, *roots]))
-    found = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
-    if missing := [part for part, path in found.items() if path is None]:
-        raise CheckpointError(f"the model folder {folder} lacks {listing(missing)}; put it there, or give another folder")
-    return _files(name, release or _settings(transformer), transformer, vae, text)
+    text = _text_in(children, folder) or _t5(model_entries([folder, *roots]))
+    parts_of = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
+    if missing := _absent(parts_of):
+        raise CheckpointError(f"the model folder {folder} lacks {missing}; put it there, or give another folder")
+    return (release or _settings(transformer)).files(name, transformer, vae, text)
 
 
 def _role(kind: str, names: Sequence[str], children: Sequence[Path]) -> Path | None:
-    for name in names:
-        if found := _named(name, children):
-            return found
+    if found := next(filter(None, (_named(name, children) for name in names)), None):
+        return found
     matches = [child for child in children if _is_model(child) and identify(open_tensors(child)) == kind]
     if len(matches) > 1:
         raise CheckpointError(f"{matches[0].parent} holds several files that are {kind}: {listing([m.name for m in matches])}")
@@ -430,21 +384,13 @@ def _is_model(path: Path) -> bool:
 
 def _text_in(children: Sequence[Path], folder: Path) -> Path | None:
     """text/, or else the first sub-folder with the files of a T5 encoder."""
-    return next((child for child in (folder / "text", *children) if _is_text(child)), None)
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        return text_width(path) > 0
-    except CheckpointError:
-        return False
+    return next((child for child in (folder / "text", *children) if is_t5(child)), None)
 
 
 def _settings(transformer: Path) -> Release:
     """Settings of the release that a transformer is, by its name or else its width."""
     stem = transformer.name.removesuffix(".safetensors").removesuffix(".pth")
-    by_name = [r for r in RELEASES.values() if r.transformer.removesuffix(".pth") == stem]
-    if by_name:
+    if by_name := [r for r in RELEASES.values() if r.transformer.removesuffix(".pth") == stem]:
         return by_name[0]
     width = open_transformer(open_tensors(transformer))[1].width
     return next((r for r in RELEASES.values() if r.width == width), UNKNOWN)

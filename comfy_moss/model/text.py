@@ -101,6 +101,14 @@ def text_width(path: Path) -> int:
     return _read_config(Path(path))["d_model"]
 
 
+def is_t5(path: Path) -> bool:
+    """Whether a directory has the files of a T5 encoder."""
+    try:
+        return text_width(path) > 0
+    except CheckpointError:
+        return False
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
