@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class NodeOutput:
 
 
 class Patcher:
-    """A handle on a module that is always loaded."""
+    """A handle on a module."""
 
     def __init__(self, model: nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
@@ -88,11 +89,11 @@ class Patcher:
     def clone(self) -> Patcher:
         return copy(self)
 
-    def detach(self) -> None:
-        """Unload."""
+    def detach(self, unpatch_all: bool = True) -> None:
+        """Unload; or, not `unpatch_all`, let go of the handle alone because the model is about to be loaded again."""
         for kind, callback in self.callbacks:
             if kind == "detach":
-                callback(self, True)
+                callback(self, unpatch_all)
 
 
 class CLIP:
@@ -118,11 +119,13 @@ class VAE:
     """Pictures and latents, in the steps of VAE Decode and VAE Encode."""
 
     def decode(self, samples: Tensor) -> Tensor:
+        sys.modules["comfy.model_management"].load_models_gpu([self.patcher], force_full_load=self.disable_offload)
         pixels = self.first_stage_model.decode(samples.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
         self.process_output(pixels)
         return pixels.movedim(1, -1)
 
     def encode(self, pixels: Tensor) -> Tensor:
+        sys.modules["comfy.model_management"].load_models_gpu([self.patcher], force_full_load=self.disable_offload)
         ready = self.process_input(pixels.movedim(-1, 1)).to(self.device, self.vae_dtype)
         return self.first_stage_model.encode(ready).to(self.output_device, torch.float32)
 
@@ -134,6 +137,8 @@ class FakeHost:
     Attributes:
         models: the models folder.
         loads: (handles, keyword arguments) of every request to load models.
+        loaded: handles whose models are on the device.
+        args: the host's command line; the page's setting of previews changes it too.
         progress: (done, total, picture or None) of every step of a progress bar.
         interrupted: whether the artist has cancelled.
         nodes: node id -> class.
@@ -141,6 +146,8 @@ class FakeHost:
 
     models: Path
     loads: list[tuple[list[Patcher], dict[str, Any]]] = field(default_factory=list)
+    loaded: list[Patcher] = field(default_factory=list)
+    args: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(preview_method="auto"))
     progress: list[tuple[int, int, Any]] = field(default_factory=list)
     interrupted: bool = False
     nodes: dict[str, Any] = field(default_factory=dict)
@@ -165,6 +172,23 @@ class FakeHost:
             raise TypeError(f"{node_id} has the inputs {', '.join(sockets)}; got {', '.join(values)}")
         with torch.inference_mode():
             return self.nodes[node_id].execute(**values)
+
+    def load(self, patchers: list[Patcher], **options: Any) -> None:
+        """`load_models_gpu`: models that are loaded already are detached and put back, as the host does."""
+        self.loads.append((patchers, options))
+        for again in [one for one in self.loaded if one.model in [patcher.model for patcher in patchers]]:
+            self.loaded.remove(again)
+            again.detach(unpatch_all=False)
+        self.loaded += patchers
+
+    def free(self, *kept: Patcher) -> None:
+        """Unload everything else, as the host does when memory is short or the artist asks for it."""
+        for patcher in [one for one in self.loaded if one not in kept]:
+            self.loaded.remove(patcher)
+            patcher.detach()
+
+    def partially_unload(self, patcher: Patcher) -> None:
+        """Some weights go to memory.  The host tells nobody: no callback, and the model counts as loaded."""
 
     def interrupt_check(self) -> None:
         if self.interrupted:
@@ -210,7 +234,7 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
     management = {name: lambda: CPU for name in devices} | {
         "should_use_bf16": lambda device: False,
         "dtype_size": lambda dtype: dtype.itemsize,
-        "load_models_gpu": lambda models, **options: host.loads.append((models, options)),
+        "load_models_gpu": host.load,
         "throw_exception_if_processing_interrupted": lambda: host.interrupt_check(),
     }
 
@@ -227,20 +251,31 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "comfy.model_patcher": {"ModelPatcher": Patcher},
         "comfy.patcher_extension": {"CallbacksMP": SimpleNamespace(ON_DETACH="detach")},
         "comfy.sd": {"CLIP": CLIP, "VAE": VAE},
+        "comfy.cli_args": {"LatentPreviewMethod": SimpleNamespace(NoPreviews="none"), "args": host.args},
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy.hooks": {"EnumHookMode": SimpleNamespace(MinVram="minvram")},
     }
 
 
 def _folders(models: Path) -> dict[str, Any]:
-    known = {name: ([str(models / name)], set()) for name in ("vae", "text_encoders")}
+    """The host's folder_paths.  Listings are made anew at each call, where the host keeps them."""
+    weights = {".safetensors", ".pth", ".pt", ".bin"}
+    known = {name: ([str(models / name)], weights) for name in ("vae", "text_encoders")}
 
     def add(name: str, folder: str, is_default: bool = False) -> None:
         known.setdefault(name, ([], set()))[0].insert(0, folder)
 
+    def listing(name: str) -> list[str]:
+        folders, suffixes = known[name]
+        files = [(file, folder) for folder in folders for file in Path(folder).rglob("*") if file.is_file()]
+        return sorted({str(file.relative_to(folder)) for file, folder in files if not suffixes or file.suffix in suffixes})
+
+    def full(name: str, file: str) -> str | None:
+        return next((path for folder in known[name][0] if os.path.isfile(path := os.path.join(folder, file))), None)
+
     folder_paths = {
         "models_dir": str(models), "folder_names_and_paths": known, "add_model_folder_path": add,
-        "get_folder_paths": lambda name: list(known[name][0]),
+        "get_folder_paths": lambda name: list(known[name][0]), "get_filename_list": listing, "get_full_path": full,
     }  # fmt: skip
     return {"folder_paths": folder_paths}
 

@@ -97,20 +97,20 @@ def test_fewer_tokens_are_less_work() -> None:
 
 def test_a_stage_is_added_without_changing_the_cost_it_was_added_to() -> None:
     draft = Cost("draft-2", (1, 4, 0, 0), 1000, {"draft": 2.0})
-    refined = draft.plus("refine", 0.5, label="moss2", tokens_per_scale=(1, 4, 3, 2))
+    refined = draft.plus({"refine": 0.5}, label="moss2", tokens_per_scale=(1, 4, 3, 2))
     assert refined == Cost("moss2", (1, 4, 3, 2), 1000, {"draft": 2.0, "refine": 0.5})
     assert draft == Cost("draft-2", (1, 4, 0, 0), 1000, {"draft": 2.0})
     assert (draft.total_seconds, refined.total_seconds) == (2.0, 2.5)
 
 
 def test_stages_keep_the_order_they_ran_in_and_one_that_runs_twice_counts_twice() -> None:
-    cost = Cost("dense", (1,), 0, {}).plus("draft", 1.0).plus("decode", 4.0).plus("draft", 2.0)
+    cost = Cost("dense", (1,), 0, {}).plus({"draft": 1.0, "decode": 4.0}).plus({"draft": 2.0})
     assert list(cost.seconds.items()) == [("draft", 3.0), ("decode", 4.0)]
 
 
 def test_a_field_that_does_not_exist_is_refused() -> None:
     with pytest.raises(TypeError, match="tokens"):
-        Cost("dense", (1,), 0, {}).plus("draft", 1.0, tokens=(2,))
+        Cost("dense", (1,), 0, {}).plus({"draft": 1.0}, tokens=(2,))
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,8 @@ def test_a_field_that_does_not_exist_is_refused() -> None:
 )
 def test_only_moss_refines_and_only_its_last_scales(label: str, refined: int) -> None:
     assert Cost(label, (1, 4, 3, 2), 0, {}).refine_tokens == refined
+
+
+def test_loading_rebuilding_and_previews_are_waited_for_but_are_no_part_of_the_method() -> None:
+    cost = Cost("moss2", (1, 4, 3, 2), 1000, {"load": 8.0, "draft": 2.0, "preview": 0.25, "rebuild": 1.0, "refine": 0.5})
+    assert (cost.total_seconds, cost.method_seconds) == (11.75, 2.5)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from comfy_moss.pipeline.painting import write_painting
 
 PROMPT = "a red heart on a gradient white background"
 TINY = "tiny/transformer.safetensors"
+WALKERS = ("is_dir", "is_file", "iterdir", "glob", "rglob", "exists", "stat")  # ways to look at the disk
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +206,7 @@ def test_one_draft_serves_many_refine_nodes_in_any_order(host: FakeHost, draft: 
     one = draft()
     first = moss(host, one)["samples"], host.run("MoSs_DenseRefine", draft=one).result[0]["samples"]
     assert torch.equal(moss(host, one)["samples"], first[0])
-    one.model.slot.clear()
+    one.model.store.clear()
     assert torch.equal(host.run("MoSs_DenseRefine", draft=one).result[0]["samples"], first[1])
     assert torch.equal(moss(host, one)["samples"], first[0])
 
@@ -270,17 +273,54 @@ def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost
 # --- what they show ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preview", [True, False])
-def test_progress_counts_the_scales_and_shows_pictures_unless_told_not_to(host: FakeHost, draft: Any, preview: bool) -> None:
+@pytest.mark.parametrize(("preview", "method"), [(True, "auto"), (True, "taesd"), (True, "none"), (False, "auto")])
+def test_progress_counts_the_scales_and_shows_pictures_where_they_are_wanted(
+    host: FakeHost, draft: Any, preview: bool, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.args, "preview_method", method)
     one = draft(preview=preview, refine_scales=4)
     assert [(done, total) for done, total, _ in host.progress] == [(n, 3) for n in (1, 2, 3)]
     host.progress.clear()
     host.run("MoSs_DenseRefine", draft=one, preview=preview)
     assert [(done, total) for done, total, _ in host.progress] == [(n, 4) for n in (1, 2, 3, 4)]
-    assert [shown is not None for _, _, shown in host.progress] == [preview] * 4
-    if preview:
+    shown = preview and method != "none"
+    assert [picture is not None for _, _, picture in host.progress] == [shown] * 4
+    if shown:
         kind, picture, size = host.progress[-1][2]
-        assert kind == "JPEG" and max(picture.size) <= size
+        side = one.draft.total.shape[-1]  # the host enlarges to the picture's own size
+        assert (kind, picture.size, size) == ("JPEG", (side, side), side * one.model.backbone.stride)
+
+
+def test_the_draft_keeps_its_picture_for_runs_in_which_it_is_not_drawn_again(host: FakeHost, tiny: tuple) -> None:
+    """The page shows what a cached node said; without that an empty box is left of its previews."""
+    inputs = {"model": tiny[0], "positive": tiny[1].encode("a red cat"), "area": "0.06M"}
+    output = host.run("MoSs_InfinityDraft", **inputs, batch_size=2)
+    assert output.ui == {"images": output.result[0].pictures} and len(output.result[0].pictures) == 2
+    assert host.run("MoSs_InfinityDraft", **inputs, preview=False).ui is None
+
+
+def test_nothing_is_decoded_while_drawing_and_the_colours_are_found_once_a_codec(
+    host: FakeHost, nano: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = host.run("MoSs_LoadInfinity").result[0]
+    codec, calls = model.vae_patcher.model, []
+    for name in ("encode", "decode"):
+        real = getattr(codec, name)
+        monkeypatch.setattr(codec, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    for seed in (1, 2):
+        one = draw(host, (model, *nano[1:]), seed=seed)
+        moss(host, one)
+        for node in ("MoSs_DenseRefine", "MoSs_FastVARRefine"):
+            host.run(node, draft=one)
+    assert calls == ["encode"]
+
+
+def test_previews_have_the_colours_of_the_picture(host: FakeHost, nano: tuple) -> None:
+    one = draw(host, nano, "a red heart on a gradient white background", area="0.25M", refine_scales=0)
+    picture = nano[2].decode(one.draft.total)[0]
+    small = torch.nn.functional.adaptive_avg_pool2d(picture.movedim(-1, 0), one.sketch.shape[1:3]).movedim(0, -1)
+    likeness = torch.corrcoef(torch.stack([small.flatten(), one.sketch[0].flatten()]))[0, 1]
+    assert likeness > 0.7, likeness
 
 
 def test_pictures_and_maps_are_as_the_host_passes_them(host: FakeHost, draft: Any) -> None:
@@ -331,12 +371,117 @@ def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(hos
     refined = moss(host, one)["moss_cost"].refine_tokens
     whole = draft(batch_size=2, refine_scales=0).cost.kv_bytes
     asked = [options["memory_required"] for models, options in host.loads if tiny[0].patcher in models]
-    token = 4 * 32 * sys.modules["comfy_moss.nodes.model"].ACTIVATIONS  # rows, width
-    assert asked == [kept + 4 * 4 * token, kept + dense + 256 * token, kept + refined * token, whole + 256 * token]
+    token = 4 * 32 * sys.modules["comfy_moss.nodes.host"].ACTIVATIONS  # rows, width
+    assert asked == [kept + 4 * 4 * token, dense + 256 * token, refined * token, whole + 256 * token]
     assert all(options["force_full_load"] for _, options in host.loads)
     assert {id(model) for models, _ in host.loads for model in models} == {
         id(handle) for handle in (tiny[0].patcher, tiny[0].vae_patcher, tiny[1].patcher)
     }
+    one.model.store.clear()
+    host.loads.clear()
+    moss(host, one)
+    assert host.loads[0][1]["memory_required"] == kept + refined * token  # what had to go counts again
+
+
+@pytest.fixture
+def passes(host: FakeHost, tiny: tuple, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Query lengths of the tiny model's forward passes, as they come."""
+    lengths: list[int] = []
+    transformer = tiny[0].backbone.transformer
+    real = transformer.forward
+    monkeypatch.setattr(transformer, "forward", lambda x, *a, **k: (lengths.append(x.shape[1]), real(x, *a, **k))[1])
+    return lengths
+
+
+@pytest.mark.parametrize("between", ["nothing", "VAE Decode", "partial unload", "another model's load"])
+@pytest.mark.parametrize("guidance", [True, False])
+@pytest.mark.parametrize("cfg", [3.0, 1.0])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_another_dispatch_is_one_pass_of_exactly_its_tokens(
+    host: FakeHost, tiny: tuple, draft: Any, passes: list[int], batch: int, cfg: float, guidance: bool, between: str
+) -> None:
+    one = draft(batch_size=batch, cfg=cfg)
+    latent = moss(host, one, guidance=guidance)
+    if between == "VAE Decode":
+        tiny[2].decode(latent["samples"])
+    elif between == "partial unload":
+        host.partially_unload(tiny[0].patcher)
+    elif between == "another model's load":
+        tiny[1].encode("a blue dog")
+    passes.clear()
+    other = dispatch(host, one, preset="custom bounds", values="60, 40, 20, 5")
+    refined = host.run("MoSs_Refine", draft=one, dispatch=other, guidance=guidance).result[0]
+    assert passes == [sum(other.dispatch.counts)]
+    assert "rebuild" not in refined.cost.seconds
+
+
+@pytest.mark.parametrize("node", ["MoSs_Refine", "MoSs_DenseRefine"])
+def test_a_rebuild_is_shown_counted_and_can_be_cancelled(
+    host: FakeHost, draft: Any, passes: list[int], node: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = draft(refine_scales=4)
+    inputs = {"draft": one} | ({"dispatch": dispatch(host, one)} if node == "MoSs_Refine" else {})
+    host.free()
+    assert one.model.store.nbytes == 0
+    host.progress.clear(), passes.clear()
+    result = host.run(node, **inputs).result[0]
+    cost = result.cost if node == "MoSs_Refine" else result["moss_cost"]
+    steps = 3 + (1 if node == "MoSs_Refine" else 4)
+    assert cost.seconds["rebuild"] > 0 and len(passes) == steps
+    assert [(done, total) for done, total, _ in host.progress] == [(n, steps) for n in range(1, steps + 1)]
+    host.free()
+    host.progress.clear()
+    monkeypatch.setattr(type(host), "interrupted", property(lambda host: len(host.progress) == 2))
+    with pytest.raises(Interrupted):
+        host.run(node, **inputs)
+    assert [done for done, *_ in host.progress] == [1, 2] and one.model.store.nbytes == 0
+
+
+def test_the_text_of_a_picture_is_prepared_once(
+    host: FakeHost, tiny: tuple, draft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, transformer = [], tiny[0].backbone.transformer
+    real = transformer.condition
+    monkeypatch.setattr(transformer, "condition", lambda *a: (calls.append(1), real(*a))[1])
+    one = draft()
+    for strength in (1.0, 0.5):
+        moss(host, one, strength=strength)
+    host.run("MoSs_DenseRefine", draft=one)
+    assert len(calls) == 1
+
+
+def test_menus_and_fingerprints_look_at_no_unrelated_file(
+    host: FakeHost, tiny: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("infinity", "vae", "text_encoders"):
+        folder = host.models / name / "unrelated"
+        folder.mkdir(parents=True, exist_ok=True)
+        for n in range(20):
+            (folder / f"{n}.bin").touch()
+    paths = sys.modules["folder_paths"]
+    listings = {name: paths.get_filename_list(name) for name in ("infinity", "vae", "text_encoders", "hart")}
+    looked: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(paths, "get_filename_list", listings.__getitem__)  # made before, as the host keeps them
+        for module, name in ((os.path, "getmtime"), (paths, "get_full_path"), *((Path, name) for name in WALKERS)):
+            real = getattr(module, name)
+            patched.setattr(module, name, lambda *a, real=real, **k: (looked.append(str(a[-1])), real(*a, **k))[1])
+        for node in host.nodes.values():
+            node.define_schema()
+        node = host.nodes["MoSs_LoadInfinity"]
+        prints = {node.fingerprint_inputs(name, *["automatic"] * 2, "auto") for name in ("nano (embedded)", TINY)}
+        host.nodes["MoSs_LoadHART"].fingerprint_inputs("none found", "automatic", precision="auto")
+    assert len(prints) == 2
+    assert {path for path in looked if "tiny" not in path} <= {"unrelated/config.json"}  # one question a folder
+
+
+def test_the_composite_has_the_codec_brought_to_its_device(host: FakeHost, tiny: tuple, draft: Any) -> None:
+    one = draft()
+    residual = host.run("MoSs_Refine", draft=one, dispatch=dispatch(host, one)).result[0]
+    host.free()
+    host.loads.clear()
+    host.run("MoSs_Composite", draft=one, residual=residual)
+    assert [models for models, _ in host.loads] == [[tiny[0].vae_patcher]]
 
 
 def test_a_copy_of_the_clip_works_as_the_clip(host: FakeHost, tiny: tuple) -> None:
@@ -346,21 +491,21 @@ def test_a_copy_of_the_clip_works_as_the_clip(host: FakeHost, tiny: tuple) -> No
     assert [options for _, options in host.loads] == [{"force_full_load": True}] * 2
 
 
-def test_unloading_empties_the_slot_and_changes_no_picture(host: FakeHost, draft: Any) -> None:
+def test_unloading_empties_the_store_and_changes_no_picture(host: FakeHost, draft: Any) -> None:
     one = draft()
     before = moss(host, one)["samples"]
-    assert one.model.slot.nbytes == one.cost.kv_bytes > 0
-    one.model.patcher.detach()
-    assert one.model.slot.nbytes == 0
+    assert one.model.store.nbytes == one.cost.kv_bytes > 0
+    host.free()
+    assert one.model.store.nbytes == 0
     assert torch.equal(moss(host, one)["samples"], before)
 
 
 def test_the_cache_goes_with_the_draft(host: FakeHost, draft: Any) -> None:
     one = draft()
-    slot = one.model.slot
-    assert slot.nbytes > 0
+    store = one.model.store
+    assert store.nbytes > 0
     del one
-    assert slot.nbytes == 0
+    assert store.nbytes == 0
 
 
 def test_a_cancelled_draft_leaves_nothing_behind(host: FakeHost, tiny: tuple, draft: Any) -> None:
@@ -372,7 +517,7 @@ def test_a_cancelled_draft_leaves_nothing_behind(host: FakeHost, tiny: tuple, dr
             draft()
     finally:
         host.interrupted = False
-    assert host.progress == [] and tiny[0].slot.nbytes == 0
+    assert host.progress == [] and tiny[0].store.nbytes == 0
     assert torch.equal(draft().draft.total, earlier.draft.total)
 
 

@@ -1,8 +1,13 @@
-"""Load Infinity: the embedded model, or files from the models folders."""
+"""Load Infinity and Load HART: the embedded model, or files from the models folders.
+
+Menus, checks and fingerprints are asked for at every turn, so they read the host's cached listings; nothing is searched for and
+no file is opened before a model is really loaded.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,49 +17,111 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..model.library import ModelFiles, assemble, find_model, parts
-from ..model.tensors import CheckpointError
+from ..model.checkpoint import RELEASED_VAES
+from ..model.library import EMBEDDED, HART_TEXT, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model, model_entries
+from ..model.tensors import MODEL_SUFFIXES, CheckpointError
 from ..ops import choose
-from .clip import InfinityCLIP
-from .model import MossModel, manage
-from .schema import Model, schema
-from .vae import InfinityVAE
+from .host import InfinityCLIP, InfinityVAE, MossModel, log, manage
+from .wires import Model, schema
 
 NANO = "nano (embedded)"
 AUTOMATIC = "automatic"
-FOLDERS = {"transformer": ("infinity",), "vae": ("infinity", "vae"), "text": ("infinity", "text_encoders")}
+NONE = "none found"  # a menu may not be empty
+HART = "hart"
+INFINITY_FOLDERS = {"transformer": ("infinity",), "vae": ("infinity", "vae"), "text": ("infinity", "text_encoders")}
+HART_FOLDERS = (HART, "text_encoders")
+CONFIG = "config.json"
+VAE_STEMS = {Path(name).stem for name in (*RELEASED_VAES.values(), EMBEDDED.vae)}
 
 
-def register_folder() -> None:
-    """Make models/infinity known to the host; folders that the user added under that name stay."""
-    folder_paths.add_model_folder_path("infinity", os.path.join(folder_paths.models_dir, "infinity"), is_default=True)
+# --- what lies in the models folders ----------------------------------------------------------------------------
 
 
-def _roots(part: str) -> list[Path]:
-    known = [name for name in FOLDERS[part] if name in folder_paths.folder_names_and_paths]
-    return [Path(path) for name in known for path in folder_paths.get_folder_paths(name)]
+def register_folders() -> None:
+    """Make models/infinity and models/hart known to the host; folders that the user added under those names stay."""
+    for name in ("infinity", HART):
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name), is_default=True)
 
 
-def choices(part: str) -> dict[str, Path]:
-    """Name in the menu -> path of every "transformer", "vae" or "text" encoder that may be one, by its name."""
-    found: dict[str, Path] = {}
-    for root in _roots(part):
-        for path in parts([root])[part]:
-            found.setdefault(path.relative_to(root).as_posix(), path)
-    return found
+def known(*kinds: str) -> list[str]:
+    """Those of the host's kinds of models folders that it has."""
+    return [kind for kind in kinds if kind in folder_paths.folder_names_and_paths]
 
 
-def _chosen(part: str, name: str) -> Path | None:
+def listed(kind: str) -> list[str]:
+    """Paths below the folders of a kind, as the host has listed them; of folders that are not our own only the weights."""
+    return [path.replace(os.sep, "/") for path in folder_paths.get_filename_list(kind)]
+
+
+def roots(*kinds: str) -> list[Path]:
+    """The folders of some kinds."""
+    return [Path(path) for kind in known(*kinds) for path in folder_paths.get_folder_paths(kind)]
+
+
+def located(name: str, *kinds: str) -> Path | None:
+    """Where a listed file, or a folder of listed files, is."""
+    return next((path for root in roots(*kinds) if (path := root / name).exists()), None)
+
+
+def parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def text_folders(kind: str, wanted: str = "") -> dict[str, None]:
+    """Folders below those of a kind that have a config.json, and `wanted` in their path."""
+    paths = listed(kind)
+    folders = dict.fromkeys(parent(path) for path in paths if wanted in path and "/" in path)
+    seen = set(paths)
+    return {name: None for name in folders if f"{name}/{CONFIG}" in seen or folder_paths.get_full_path(kind, f"{name}/{CONFIG}")}
+
+
+def choices(part: str) -> list[str]:
+    """Names in the menu of everything that may be a "transformer", a "vae" or a "text" encoder, by its name."""
+    kinds = known(*INFINITY_FOLDERS[part])
+    found = text_folders if part == "text" else weights
+    names = dict.fromkeys(name for kind in kinds for name in found(kind))
+    return [name for name in names if part == "text" or ("vae" in name.rpartition("/")[2].lower()) == (part == "vae")]
+
+
+def weights(kind: str) -> list[str]:
+    """Weight files below the folders of a kind, folders of shards as one, without those of text encoders."""
+    paths = listed(kind)
+    shards = {parent(path) for path in paths if path.endswith(".index.json")} - {""}
+    texts = {parent(path) for path in paths if path.endswith(f"/{CONFIG}")}
+    files = [path for path in paths if path.endswith(tuple(MODEL_SUFFIXES)) and parent(path) not in shards | texts]
+    return [*files, *sorted(shards - texts)]
+
+
+def chosen(part: str, name: str) -> Path | None:
+    """Where a choice in the menu is; None = automatic.
+
+    Raises:
+        CheckpointError: it is gone.
+    """
+    kinds = INFINITY_FOLDERS[part]
     if name == AUTOMATIC:
         return None
-    if (path := choices(part).get(name)) is None:
-        raise CheckpointError(
-            f"{name} is no longer in the folder {' or '.join(FOLDERS[part])} of your models; choose another file"
-        )
+    if name not in choices(part) or (path := located(name, *kinds)) is None:
+        raise CheckpointError(f"{name} is no longer in the folder {' or '.join(kinds)} of your models; choose another file")
     return path
 
 
-def model_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
+def stamps(kinds: tuple[str, ...], belongs: Callable[[str], bool]) -> list[tuple[str, float]]:
+    """Path and time of change of the listed files that belong to a choice: differs when one of them was replaced."""
+    paths = [(kind, path) for kind in known(*kinds) for path in listed(kind) if belongs(path)]
+    found = [full for kind, path in paths if (full := folder_paths.get_full_path(kind, path))]
+    return [(path, os.path.getmtime(path)) for path in found]
+
+
+def below(name: str) -> Callable[[str], bool]:
+    """Whether a path is the file `name`, or lies in the folder of that name."""
+    return lambda path: path == name or path.startswith(f"{name}/")
+
+
+# --- loading ----------------------------------------------------------------------------------------------------
+
+
+def infinity_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
     """The files of a choice in the menus.
 
     Raises:
@@ -64,19 +131,24 @@ def model_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
         if (vae, text_encoder) != (AUTOMATIC, AUTOMATIC):
             raise CheckpointError("the embedded nano model brings its own VAE and text encoder; set both to automatic")
         return find_model("nano", [])
-    roots = [root for part in FOLDERS for root in _roots(part)]
-    return assemble(_chosen("transformer", model), _chosen("vae", vae), _chosen("text", text_encoder), roots)
+    everywhere = roots(*dict.fromkeys(kind for kinds in INFINITY_FOLDERS.values() for kind in kinds))
+    return assemble(chosen("transformer", model), chosen("vae", vae), chosen("text", text_encoder), everywhere)
+
+
+def infinity_stamps(model: str, vae: str, text_encoder: str) -> str:
+    """Changes when a file of a choice was replaced; what is found automatically is known by its name, or lies beside."""
+    beside = below(parent(model)) if "/" in model else lambda path: path.startswith("text/")
+    vaes = below(vae) if vae != AUTOMATIC else lambda path: path.rpartition("/")[2].rpartition(".")[0] in VAE_STEMS
+    texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: TEXT_ENCODER in path or beside(path)
+    parts = {"transformer": below(model), "vae": vaes, "text": texts}
+    found = [stamps(INFINITY_FOLDERS[part], belongs) for part, belongs in parts.items()]
+    return repr(found) if found[0] else "missing"
 
 
 def precision_of(name: str) -> torch.dtype:
     """auto: bfloat16 where the device computes in it, else float32."""
     bf16 = name == "bf16" or (name == "auto" and mm.should_use_bf16(mm.get_torch_device()))
     return torch.bfloat16 if bf16 else torch.float32
-
-
-def stamps(files: ModelFiles) -> str:
-    """Changes when a file was replaced."""
-    return repr([(str(path), path.stat().st_mtime) for path in files.paths])
 
 
 def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
@@ -87,7 +159,9 @@ def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     """
     dtype, device = precision_of(precision), mm.get_torch_device()
     backbone = files.load(mm.unet_offload_device(), dtype)
-    backbone = replace(backbone, kernels=choose("auto", device)[0], **settings)
+    kernels, reason = choose("auto", device)
+    log.info(f"MoSs: attention and RoPE of {files.name}: {reason}")
+    backbone = replace(backbone, kernels=kernels, **settings)
     clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype))
     codec = InfinityVAE(backbone.vae)
     patcher = manage(backbone.transformer, device, mm.unet_offload_device())
@@ -134,12 +208,97 @@ class LoadInfinity(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model: str, vae: str, text_encoder: str, precision: str) -> str:
         """Changes when a file was replaced, so that it is loaded again."""
-        try:
-            files = model_files(model, vae, text_encoder)
-            return stamps(files)
-        except (ValueError, OSError):
-            return "missing"
+        return NANO if model == NANO else infinity_stamps(model, vae, text_encoder)
 
     @classmethod
     def execute(cls, model: str, vae: str, text_encoder: str, precision: str) -> io.NodeOutput:
-        return loaded(model_files(model, vae, text_encoder), precision)
+        return loaded(infinity_files(model, vae, text_encoder), precision)
+
+
+def hart_folders() -> list[str]:
+    """Names in the menu of the folders that hold a HART model."""
+    paths = listed(HART)
+    inside = [{path.partition(f"/{part}/")[0] for path in paths if f"/{part}/" in path} for part in ("llm", "tokenizer")]
+    return sorted(set.intersection(*inside))
+
+
+def hart_texts() -> list[str]:
+    """Names in the menu of the folders that may hold the text model."""
+    return [*dict.fromkeys(name for kind in known(*HART_FOLDERS) for name in text_folders(kind, HART_TEXT))]
+
+
+def hart_files(model: str, text_encoder: str) -> ModelFiles:
+    """The files of a choice in the menus.
+
+    Raises:
+        CheckpointError: something is missing.
+    """
+    if model not in hart_folders() or (folder := located(model, HART)) is None:
+        raise CheckpointError(
+            f"there is no HART model {model!r} in models/{HART}; put the folder hart-0.7b-1024px (llm and tokenizer) there"
+        )
+    if text_encoder != AUTOMATIC and text_encoder not in hart_texts():
+        raise CheckpointError(f"{text_encoder} is no longer in models/{HART} or models/text_encoders; choose another")
+    text = None if text_encoder == AUTOMATIC else located(text_encoder, *HART_FOLDERS)
+    return find_hart(folder, model_entries(roots(*HART_FOLDERS)), text)
+
+
+class LoadHART(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_LoadHART",
+            display_name="Load HART",
+            description="Loads HART-0.7B with its text model and tokenizer. It draws 1024 x 1024 pictures; all other nodes work "
+            "with it as with Infinity.",
+            search_aliases=["hart", "VAR", "next-scale", "moss loader", "hybrid autoregressive"],
+            inputs=[
+                io.Combo.Input(
+                    "model", options=hart_folders() or [NONE],
+                    tooltip="The folder hart-0.7b-1024px with llm, tokenizer and system_prompt.txt in it. Put it into "
+                    "models/hart, then press R.",
+                ),
+                io.Combo.Input(
+                    "text_encoder", options=[AUTOMATIC, *hart_texts()],
+                    tooltip="automatic finds the folder Qwen2-VL-1.5B-Instruct in models/hart or models/text_encoders.",
+                ),
+                io.Combo.Input(
+                    "precision", options=["auto", "bf16", "fp32"],
+                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; fp32 reproduces "
+                    "pictures most exactly.",
+                ),
+                io.Boolean.Input(
+                    "more_smooth", default=True,
+                    tooltip="On: tokens are soft mixes of codes, as released. Off: single codes, sharper and rougher.",
+                ),
+                io.Boolean.Input(
+                    "residual_diffusion", default=True,
+                    tooltip="On: the finest scale's tokens get what codes cannot say, as released. Off: codes alone, a little "
+                    "faster and less detailed.",
+                ),
+                io.Int.Input(
+                    "last_scale_passes", default=1, min=1, max=8,
+                    tooltip="In how many passes the last scale is drawn when it is drawn whole, each seeing the ones before. "
+                    "1 as released; MoSs Refine always takes one.",
+                ),
+            ],
+            outputs=[  # ids of their own: older hosts want them to differ from the inputs'
+                Model.Output("loaded_model", display_name="model", tooltip="HART, for Infinity Draft."),
+                io.Clip.Output("loaded_clip", display_name="clip", tooltip="The text model, for CLIP Text Encode."),
+                io.Vae.Output("loaded_vae", display_name="vae", tooltip="The tokenizer's codec, for VAE Decode."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, text_encoder: str, **settings: object) -> str:
+        """Changes when a file was replaced, so that it is loaded again."""
+        texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: HART_TEXT in path
+        files = stamps((HART,), below(model))
+        return repr([files, stamps(HART_FOLDERS, texts)]) if files else "missing"
+
+    @classmethod
+    def execute(
+        cls, model: str, text_encoder: str, precision: str, more_smooth: bool, residual_diffusion: bool, last_scale_passes: int
+    ) -> io.NodeOutput:
+        settings = {"smooth": more_smooth, "residual": residual_diffusion, "passes": last_scale_passes}
+        return loaded(hart_files(model, text_encoder), precision, **settings)

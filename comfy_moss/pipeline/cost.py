@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..model.backbone import TokenWork
 from ..model.schedule import Schedule
+
+AROUND = ("load", "rebuild", "preview")  # stages that depend on what ran before and on what is shown, not on the method
 
 
 @dataclass(frozen=True)
@@ -19,21 +22,29 @@ class Cost:
         tokens_per_scale: tokens a picture, one number for every scale of the schedule, 0 where the transformer did not run.
         kv_bytes: of the largest KV cache that was allocated.
         seconds: wall time by stage, in the order they ran.
+        queue_to_latent: seconds from the queue to the finished latent, in the run of the graph that made it; None outside a host.
     """
 
     label: str
     tokens_per_scale: tuple[int, ...]
     kv_bytes: int
     seconds: dict[str, float]
+    queue_to_latent: float | None = None
 
-    def plus(self, stage: str, seconds: float, **changes: Any) -> Cost:
-        """A copy with a stage's time added, and with other fields replaced.  A stage that ran again counts both times."""
-        summed = self.seconds | {stage: self.seconds.get(stage, 0.0) + seconds}
+    def plus(self, seconds: Mapping[str, float], **changes: Any) -> Cost:
+        """A copy with stages' times added, and with other fields replaced.  A stage that ran again counts both times."""
+        summed = self.seconds | {stage: self.seconds.get(stage, 0.0) + more for stage, more in seconds.items()}
         return replace(self, **changes, seconds=summed)
 
     @property
     def total_seconds(self) -> float:
+        """All that one waits for."""
         return sum(self.seconds.values())
+
+    @property
+    def method_seconds(self) -> float:
+        """What the method itself takes: all but AROUND."""
+        return sum(seconds for stage, seconds in self.seconds.items() if stage not in AROUND)
 
     @property
     def refine_tokens(self) -> int:

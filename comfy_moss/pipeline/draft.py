@@ -156,12 +156,14 @@ def draw_draft(
     given: Sequence[Tensor] = (),
     on_scale: OnScale | None = None,
     noise: Noise = bit_noise,
+    condition: Condition | None = None,
 ) -> tuple[Draft, KVCache]:
     """Draw the first scales of a picture.
 
     Args:
         scales: how many, in [1, S].
         given: bits of leading scales to take instead of drawing them (gt_leak).
+        condition: the recipe's prompts made ready for this model, where the caller has them; None = made here.
 
     Returns:
         The draft, and the cache of its tokens' keys and values (of all but the last scale when all S are drawn).
@@ -172,13 +174,15 @@ def draw_draft(
     schedule = recipe.schedule
     if not 1 <= scales <= len(schedule):
         raise ValueError(f"a draft has 1 to {len(schedule)} scales here, got {scales}")
-    condition = recipe.condition(backbone)
+    condition = condition or recipe.condition(backbone)
     cache = backbone.new_cache(condition, schedule.tokens(0, min(scales, len(schedule) - 1)))
     run = Run(backbone, recipe, condition, cache, noise)
     bits, total = draw_scales(run, empty_total(backbone, recipe), range(scales), given, on_scale=on_scale)
     return Draft(recipe, tuple(b.cpu() for b in bits), total.cpu(), backbone.model_id), cache
 
 
-def rebuild_cache(backbone: Backbone, draft: Draft) -> KVCache:
-    """The cache of a draft, made anew from its bits."""
-    return draw_draft(backbone, draft.recipe, draft.scales, given=draft.bits)[1]
+def rebuild_cache(
+    backbone: Backbone, draft: Draft, condition: Condition | None = None, on_scale: OnScale | None = None
+) -> KVCache:
+    """The cache of a draft, made anew from its bits; arguments as of `draw_draft`."""
+    return draw_draft(backbone, draft.recipe, draft.scales, draft.bits, on_scale, condition=condition)[1]

@@ -210,13 +210,15 @@ def _moss(
     schedule = recipe.schedule
     scales = len(schedule) - method.k
     with watch.stage("draft"):
-        draft, cache = draw_draft(backbone, recipe, scales, on_scale=on_scale)
+        condition = recipe.condition(backbone)
+        draft, cache = draw_draft(backbone, recipe, scales, on_scale=on_scale, condition=condition)
     with watch.stage("frequency"):
         frequency = frequency_map(draft.total, method.window)
     with watch.stage("dispatch"):
         dispatch = dispatch_tokens(frequency, schedule, DispatchConfig(method.bounds))
     with watch.stage("refine"):
-        residual = refine(backbone, draft, dispatch, RefineConfig(method.cross_scale, method.guidance), cache)
+        config = RefineConfig(method.cross_scale, method.guidance)
+        residual = refine(backbone, draft, dispatch, config, cache, condition=condition)
     with watch.stage("composite"):
         total = composite(backbone, draft, residual, method.strength)
     if on_scale:

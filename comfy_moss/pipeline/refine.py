@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Noise
+from ..model.backbone import Backbone, Condition, Noise
 from ..model.cache import KVCache
 from ..model.sampling import bit_noise
 from ..model.schedule import Positions
@@ -60,11 +60,13 @@ def refine(
     config: RefineConfig = RefineConfig(),
     cache: KVCache | None = None,
     noise: Noise = bit_noise,
+    condition: Condition | None = None,
 ) -> Residual:
     """Draw the dispatched tokens, attending to the draft's cache and to each other.  Changes neither draft nor cache.
 
     Args:
         cache: the draft's cache; rebuilt when None.
+        condition: the recipe's prompts made ready for this model, as the draft used them; made anew when None.
 
     Raises:
         ValueError: the dispatch was made for another number of refine scales or pictures.
@@ -77,8 +79,8 @@ def refine(
         )
     if sum(dispatch.counts) == 0:
         return Residual(dispatch, tuple(draft.bits[0][:, :0] for _ in dispatch.cells))
-    cache = cache or rebuild_cache(backbone, draft)
-    condition = draft.recipe.condition(backbone)
+    condition = condition or draft.recipe.condition(backbone)
+    cache = cache or rebuild_cache(backbone, draft, condition)
     if not config.guidance:
         condition = condition.unguided()
         cache = cache.first_rows(condition.batch)

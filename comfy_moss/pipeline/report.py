@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .cost import Cost
+from .cost import AROUND, Cost
+
+_AROUND = f"{', '.join(AROUND[:-1])} and {AROUND[-1]}"
 
 
 def report(cost: Cost, reference: Cost | None = None, psnr: float | None = None, ssim: float | None = None) -> str:
@@ -28,10 +30,12 @@ def report(cost: Cost, reference: Cost | None = None, psnr: float | None = None,
         *((stage, _milliseconds(seconds)) for stage, seconds in cost.seconds.items() if seconds),
         ("total", _milliseconds(cost.total_seconds)),
     ]
+    if cost.queue_to_latent is not None:
+        rows.append(("queue to latent", f"{_milliseconds(cost.queue_to_latent)} in the run that made it"))
     if reference:
         rows.append((f"{reference.label} (reference)", f"{_milliseconds(reference.total_seconds)} in total"))
     if "times_as_fast" in data:
-        rows.append(("speed", f"{data['times_as_fast']:.2f} times as fast as the reference"))
+        rows.append(("speed", f"{data['times_as_fast']:.2f} times as fast as the reference, without {_AROUND}"))
     if psnr is not None:
         rows.append(("PSNR", f"{psnr:.2f} dB against the reference picture"))
     if ssim is not None:
@@ -46,15 +50,16 @@ def report_data(
     """The same as numbers, for JSON; arguments as of `report`.  What was not given is left out.
 
     Returns:
-        method, tokens {in_order, refined, per_scale}, kv_bytes, kv_mib, seconds by stage, total_seconds;
-        reference {method, tokens, kv_bytes, ...} and, where both totals are above 0, times_as_fast: its total over this one's;
+        method, tokens {in_order, refined, per_scale}, kv_bytes, kv_mib, seconds by stage, total_seconds and, in a host,
+        queue_to_latent_seconds;
+        reference {method, tokens, kv_bytes, ...} and, where both are above 0, times_as_fast: its method_seconds over this one's;
         psnr in dB, None for equal pictures (infinite, which JSON cannot say), and ssim.
     """
     data = _numbers(cost)
     if reference:
         data["reference"] = _numbers(reference)
-        if cost.total_seconds > 0 and reference.total_seconds > 0:
-            data["times_as_fast"] = reference.total_seconds / cost.total_seconds
+        if cost.method_seconds > 0 and reference.method_seconds > 0:
+            data["times_as_fast"] = reference.method_seconds / cost.method_seconds
     if psnr is not None:
         data["psnr"] = psnr if math.isfinite(psnr) else None
     if ssim is not None:
@@ -75,7 +80,7 @@ def _numbers(cost: Cost) -> dict[str, Any]:
         "kv_mib": cost.kv_bytes / 2**20,
         "seconds": dict(cost.seconds),
         "total_seconds": cost.total_seconds,
-    }
+    } | ({} if cost.queue_to_latent is None else {"queue_to_latent_seconds": cost.queue_to_latent})
 
 
 def _milliseconds(seconds: float) -> str:

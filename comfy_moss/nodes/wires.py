@@ -1,4 +1,4 @@
-"""What travels along the wires between the nodes.
+"""The wires between the nodes: their sockets, and what travels along them.
 
 All of it is plain and small: no KV cache, no GPU tensor.  The host prints every input when a node fails, hence the short
 __repr__s.
@@ -6,10 +6,11 @@ __repr__s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..model.schedule import Schedule
@@ -17,7 +18,21 @@ from ..pipeline.cost import Cost
 from ..pipeline.dispatch import Dispatch, DispatchConfig
 from ..pipeline.draft import Draft
 from ..pipeline.refine import Residual
-from .model import MossModel
+from .host import MossModel, seconds_in_queue
+
+CATEGORY = "MoSs"
+
+Model = io.Custom("MOSS_MODEL")
+DraftIO = io.Custom("MOSS_DRAFT")
+FrequencyIO = io.Custom("MOSS_FREQUENCY")
+DispatchIO = io.Custom("MOSS_DISPATCH")
+ResidualIO = io.Custom("MOSS_RESIDUAL")
+
+
+def schema(**settings: Any) -> io.Schema:
+    """A schema of this pack; settings that an older host does not know are left out."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(category=CATEGORY, **{name: value for name, value in settings.items() if name in known})
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,12 +40,14 @@ class Drafted:
     """A draft, the model that drew it and what it took.
 
     Attributes:
-        sketch: (B, h, w, 3) in [0, 1], the draft as a small picture.
+        sketch: (B, h, w, 3) in [0, 1], the draft by the linear map, one pixel a cell of its map.
+        pictures: where the host finds the sketch as files, as its web page names them.
     """
 
     model: MossModel
     draft: Draft
     sketch: Tensor
+    pictures: list[dict[str, Any]]
     cost: Cost
 
     @property
@@ -97,4 +114,5 @@ def check_same_shape(drafted: Drafted, other: Drafted, what: str) -> None:
 
 def latent(total: Tensor, cost: Cost) -> dict[str, Any]:
     """A LATENT for the host's VAE nodes: the sum of codes (B, c, H, W), with what it took for MoSs Report."""
-    return {"samples": total.to("cpu", torch.float32), "moss_cost": cost}
+    samples = total.to("cpu", torch.float32)
+    return {"samples": samples, "moss_cost": replace(cost, queue_to_latent=seconds_in_queue())}

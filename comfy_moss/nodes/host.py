@@ -1,0 +1,284 @@
+"""ComfyUI's services in our hands: model management, progress, cancel and previews; its CLIP and VAE with our modules inside."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import comfy.hooks
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.patcher_extension import CallbacksMP
+from PIL import Image
+from torch import Tensor, nn
+
+from ..images import to_bytes
+from ..model.backbone import Backbone, PromptReader
+from ..model.library import ModelFiles
+from ..model.vae import VAE
+from ..pipeline.kv_store import KVStore
+from ..pipeline.latent_rgb import LatentRGB, fit_latent_rgb
+from ..pipeline.stopwatch import Stopwatch
+
+ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly
+PREVIEW = 512  # pixels along the longest side of a preview, at most
+WEIGHTED = re.compile(r"\([^()]+:\d*\.?\d+\)")  # (word:1.2)
+log = logging.getLogger(__name__)
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+def manage(module: nn.Module, load_device: torch.device, offload_device: torch.device) -> comfy.model_patcher.ModelPatcher:
+    """The host's handle on a module.  Hosts before 0.11 have one kind only."""
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(module, load_device=load_device, offload_device=offload_device)
+
+
+@dataclass(frozen=True, repr=False)
+class MossModel:
+    """A model with all its parts, whose weights are loaded, moved and unloaded by the host.
+
+    Attributes:
+        patcher: the host's handle on the transformer; this very name is how the host recognises models.
+        vae_patcher: the same for the codec.
+        store: owner of the KV cache of the draft in use; emptied when the host unloads the model.
+    """
+
+    backbone: Backbone
+    files: ModelFiles
+    patcher: comfy.model_patcher.ModelPatcher
+    vae_patcher: comfy.model_patcher.ModelPatcher
+    store: KVStore = field(default_factory=KVStore)
+
+    def __post_init__(self) -> None:
+        store = self.store  # the callback must not hold the model: that circle would keep its weights until garbage is collected
+
+        def detached(_: object, unpatch_all: bool) -> None:
+            if unpatch_all:  # otherwise a load is about to put the model back where it is
+                store.clear()
+
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, detached)
+
+    def __repr__(self) -> str:
+        return f"model {self.files.name}"
+
+    def load(self, tokens: int, rows: int, largest: int) -> None:
+        """Have the host bring all weights to the device and make room.
+
+        Args:
+            tokens: a row, in KV caches that are yet to be made.
+            rows: batch rows, unconditional ones included.
+            largest: tokens of the largest forward pass.
+        """
+        cache = self.backbone.cache_bytes(rows, tokens) if tokens else 0
+        activations = rows * largest * self.backbone.width * ACTIVATIONS
+        patchers = [self.patcher, self.vae_patcher]
+        mm.load_models_gpu(patchers, memory_required=cache + activations, force_full_load=True)
+
+    def load_codec(self) -> torch.device:
+        """Have the host bring the codec alone to its device, and say which."""
+        mm.load_models_gpu([self.vae_patcher], force_full_load=True)
+        return self.vae_patcher.load_device
+
+    @cached_property
+    def rgb(self) -> LatentRGB:
+        """What its codes look like: fitted to the codec once, wherever it is by then."""
+        codec = self.vae_patcher.model
+        weight = next(codec.encoder.parameters())
+        return fit_latent_rgb(lambda images: codec.encode(images.to(weight)), codec.config.stride)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------
+
+
+def previews_wanted() -> bool:
+    """Whether the artist wants live previews at all.  No codec of ours has a small model of its own (taesd), so every method of
+    the host but "none" shows the linear map."""
+    return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+class Progress:
+    """`on_scale` of the pipeline: says how far the picture is, shows it, and stops when the artist cancels.
+
+    Args:
+        steps: scales and passes that this node runs.
+        first: scales that were drawn before it.
+        preview: show the picture after every scale, if the artist wants that at all.
+    """
+
+    def __init__(self, model: MossModel, steps: int, first: int = 0, preview: bool = False) -> None:
+        self.model, self.first, self.shown = model, first, preview and previews_wanted()
+        self.bar = comfy.utils.ProgressBar(steps)
+        self.watch = Stopwatch(model.backbone.device)
+
+    def __call__(self, done: int, scales: int, total: Tensor) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done - self.first, preview=self._preview(total[:1]) if self.shown else None)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a stage, without that of the previews in it."""
+        before = self.seconds.get("preview", 0.0)
+        with self.watch.stage(name):
+            yield
+        self.seconds[name] -= self.seconds.get("preview", 0.0) - before
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage, so far."""
+        return self.watch.seconds
+
+    def _preview(self, total: Tensor) -> tuple[str, Image.Image, int]:
+        """The first picture of the batch as the host takes it: the host enlarges it to the size given."""
+        with self.watch.stage("preview"):
+            picture = Image.fromarray(to_bytes(self.model.rgb(total)[0]).numpy())
+        return "JPEG", picture, min(PREVIEW, max(total.shape[2:]) * self.model.backbone.stride)
+
+
+def seconds_in_queue() -> float | None:
+    """Seconds since the running graph was queued, or since the one before it ended; None where there is no server."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is None or not (running := list(server.prompt_queue.currently_running.values())):
+        return None
+    queued = running[-1][3].get("create_time")
+    earlier = next(reversed(server.prompt_queue.history.values()), {}).get("status") or {}
+    ends = [message[1].get("timestamp", 0) for message in earlier.get("messages", [])]
+    return None if queued is None else max(0.0, time.time() - max(queued, *ends, 0) / 1000)
+
+
+# --- text encoder -----------------------------------------------------------------------------------------------
+
+
+WEIGHTED = re.compile(r"\([^()]+:\d*\.?\d+\)")  # (word:1.2)
+
+
+class Tokenizer:
+    """Prompt -> token ids in the host's form."""
+
+    def __init__(self, encoder: PromptReader) -> None:
+        self.encoder = encoder
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, list[list[tuple]]]:
+        """One list of (token id, weight 1.0), or with the word's number too."""
+        if found := WEIGHTED.search(text):
+            log.warning(f"This model has no prompt weights: {found[0]!r} is read as plain text.")
+        ids = self.encoder.ids(text)
+        return {"t5": [[(token, 1.0, n) if return_word_ids else (token, 1.0) for n, token in enumerate(ids)]]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+class T5(nn.Module):
+    """The encoder in the host's form."""
+
+    def __init__(self, encoder: PromptReader) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.model = encoder.model
+
+    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
+        """Features (1, L, Ct) float32; there is no pooled output."""
+        ids = [token[0] for chunk in tokens["t5"] for token in chunk]
+        return self.encoder.features(ids)[None], None
+
+    def reset_clip_options(self) -> None:
+        """CLIP's options (layer, projection) mean nothing here."""
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """See `reset_clip_options`."""
+
+
+class InfinityCLIP(comfy.sd.CLIP):
+    """What Load Infinity hands to CLIP Text Encode."""
+
+    def __init__(self, encoder: PromptReader | None = None, no_init: bool = False) -> None:
+        super().__init__(no_init=True)
+        if no_init:
+            return
+        self.cond_stage_model = T5(encoder)
+        self.tokenizer = Tokenizer(encoder)
+        self.patcher = manage(self.cond_stage_model, mm.text_encoder_device(), mm.text_encoder_offload_device())
+        self.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
+        self.patcher.is_clip = True
+        self.apply_hooks_to_conds = self.layer_idx = None
+        self.use_clip_schedule = False
+        self.tokenizer_options = {}
+
+    def clone(self, *args: Any, **kwargs: Any) -> InfinityCLIP:
+        copy = super().clone(*args, **kwargs)
+        copy.__class__ = type(self)
+        return copy
+
+    def load_model(self, tokens: object = None) -> object:
+        """All of it at once: the host streams only layers of its own make."""
+        mm.load_models_gpu([self.patcher], force_full_load=True)
+        return self.patcher
+
+
+def text_features(conditioning: list, name: str) -> tuple[Tensor, ...]:
+    """Features (L, Ct) of every row of a CONDITIONING.
+
+    Raises:
+        ValueError: several prompts combined, values that are not finite, or not made by this model's CLIP.
+    """
+    if len(conditioning) != 1:
+        raise ValueError(
+            f"the {name} input holds {len(conditioning)} combined conditionings and this model reads one; "
+            "use Conditioning (Concat), or write one prompt"
+        )
+    features = conditioning[0][0]
+    if not isinstance(features, Tensor) or features.dim() != 3:
+        raise ValueError(f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of Load Infinity")
+    if not torch.isfinite(features).all():
+        raise ValueError(f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode")
+    return tuple(features.to(torch.float32).unbind(0))
+
+
+# --- codec --------------------------------------------------------------------------------------------------------
+
+
+def _decode_bytes(codec: VAE, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes that decoding codes of this shape takes at most, roughly: a few full-size feature maps."""
+    pixels = shape[-2] * shape[-1] * codec.config.stride**2
+    return 8 * codec.config.width * max(codec.config.mult[:2]) * pixels * mm.dtype_size(dtype)
+
+
+class InfinityVAE(comfy.sd.VAE):
+    """What Load Infinity hands to VAE Decode.  Its latents are sums of codes, not yet or no longer bits."""
+
+    def __init__(self, codec: VAE) -> None:
+        # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the attributes it sets.
+        self.first_stage_model = codec
+        self.vae_dtype = next(codec.decoder.parameters()).dtype
+        self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
+        self.patcher = manage(codec, self.device, mm.vae_offload_device())
+        self.working_dtypes = [torch.bfloat16, torch.float32]
+        self.memory_used_decode = lambda shape, dtype: _decode_bytes(codec, shape, dtype)
+        self.memory_used_encode = lambda shape, dtype: _decode_bytes(codec, shape, dtype) // codec.config.stride**2
+        self.downscale_ratio = self.upscale_ratio = codec.config.stride
+        self.latent_channels, self.latent_dim, self.output_channels = codec.config.channels, 2, 3
+        self.process_input = lambda image: image * 2 - 1
+        self.process_output = self._to_image
+        self.disable_offload = True  # the host streams only layers of its own make
+        self.crop_input, self.not_video, self.handles_tiling = True, False, False
+        self.downscale_index_formula = self.upscale_index_formula = None
+        self.extra_1d_channel = self.pad_channel_value = self.format_encoded = self.size = None
+        self.audio_sample_rate = 44100
+
+    @staticmethod
+    def _to_image(pixels: Tensor) -> Tensor:
+        """[-1, 1] -> [0, 1] in place, as the host expects it."""
+        return pixels.add_(1).div_(2).clamp_(0, 1)

@@ -1,0 +1,295 @@
+"""Maps: how busy the draft is, which scale redraws which place, what each step added, and what it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..images import psnr, ssim
+from ..model.backbone import PAPER, Published
+from ..pipeline.contribution import contribution
+from ..pipeline.cost import Cost
+from ..pipeline.dispatch import DispatchConfig, dispatch_tokens
+from ..pipeline.frequency import frequency_map
+from ..pipeline.heatmap import enlarge, heatmap, overlay, percentile
+from ..pipeline.inspection import inspection
+from ..pipeline.painting import join_masks, read_painting
+from ..pipeline.report import report
+from ..pipeline.stopwatch import Stopwatch
+from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, schema
+
+AUTOMATIC, PRINTED = "automatic", "paper"
+PRESETS = (AUTOMATIC, PRINTED, "custom bounds", "custom shares")
+
+
+def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float, ...] | None]:
+    """By preset the bounds for k refine scales that are known without being typed, None where there are none: those found for the
+    model, else the paper's; and the paper's.  For k = 1 all tokens."""
+    if k == 1:
+        return {AUTOMATIC: (100.0,), PRINTED: (100.0,)}
+    return {AUTOMATIC: published.best.get(k), PRINTED: published.bounds.get(k)}
+
+
+def suggested_bounds(k: int, published: Published = PAPER) -> DispatchConfig:
+    """The model's bounds, or even steps where there are none."""
+    return DispatchConfig(known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k)))
+
+
+def read_config(preset: str, values: str, k: int, published: Published = PAPER) -> DispatchConfig:
+    """The bounds that the widgets stand for.
+
+    Args:
+        published: settings of the methods for the model.
+
+    Raises:
+        ValueError: not k percentages, impossible ones, none known for this k, or no scale to refine.
+    """
+    known = f"{min(published.best)} to {max(published.best)}" if len(published.best) > 1 else f"{min(published.best)}"
+    if k == 0:
+        raise ValueError(
+            f"this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft to {known}"
+        )
+    if preset in (AUTOMATIC, PRINTED):
+        if bounds := known_bounds(k, published)[preset]:
+            return DispatchConfig(bounds)
+        raise ValueError(
+            f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
+            "or preset to custom bounds"
+        )
+    try:
+        numbers = tuple(float(part) for part in values.replace("%", "").replace(";", ",").split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"values {values!r} are not numbers; write percentages with commas, such as 80, 70, 30, 10")
+    if len(numbers) != k:
+        raise ValueError(
+            f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"
+        )
+    return DispatchConfig.from_shares(numbers) if preset == "custom shares" else DispatchConfig(numbers)
+
+
+def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> Tensor:
+    """The picture under the overlay, (B, H, W, 3): the artist's, or else the draft's sketch.
+
+    Raises:
+        ValueError: another number of pictures.
+    """
+    if image is not None and len(image) not in (1, len(sketch)):
+        raise ValueError(f"the image input holds {len(image)} pictures, the draft {len(sketch)}; give one, or as many")
+    picture = sketch if image is None else image[..., :3].to(torch.float32).cpu().expand(len(sketch), -1, -1, -1)
+    return enlarge(picture, size)
+
+
+def inspector(
+    kind: str, drafted: Drafted, frequency: Tensor, config: DispatchConfig, known: Mapping[str, Any],
+    painted: Tensor | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The `ui` of a node that shows the inspector; `js/` draws it.
+
+    Args:
+        kind: "frequency" or "dispatch".
+        known: by preset its bounds for this draft, or None.
+    """
+    backbone, kv_bytes = drafted.model.backbone, drafted.cost.kv_bytes
+    data = inspection(frequency, drafted.schedule, config, backbone.work, kv_bytes, painted)
+    return {"moss_inspector": [{**data, "kind": kind, "known": dict(known), "pictures": drafted.pictures}]}
+
+
+class FrequencyMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_FrequencyMap",
+            display_name="Frequency Map",
+            description="Scores every place of the draft by its local variance: edges and textures are busy, flat areas calm. "
+            "Hover the map to read a token.",
+            search_aliases=["heatmap", "variance", "moss frequency", "detail map"],
+            has_intermediate_output=True,
+            inputs=[
+                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                io.Int.Input(
+                    "window", default=3, min=3, max=15, step=2,
+                    tooltip="Side of the window around each place, in tokens; odd. The paper uses 3. Larger spreads busy "
+                    "areas out.",
+                ),
+            ],
+            outputs=[
+                FrequencyIO.Output("frequency", tooltip="For Token Dispatch."),
+                io.Image.Output("heatmap", tooltip="The map in colour, dark = calm, pale = busy, at the picture's size."),
+                io.Mask.Output("mask", tooltip="The map as a mask from 0 (calmest) to 1 (busiest), at the picture's size."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, draft: Drafted, window: int) -> io.NodeOutput:
+        watch = Stopwatch(torch.device("cpu"))
+        with watch.stage("frequency"):
+            frequency = frequency_map(draft.draft.total, window)
+        size = [side * draft.model.backbone.stride for side in frequency.shape[1:]]
+        mask = torch.nn.functional.interpolate(percentile(frequency)[:, None], size=size, mode="nearest-exact")[:, 0]
+        measured = Measured(draft, frequency, draft.cost.plus(watch.seconds))
+        k, published = draft.draft.refine_scales, draft.model.backbone.published
+        bounds, known = suggested_bounds(max(k, 1), published), known_bounds(k, published)
+        shown = inspector("frequency", draft, frequency, bounds, known) if k else None
+        return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)
+
+
+class TokenDispatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_TokenDispatch",
+            display_name="Token Dispatch",
+            description="Decides which places are redrawn, and at which scale: the busiest at the finest. Drag the handles of "
+            "the histogram, or paint a mask.",
+            search_aliases=["moss dispatch", "bounds", "mixture of scales", "token budget"],
+            has_intermediate_output=True,
+            inputs=[
+                FrequencyIO.Input("frequency", tooltip="From Frequency Map."),
+                io.Combo.Input(
+                    "preset", options=list(PRESETS), default=AUTOMATIC,
+                    tooltip="automatic: the bounds found best for this model, or else the paper's. paper: the published bounds "
+                    "for the draft's k. custom bounds or custom shares: the numbers below.",
+                ),
+                io.String.Input(
+                    "values", default="80, 70, 30, 10",
+                    tooltip="One percentage for each refine scale, coarsest first; only for the custom presets. Bounds fall: "
+                    "80, 70, 30, 10 gives the busiest 10 % to the finest scale, 10-30 % to the one before. Shares say the "
+                    "same as 10, 40, 20, 10.",
+                ),
+                io.String.Input(
+                    "painting", default="",
+                    tooltip="Cells painted with the brush of the map below. They are redrawn first, at the finest scales; the "
+                    "number of tokens stays the same.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Painted places come first and are redrawn at the finest scales. The number of tokens stays the "
+                    "same.",
+                ),
+                io.Image.Input(
+                    "image", optional=True,
+                    tooltip="The picture under the overlay, such as the decoded draft. Without it a small sketch.",
+                ),
+            ],
+            outputs=[
+                DispatchIO.Output("dispatch", tooltip="For MoSs Refine."),
+                io.Image.Output("overlay", tooltip="One colour for each scale over the picture; grey stays as drafted."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, frequency: Measured, preset: str, values: str, painting: str = "", mask: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        drafted, schedule = frequency.drafted, frequency.drafted.schedule
+        config = read_config(preset, values, drafted.draft.refine_scales, drafted.model.backbone.published)
+        painted = join_masks(mask, read_painting(painting))
+        known = known_bounds(config.k, drafted.model.backbone.published)
+        watch = Stopwatch(torch.device("cpu"))
+        with watch.stage("dispatch"):
+            dispatch = dispatch_tokens(frequency.frequency, schedule, config, painted)
+        size = tuple(side * drafted.model.backbone.stride for side in frequency.frequency.shape[1:])
+        colours = overlay(fit_picture(image, drafted.sketch, size), dispatch, schedule)
+        cost = frequency.cost.plus(watch.seconds)
+        shown = inspector("dispatch", drafted, frequency.frequency, config, known, painted)
+        return io.NodeOutput(Dispatched(drafted, config, dispatch, cost), colours, ui=shown)
+
+
+class ContributionMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_ContributionMap",
+            display_name="Contribution Map",
+            description="Shows where the draft and where the refinement made the picture, and how well the frequency map "
+            "foretold it (paper, equation 2).",
+            has_intermediate_output=True,
+            search_aliases=["moss contribution", "correlation", "difference map"],
+            inputs=[
+                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                io.Latent.Input("latent", tooltip="The finished picture's latent: from MoSs Composite or another refine node."),
+            ],
+            outputs=[
+                io.Image.Output("drafter", tooltip="Where the draft contributed, dark = little, pale = much."),
+                io.Image.Output("refiner", tooltip="Where the refinement contributed."),
+                io.Float.Output(
+                    "correlation",
+                    tooltip="Pearson's r of frequency and refinement, the mean of the batch: 1 = refined where busy."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, draft: Drafted, latent: dict[str, Any]) -> io.NodeOutput:
+        total = draft.draft.total
+        parts = contribution(total, latent["samples"], frequency_map(total))
+        size = [side * draft.model.backbone.stride for side in total.shape[2:]]
+        mean = sum(parts.correlation) / len(parts.correlation)
+        text = "Correlation of frequency and refinement: " + ", ".join(f"{r:.3f}" for r in parts.correlation)
+        return io.NodeOutput(heatmap(parts.drafter, size), heatmap(parts.refiner, size), mean, ui=ui.PreviewText(text))
+
+
+def cost_of(latent: dict[str, Any], name: str) -> Cost:
+    """What a latent took.
+
+    Raises:
+        ValueError: it does not come from this pack.
+    """
+    if not isinstance(cost := latent.get("moss_cost"), Cost):
+        raise ValueError(f"the {name} input does not say what it took; wire it straight to a node of this pack")
+    return cost
+
+
+def likeness(image: Tensor | None, reference: Tensor | None) -> tuple[float | None, float | None]:
+    """PSNR in dB of the mean squared error over the batch, and mean SSIM.
+
+    Raises:
+        ValueError: only one of the two is given, or they differ in size.
+    """
+    if image is None and reference is None:
+        return None, None
+    if image is None or reference is None:
+        raise ValueError("PSNR and SSIM compare two pictures; wire both image and reference_image, or neither")
+    error = (10 ** (-psnr(image, reference) / 10)).mean().item()
+    return (-10 * math.log10(error) if error > 0 else math.inf), ssim(image, reference).mean().item()
+
+
+class MossReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_Report",
+            display_name="MoSs Report",
+            description="What a picture took: tokens, memory and time by step. With a reference also how much faster it was "
+            "and how alike the pictures are.",
+            search_aliases=["benchmark", "statistics", "psnr", "ssim", "speed", "moss stats"],
+            is_output_node=True,
+            inputs=[
+                io.Latent.Input(
+                    "latent", tooltip="From Infinity Draft, MoSs Composite, Infinity Dense Refine or FastVAR Refine.",
+                ),
+                io.Latent.Input(
+                    "reference", optional=True, tooltip="The picture to compare with, usually from Infinity Dense Refine.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="The decoded picture, for PSNR and SSIM."),
+                io.Image.Input("reference_image", optional=True, tooltip="The decoded reference, for PSNR and SSIM."),
+            ],
+            outputs=[io.String.Output("text", tooltip="The table as text.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, latent: dict[str, Any], reference: dict[str, Any] | None = None, image: Tensor | None = None,
+        reference_image: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        beside = cost_of(reference, "reference") if reference else None
+        text = report(cost_of(latent, "latent"), beside, *likeness(image, reference_image))
+        return io.NodeOutput(text, ui=ui.PreviewText(text))

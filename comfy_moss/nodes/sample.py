@@ -1,0 +1,340 @@
+"""Draw: the draft, its refinement, and the rivals that finish it densely or by FastVAR."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management as mm
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..model.sampling import Guidance
+from ..model.schedule import PRESETS, Schedule, parse_aspect
+from ..ops import BACKENDS, choose
+from ..pipeline.composite import composite
+from ..pipeline.cost import Cost
+from ..pipeline.dense import finish_dense
+from ..pipeline.draft import Recipe, draw_draft
+from ..pipeline.fastvar import FastVARConfig, finish_fastvar
+from ..pipeline.heatmap import enlarge
+from ..pipeline.kv_store import Stored
+from ..pipeline.refine import RefineConfig, refine
+from ..pipeline.stopwatch import Stopwatch
+from .host import PREVIEW, MossModel, Progress, text_features
+from .wires import Dispatched, DispatchIO, Drafted, DraftIO, Model, Refined, ResidualIO, check_same_shape, latent, schema
+
+ASPECTS = ("1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3")
+MODEL_AREA = "model's own"
+MAX_SEED = 2**64 - 1
+
+
+def preview_input() -> io.Boolean.Input:
+    """The widget of every node that draws scale by scale."""
+    return io.Boolean.Input(
+        "preview", default=True,
+        tooltip="Show the picture after every scale, in coarse colours that cost next to nothing. ComfyUI's setting Live "
+        "preview method decides too: none shows nothing.",
+    )  # fmt: skip
+
+
+def make_recipe(
+    model: MossModel, positive: list, negative: list | None, schedule: Schedule, seed: int, cfg: float, tau: float, batch: int
+) -> Recipe:
+    """The recipe of a batch; pictures count up from `seed`.
+
+    Raises:
+        ValueError: conditionings that do not fit the model or each other.
+    """
+    width = model.backbone.text_width
+    text = text_features(positive, "positive")
+    denied = text_features(negative, "negative") if negative is not None else ()
+    for name, rows in (("positive", text), ("negative", denied)):
+        if rows and rows[0].shape[1] != width:
+            raise ValueError(
+                f"the {name} prompt was encoded to {rows[0].shape[1]} numbers a token and this model reads {width}; "
+                "use the CLIP of the same Load Infinity"
+            )
+        if len(rows) not in (0, 1, batch):
+            raise ValueError(
+                f"the {name} input holds {len(rows)} prompts for a batch of {batch}; give one, or one for each picture"
+            )
+    if all(map(model.backbone.is_empty, denied)):
+        denied = ()  # the model's own unconditional text serves better than an empty prompt
+    text, denied = (rows * batch if len(rows) == 1 else rows for rows in (text, denied))
+    seeds = tuple((seed + n) % (MAX_SEED + 1) for n in range(batch))
+    guidance, sampling = Guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau)
+    return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
+
+
+class InfinityDraft(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_InfinityDraft",
+            display_name="Infinity Draft",
+            description="Draws the picture coarse to fine, but leaves the last scales, the costly ones, to a refine node. "
+            "Everything behind it can be changed without drawing it again.",
+            search_aliases=["infinity sampler", "moss draft", "next-scale sampler", "text to image"],
+            inputs=[
+                Model.Input("model", tooltip="From Load Infinity."),
+                io.Conditioning.Input("positive", tooltip="What to draw: CLIP Text Encode with the CLIP of Load Infinity."),
+                io.Combo.Input(
+                    "aspect", options=list(ASPECTS), default="1:1",
+                    tooltip="Width : height. These are the ratios the model was trained on.",
+                ),
+                io.Combo.Input(
+                    "area", options=[MODEL_AREA, *PRESETS], default=MODEL_AREA,
+                    tooltip="How large. 1M is about 1024 x 1024 for released models (half the side for nano), 0.25M a quarter "
+                    "of it. model's own is the size it was trained for; others look worse.",
+                ),
+                io.Int.Input(
+                    "refine_scales", default=4, min=0, max=12,
+                    tooltip="k: how many of the last scales are left to the refine node. More is faster and uses less memory; "
+                    "fewer stays closer to the plain model. The paper uses 2 to 5. 0 draws the whole picture here.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
+                    tooltip="The same seed gives the same draft for every k, batch size and device.",
+                ),
+                io.Float.Input(
+                    "cfg", default=0.0, min=0.0, max=20.0, step=0.1,
+                    tooltip="Guidance: how strictly the prompt is followed. 0 = the model's own value (nano 1.5, 2B 3). 1 "
+                    "switches guidance off, which halves time and memory.",
+                ),
+                io.Float.Input(
+                    "tau", default=0.0, min=0.0, max=4.0, step=0.05,
+                    tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5; 8B 1). Lower is calmer, "
+                    "higher wilder.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64,
+                    tooltip="Pictures at once, with seeds counting up. Each is the same as if drawn alone.",
+                ),
+                preview_input(),
+                io.Conditioning.Input(
+                    "negative", optional=True,
+                    tooltip="What to keep out. Without it, or with an empty prompt, the model's own unconditional text is used.",
+                ),
+            ],
+            outputs=[
+                DraftIO.Output("draft", tooltip="For Frequency Map, MoSs Refine and the other refine nodes."),
+                io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: MossModel, positive: list, aspect: str, area: str, refine_scales: int, seed: int, cfg: float, tau: float,
+        batch_size: int, preview: bool, negative: list | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        schedule = model.files.schedule(parse_aspect(aspect), model.files.area if area == MODEL_AREA else area)
+        scales = len(schedule) - refine_scales
+        if scales < 1:
+            raise ValueError(
+                f"refine_scales {refine_scales} leaves nothing to draft: this picture has {len(schedule)} scales; "
+                f"choose at most {len(schedule) - 1}"
+            )
+        recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
+        rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
+        progress = Progress(model, scales, preview=preview)
+        model.store.clear()  # the last draft's cache makes room
+        with progress.stage("load"):
+            model.load(schedule.tokens(0, min(scales, len(schedule) - 1)), rows, schedule.tokens(scales - 1, scales))
+        with progress.stage("draft"):
+            condition = recipe.condition(model.backbone)
+            draft, cache = draw_draft(model.backbone, recipe, scales, on_scale=progress, condition=condition)
+        if refine_scales:
+            model.store.keep(draft, cache, condition)
+        with progress.stage("preview"):
+            sketch = model.rgb(draft.total)
+            pictures = saved_sketch(sketch, model.backbone.stride)
+        tokens = tuple(h * w if n < scales else 0 for n, (h, w) in enumerate(schedule.grids))
+        label = f"draft-{refine_scales}" if refine_scales else "dense"
+        drafted = Drafted(model, draft, sketch, pictures, Cost(label, tokens, cache.nbytes, progress.seconds))
+        shown = {"images": pictures} if progress.shown else None  # what the node shows when it did not have to run again
+        return io.NodeOutput(drafted, latent(draft.total, drafted.cost), ui=shown)
+
+
+def saved_sketch(sketch: Tensor, stride: int) -> list[dict[str, Any]]:
+    """Files for the web page of pictures (B, h, w, 3), at the size of what is drawn or, if that is larger, PREVIEW.
+
+    Returns:
+        For each its name, folder and kind of folder, as the page asks for it.
+    """
+    size = [side * stride for side in sketch.shape[1:3]]
+    scale = min(1.0, PREVIEW / max(size))
+    large = enlarge(sketch, [round(side * scale) for side in size])
+    return [dict(entry) for entry in ui.ImageSaveHelper.save_images(large, "MoSs", io.FolderType.temp, None)]
+
+
+def stored(progress: Progress, drafted: Drafted) -> Stored:
+    """The draft's cache and prepared text; where they had to go, they are made again, as a stage of its own."""
+    model, draft = drafted.model, drafted.draft
+    if model.store.holds(draft):
+        return model.store.of(model.backbone, draft)
+    with progress.stage("rebuild"):
+        return model.store.of(model.backbone, draft, progress)
+
+
+class MossRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_Refine",
+            display_name="MoSs Refine",
+            description="Redraws the dispatched tokens of all refine scales in one pass. They see the draft and each other.",
+            search_aliases=["mixture of scales", "cross-scale attention", "cssa", "moss sampler"],
+            inputs=[
+                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                DispatchIO.Input("dispatch", tooltip="From Token Dispatch."),
+                io.Boolean.Input(
+                    "cross_scale_attention", default=True,
+                    tooltip="On: tokens of all refine scales see each other. Off: only those of their own scale (the paper's "
+                    "ablation).",
+                ),
+                io.Boolean.Input(
+                    "guidance", default=True,
+                    tooltip="On: the draft's cfg also guides this pass. Off: half the work here, a little less faithful to "
+                    "the prompt.",
+                ),
+                io.Combo.Input(
+                    "backend", options=list(BACKENDS), default="auto",
+                    tooltip="How attention and RoPE are computed. auto takes the fastest that works here; torch always works; "
+                    "triton needs an NVIDIA card of the RTX 30 series or newer.",
+                ),
+            ],
+            outputs=[ResidualIO.Output("residual", tooltip="For MoSs Composite.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, draft: Drafted, dispatch: Dispatched, cross_scale_attention: bool, guidance: bool, backend: str
+    ) -> io.NodeOutput:
+        check_same_shape(draft, dispatch.drafted, "dispatch")
+        model, counts, scales = draft.model, dispatch.dispatch.counts, draft.draft.scales
+        kernels = model.backbone.kernels if backend == "auto" else choose(backend, mm.get_torch_device())[0]
+        missing = 0 if model.store.holds(draft.draft) else scales
+        progress = Progress(model, missing + 1, first=scales - missing)
+        with progress.stage("load"):
+            model.load(draft.schedule.tokens(0, missing), draft.rows, sum(counts))
+        kept = stored(progress, draft)
+        backbone, config = replace(model.backbone, kernels=kernels), RefineConfig(cross_scale_attention, guidance)
+        with progress.stage("refine"):
+            residual = refine(backbone, draft.draft, dispatch.dispatch, config, kept.cache, condition=kept.condition)
+        progress(scales + 1, scales + 1, draft.draft.total)
+        tokens = draft.cost.tokens_per_scale[:scales] + counts
+        changes = {"label": f"moss{len(counts)}", "tokens_per_scale": tokens}
+        return io.NodeOutput(Refined(draft, residual, dispatch.cost.plus(progress.seconds, **changes)))
+
+
+class MossComposite(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_Composite",
+            display_name="MoSs Composite",
+            description="Lays the refined tokens over the draft.",
+            search_aliases=["moss blend", "strength"],
+            inputs=[
+                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                ResidualIO.Input("residual", tooltip="From MoSs Refine."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider,
+                    tooltip="How much of the refinement is added. 1 is the paper's; 0 shows the draft. Lower if detail looks "
+                    "overdone.",
+                ),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, draft: Drafted, residual: Refined, strength: float) -> io.NodeOutput:
+        check_same_shape(draft, residual.drafted, "residual")
+        if draft.draft.model_id != residual.drafted.draft.model_id:
+            raise ValueError("the residual was drawn by another model than the draft; wire both to one Infinity Draft")
+        watch = Stopwatch(mm.get_torch_device())
+        with watch.stage("load"):
+            device = draft.model.load_codec()  # part of what the codes add may be the codec's to say; the transformer's never
+        with watch.stage("composite"):
+            total = composite(draft.model.backbone, draft.draft, residual.residual, strength, device)
+        return io.NodeOutput(latent(total, residual.cost.plus(watch.seconds)))
+
+
+class DenseRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_DenseRefine",
+            display_name="Infinity Dense Refine",
+            description="Draws the remaining scales one after the other and everywhere, as the plain model does: the slow "
+            "reference.",
+            search_aliases=["infinity full", "plain infinity", "dense"],
+            inputs=[
+                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                preview_input(),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(cls, draft: Drafted, preview: bool) -> io.NodeOutput:
+        model, schedule, first = draft.model, draft.schedule, draft.draft.scales
+        if not draft.draft.refine_scales:
+            return io.NodeOutput(latent(draft.draft.total, draft.cost))
+        last, missing = len(schedule), 0 if model.store.holds(draft.draft) else first
+        progress = Progress(model, missing + last - first, first - missing, preview)
+        with progress.stage("load"):
+            cached = schedule.tokens(0, missing) + schedule.tokens(0, last - 1)  # the draft's cache is copied
+            model.load(cached, draft.rows, schedule.tokens(last - 1))
+        kept = stored(progress, draft)
+        with progress.stage("dense"):
+            done, grown = finish_dense(model.backbone, draft.draft, kept.cache, progress, condition=kept.condition)
+        tokens = tuple(h * w for h, w in schedule.grids)
+        cost = draft.cost.plus(progress.seconds, label="dense", tokens_per_scale=tokens, kv_bytes=grown.nbytes)
+        return io.NodeOutput(latent(done.total, cost))
+
+
+def check_fastvar(drafted: Drafted) -> FastVARConfig:
+    """FastVAR's settings, if it can take over this draft.
+
+    Raises:
+        ValueError: the draft has already drawn scales that FastVAR prunes or skips.
+    """
+    config = FastVARConfig.printed(drafted.model.backbone)
+    needed = config.skip + len(config.prune)
+    if drafted.draft.refine_scales < needed:
+        raise ValueError(
+            f"FastVAR works on the last {needed} scales, but this draft leaves only {drafted.draft.refine_scales}; "
+            f"set refine_scales of Infinity Draft to {needed} or more"
+        )
+    return config
+
+
+class FastVARRefine(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="MoSs_FastVARRefine",
+            display_name="FastVAR Refine",
+            description="Finishes the draft by FastVAR (arXiv 2503.23367): late scales on their most active tokens only, the "
+            "last two skipped. The rival to compare with.",
+            search_aliases=["fastvar", "token pruning"],
+            inputs=[
+                DraftIO.Input("draft", tooltip="From Infinity Draft, with refine_scales 4 or more."),
+                preview_input(),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],
+        )
+
+    @classmethod
+    def execute(cls, draft: Drafted, preview: bool) -> io.NodeOutput:
+        config, model, schedule = check_fastvar(draft), draft.model, draft.schedule
+        last = len(schedule) - config.skip
+        progress = Progress(model, last, preview=preview)
+        with progress.stage("load"):
+            model.load(schedule.tokens(0, last - 1), draft.rows, schedule.tokens(last - 1, last))
+        with progress.stage("whole picture"):  # it saves updates of drafted scales too, so those run again with their bits given
+            recipe, bits = draft.draft.recipe, draft.draft.bits
+            drawn, cache, tokens = finish_fastvar(model.backbone, recipe, config, bits, progress)
+        return io.NodeOutput(latent(drawn.total, Cost("fastvar", tuple(tokens), cache.nbytes, progress.seconds)))
