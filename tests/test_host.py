@@ -151,7 +151,7 @@ def complaints(log: str) -> list[str]:
 def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host) -> None:
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
-    assert start.count("11 nodes") == 1 and "attention" not in start  # nothing is probed before a model is loaded
+    assert start.count("11 nodes") == 1 and "attention and RoPE" not in start  # nothing is probed before a model is loaded
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
