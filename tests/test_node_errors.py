@@ -243,7 +243,8 @@ def _touch(path: Path) -> Path:
 
 def test_the_menus_offer_what_lies_in_the_models_folders(host: FakeHost, menus: Callable) -> None:
     names = ("infinity/infinity_2b_reg.pth", "infinity/8b/part.safetensors", "vae/infinity_vae_d32reg.pth", "vae/ae.safetensors",
-             "text_encoders/flan-t5-xl/config.json", "text_encoders/t5.safetensors", "infinity/notes.txt")  # fmt: skip
+             "text_encoders/flan-t5-xl/config.json", "text_encoders/flan-t5-xl/model.safetensors",
+             "text_encoders/t5.safetensors", "text_encoders/clip/l.safetensors", "infinity/notes.txt")  # fmt: skip
     files = [_touch(host.models / name) for name in names]
     assert menus("model") == ["nano (embedded)", "infinity_2b_reg.pth", "8b/part.safetensors", TINY]
     assert menus("vae") == ["automatic", "tiny/vae.safetensors", "infinity_vae_d32reg.pth"]

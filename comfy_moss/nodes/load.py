@@ -49,8 +49,9 @@ def known(*kinds: str) -> list[str]:
 
 
 def listed(kind: str) -> list[str]:
-    """Paths below the folders of a kind, as the host has listed them; of folders that are not our own only the weights."""
-    return [path.replace(os.sep, "/") for path in folder_paths.get_filename_list(kind)]
+    """Paths below the folders of a kind, as the host has listed them, higher first; of other folders than ours only weights."""
+    paths = [path.replace(os.sep, "/") for path in folder_paths.get_filename_list(kind)]
+    return sorted(paths, key=lambda path: path.count("/"))
 
 
 def roots(*kinds: str) -> list[Path]:
