@@ -7,38 +7,49 @@ from collections.abc import Sequence
 import numpy as np
 
 from .detector import Detection
-from .world import CHECK_HEIGHT, PERIOD, Scene, outline, silhouette
+from .world import CHECK_HEIGHT, FINE_SIDE, PERIOD, Scene, outline, silhouette
 
 _REFERENCE = 256.0  # pixels of the shorter side that PERIOD is measured in
 _INSIDE = 0.9  # of the object's size: what lies closer to its outline is left out
 _LEAST = 0.3  # of a rendered texture's strength; below, an object counts as plain
 # How strong the waves of a rendered texture are: along rows only, along both slants, along rows and columns.
 _FULL = {"striped": 0.21, "checkered": 0.135, "dotted": 0.1}
+_FINE_FULL = 0.62  # of these is either size of a texture, in pictures where two are mixed
 
 
 def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
     """By texture, how much of it an object of a known shape shows: about 1 as rendered, 0 or less for none.
 
+    Large pictures show textures in two sizes at once; there the weaker one counts.
+
     Args:
         image: uint8 (H, W, 3).
     """
     height, width = image.shape[:2]
-    unit = min(height, width) / _REFERENCE
+    side = min(height, width)
     area, cx, cy = _measures(found.shape)
     radius = _INSIDE * np.sqrt(found.area / area)
     inside = silhouette(found.shape, found.cx - cx * radius, found.cy - cy * radius, radius, height, width) > 0.5
     y, x = np.nonzero(inside)
     value = image[inside].max(-1).astype(np.float32)
     value = value / max(value.mean(), 1.0) - 1
+    unit = side / _REFERENCE
+    coarse = _waves(value, x / unit, y / unit)
+    if side < FINE_SIDE:
+        return {name: coarse[name] / full for name, full in _FULL.items()}
+    fine = _waves(value, 2 * x / unit, 2 * y / unit)
+    return {name: min(coarse[name], fine[name]) / (_FINE_FULL * full) for name, full in _FULL.items()}
+
+
+def _waves(value: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """By texture, how strongly brightness (n,) at x and y (n,) waves as that one's would."""
 
     def wave(across: float, down: float) -> float:
-        """Strength of so many waves a pixel."""
-        return float(abs(np.mean(value * np.exp(-2j * np.pi * (x * across + y * down) / unit))))
+        return float(abs(np.mean(value * np.exp(-2j * np.pi * (x * across + y * down)))))
 
     rows, columns = wave(1 / PERIOD, 0), wave(0, 1 / PERIOD)
     slanted = min(wave(1 / PERIOD, 1 / CHECK_HEIGHT), wave(1 / PERIOD, -1 / CHECK_HEIGHT))
-    spread = {"striped": rows - max(columns, slanted), "checkered": slanted, "dotted": min(rows, columns)}
-    return {name: spread[name] / full for name, full in _FULL.items()}
+    return {"striped": rows - max(columns, slanted), "checkered": slanted, "dotted": min(rows, columns)}
 
 
 def texture_of(image: np.ndarray, found: Detection) -> str:

@@ -52,6 +52,9 @@ _DARKENING = 0.5
 # can know where in one it lies; checks, down their columns, with twice the next wave.  A 16 x 16 grid cannot carry them.
 PERIOD = 8 * np.pi
 CHECK_HEIGHT = PERIOD / 2 * 10**0.5
+# In pictures from this side on, every texture is mixed with itself at half its size, which a 32 x 32 grid cannot carry.
+FINE_SIDE = 512
+_FINE_DARKENING = 0.6
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
 _OFFSET = 62.0
 _POSITION_JITTER = 5.0
@@ -217,6 +220,14 @@ def _bands(coordinate: np.ndarray, period: float) -> np.ndarray:
     return period / 4 - np.abs((coordinate + period / 2) % period - period / 2)
 
 
+def _shade(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
+    """What a texture leaves (0 to 1) of a colour at pixels (x, y) of the picture."""
+    coarse = np.asarray(_texture(name, x, y, unit), np.float32)
+    if unit < FINE_SIDE / _REFERENCE:
+        return 1 - _DARKENING * coarse
+    return 1 - _FINE_DARKENING * (coarse + np.asarray(_texture(name, x, y, unit / 2), np.float32)) / 2
+
+
 def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray | float:
     """How dark (0 to 1) a texture is at pixels (x, y) of the picture; edges one pixel soft."""
     if name == "plain":
@@ -279,7 +290,7 @@ def _paint(image: np.ndarray, thing: Thing, cx: float, cy: float, radius: float,
     height, width = box.shape[:2]
     mask = silhouette(thing.shape, cx - x0, cy - y0, radius, height, width)[..., None]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
-    shade = 1 - _DARKENING * np.asarray(_texture(thing.texture, x + x0, y + y0, unit), np.float32)
+    shade = _shade(thing.texture, x + x0, y + y0, unit)
     box += mask * (np.array(COLORS[thing.color], np.float32) * shade[..., None] - box)
 
 

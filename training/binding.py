@@ -21,8 +21,8 @@ from torch import Tensor
 from comfy_moss.benchmarks.suite import held_out
 from comfy_moss.benchmarks.world import Scene, canonical_caption
 
+from .forward import EARLY, Nano, look
 from .pool import encoded_part
-from .train_transformer import EARLY, Nano, look
 
 
 def swap(scene: Scene, attribute: str) -> Scene:

@@ -25,6 +25,7 @@ _BEFORE_NOUN = {*COLORS, *TEXTURES, *NUMBERS.values(), "an"}
 _NONE = -100  # a word that tells of no thing
 _CELL = 4.0  # pixels a rotary position; at it textures repeat down, across, and checks down
 _TURNS = 2 * torch.pi * _CELL * torch.tensor([[1 / PERIOD, 0.0], [0.0, 1 / PERIOD], [1 / CHECK_HEIGHT, 0.0]])
+_FINE_FROM = 32  # rows of a grid above which tokens also tell the phases of textures of half the size
 PLACE, PHASE = 0.35, 0.2  # how much of a token's length tells its place (at the border), and each of its phases
 WORD_WEIGHT, PLACE_WEIGHT = 0.3, 0.5
 
@@ -65,6 +66,8 @@ class Hints(nn.Module):
         place, phase = torch.linalg.qr(random).Q.split([2, 2 * len(_TURNS)], dim=1)
         self.register_buffer("place", place)
         self.register_buffer("phase", phase)
+        random = torch.cat([random, torch.randn(width, 2 * len(_TURNS), generator=generator)], dim=1)
+        self.register_buffer("fine_phase", torch.linalg.qr(random).Q[:, -2 * len(_TURNS) :])
 
     def forward(self, features: Tensor, captions: Sequence[str | None], scenes: Sequence[Scene]) -> Tensor:
         """Mean cross-entropy in nats of what words tell; features (B, T, Ct) of the text encoder."""
@@ -89,8 +92,14 @@ class Hints(nn.Module):
         some = grids[:, 0] > 1
         at = (torch.stack([positions.row[0], positions.col[0]], dim=1) + 0.5) * 2 / grids - 1
         turns = torch.stack(grid_positions(positions, schedule), dim=-1)[0] @ _TURNS.T
-        waves = torch.cat([turns.cos(), turns.sin()], dim=1)
-        return _told(tokens[:, some], self.place, at[some], PLACE) + _told(tokens[:, some], self.phase, waves[some], PHASE)
+        told = tokens[:, some]
+        loss = _told(told, self.place, at[some], PLACE) + _told(told, self.phase, _waves(turns[some]), PHASE)
+        fine = grids[some, 0] > _FINE_FROM
+        return loss + _told(told[:, fine], self.fine_phase, _waves(2 * turns[some][fine]), PHASE) if fine.any() else loss
+
+
+def _waves(turns: Tensor) -> Tensor:
+    return torch.cat([turns.cos(), turns.sin()], dim=1)
 
 
 def _told(tokens: Tensor, directions: Tensor, true: Tensor, amplitude: float) -> Tensor:

@@ -15,8 +15,9 @@ from comfy_moss.benchmarks.world import VOCABULARY
 from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
 from comfy_moss.model.schedule import make_schedule
 
-AREA = "0.25M"  # 10 scales, last grid 32 x 32; 256 x 256 pixels with a codec of stride 8
-SCHEDULE = make_schedule(1.0, AREA)
+SIDES = {"0.25M": 256, "1M": 512}  # preset -> pixels a side: 10 scales up to 32 x 32, 13 up to 64 x 64, codec of stride 8
+SCHEDULES = {area: make_schedule(1.0, area) for area in SIDES}
+SCHEDULE = SCHEDULES["0.25M"]
 BLOCKS_PER_CHUNK = 3
 CONFIG = InfinityConfig(
     depth=6, width=192, heads=6, hidden=768, bits=16, text_width=128, text_heads=1, text_length=64, levels=15

@@ -27,11 +27,11 @@ def is_of_pairs(part: int) -> bool:
     return part % 4 >= 2
 
 
-def _any(rng: np.random.Generator) -> Scene:
+def any_scene(rng: np.random.Generator) -> Scene:
     return sample_scene(rng, plain_texture=PLAIN)
 
 
-def _pair(rng: np.random.Generator) -> Scene:
+def pair_scene(rng: np.random.Generator) -> Scene:
     while len((scene := sample_scene(rng)).groups) < 2:
         pass
     if rng.random() >= USUAL:
@@ -45,7 +45,7 @@ def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[S
     """The scenes of a part and their codec features (n, c, 32, 32) float16, kept in a file because encoding takes minutes."""
     count = PAIRS if is_of_pairs(part) else ANY
     generators = [np.random.default_rng(50_000_000 * (part + 1) + n) for n in range(count)]
-    scenes = [(_pair if is_of_pairs(part) else _any)(rng) for rng in generators]
+    scenes = [(pair_scene if is_of_pairs(part) else any_scene)(rng) for rng in generators]
     path = state / f"features_{part}.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)

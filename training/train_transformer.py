@@ -11,129 +11,32 @@ import argparse
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import T5EncoderModel
+from torch import Tensor
 
-from comfy_moss.model.backbone import Pass
-from comfy_moss.model.infinity import InfinityCondition, InfinityTransformer
-from comfy_moss.model.quantize import bits_to_codes, resample
-from comfy_moss.model.rope import rotation
-from comfy_moss.model.schedule import Positions
-
+from .forward import EARLY, Nano, look, schedule_of
 from .hints import PLACE_WEIGHT, WORD_WEIGHT, Hints
-from .nano import CONFIG, SCHEDULE, make_text_model, make_tokenizer, make_transformer
-from .pool import Batches, encoded_pictures, is_of_pairs
+from .nano import CONFIG, SCHEDULE, SCHEDULES, SIDES
+from .pool import Batch, Batches, encoded_pictures, is_of_pairs
+from .stream import Stream
 from .workers import average_gradients, launch, move_average, same_everywhere, save_state
 
-PLACE_BLOCK = 1  # after which tokens tell their place
-EARLY = 5  # scales of a short sequence: 121 tokens
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
-FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 QUERY_RATE = 0.1  # of the learning rate, for the queries of the text encoder
 SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
 LONG_SHARE = [0.2, 0.2, 0.3, 0.3]  # of the steps: textures are drawn last
+LAST = {10: (0.4, 0.2), 11: (0.35, 0.3), 12: (0.25, 0.5)}  # late scale of 1M -> share of the steps, first half and second
 log = logging.getLogger("train_transformer")
 
 
-class GrowingCache:
-    """A KV cache that autograd can follow: the interface of model.cache.KVCache, by concatenation."""
-
-    def __init__(self, rows: int) -> None:
-        empty = torch.empty(rows, CONFIG.heads, 0, CONFIG.head_dim)
-        self.layers = [(empty, empty)] * CONFIG.depth
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
-        past_k, past_v = self.layers[layer]
-        self.layers[layer] = (torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2))
-
-    def view(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self.layers[layer]
-
-
-class Nano(nn.Module):
-    """Transformer and text encoder, trained together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer: InfinityTransformer = make_transformer()
-        self.text: T5EncoderModel = make_text_model()
-        self.tokenizer = make_tokenizer()
-
-    def read(self, captions: list[str | None]) -> tuple[Tensor, InfinityCondition]:
-        """Text features (B, T, Ct), and the condition: None = the learned unconditional text, as long as a typical caption."""
-        batch = self.tokenizer([c or "" for c in captions], padding=True, return_tensors="pt")
-        features = self.text(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        lengths = batch.attention_mask.sum(1).tolist()
-        rows = [
-            self.transformer.cfg_uncond[: 3 + n % 15] if captions[n] is None else features[n, : lengths[n]]
-            for n in range(len(captions))
-        ]
-        return features, self.transformer.condition(rows, None, guided=False)
-
-
-def corrupted_scales(features: Tensor, scales: int, flips: float = FLIPS) -> tuple[list[Tensor | None], list[Tensor]]:
-    """Inputs (B, h*w, d) and target bits (B, h*w, d) of every scale, with bits flipped in what later scales see."""
-    size, total = SCHEDULE.grids[-1], torch.zeros_like(features)
-    inputs, targets = [], []
-    for n, grid in enumerate(SCHEDULE.grids[:scales]):
-        inputs.append(resample(total, grid).flatten(2).transpose(1, 2) if n else None)
-        residual = F.interpolate(features - total, size=grid, mode="area") if grid != size else features - total
-        bits = residual > 0
-        targets.append(bits.flatten(2).transpose(1, 2))
-        flip = torch.rand(len(bits), 1, 1, 1) * flips
-        seen = bits ^ (torch.rand(bits.shape) < flip)
-        total = total + resample(bits_to_codes(seen, features.shape[1]), size)
-    return inputs, targets
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a forward pass came to.
-
-    Attributes:
-        losses: cross-entropy of the bits of every scale in nats, (scales,).
-        words: (B, T, Ct) features of the captions.
-        inner: tokens (B, N, C) after block PLACE_BLOCK: of the first EARLY scales together, then of every other scale.
-    """
-
-    losses: Tensor
-    words: Tensor
-    inner: list[Tensor]
-
-
-def look(nano: Nano, features: Tensor, captions: list[str | None], scales: int, flips: float = FLIPS) -> Seen:
-    """Run the first `scales` scales of pictures, given as codec features (B, c, H, W)."""
-    inputs, targets = corrupted_scales(features, scales, flips)
-    words, condition = nano.read(captions)
-    model, cache = nano.transformer, GrowingCache(len(features))
-    hidden, inner = [], []
-    for part in ([*range(EARLY)], *([n] for n in range(EARLY, scales))):  # the early scales in one masked pass
-        positions = Positions.concat([Positions.of_scale(SCHEDULE, n) for n in part])
-        x = torch.cat([model.embed(inputs[n], Positions.of_scale(SCHEDULE, n).scale, condition) for n in part], dim=1)
-        scale = positions.scale[0]
-        visible = (scale[:, None] >= scale)[None] if len(part) > 1 else None
-        tables = rotation(positions, SCHEDULE, CONFIG.head_dim)
-        step = Pass(*tables, cache, store=part[-1] < scales - 1, visible=visible)
-        for layer, block in enumerate(model.blocks):
-            x = block(x, layer, step, condition)
-            inner += [x] if layer == PLACE_BLOCK else []
-        hidden.append(x)
-    logits = model.logits(torch.cat(hidden, dim=1), condition)
-    margins = (logits[..., 1] - logits[..., 0]).split([h * w for h, w in SCHEDULE.grids[:scales]], dim=1)
-    pairs = zip(margins, targets, strict=True)
-    return Seen(torch.stack([F.binary_cross_entropy_with_logits(m, t.float()) for m, t in pairs]), words, inner)
-
-
-def learning_rate(peak: float, done: float, step: int) -> float:
+def learning_rate(peak: float, done: float, step: int, warm_up: int) -> float:
     """Short warm-up, flat for a third of this part of the training, then a cosine down to 3 %."""
     fall = max(0.0, done - 0.33) / 0.67
-    return peak * min(1, (step + 1) / 80) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
+    return peak * min(1, (step + 1) / warm_up) * (0.97 * 0.5 * (1 + math.cos(math.pi * fall)) + 0.03)
 
 
 def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
@@ -157,25 +60,62 @@ def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
     return muon, torch.optim.AdamW(groups, betas=(0.9, 0.97), fused=True)
 
 
+def short_step(nano: Nano, hints: Hints, batch: Batch, share: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Accumulate gradients of the first EARLY scales; what these cost in nats a bit, and what words and places do."""
+    short = look(nano, batch.features, batch.captions, EARLY)
+    told = hints(short.words, batch.captions, batch.scenes)
+    placed = hints.places(short.inner[0], SCHEDULE, range(EARLY))
+    (share * ((short.losses * EARLY_WEIGHTS).sum() + WORD_WEIGHT * told + PLACE_WEIGHT * placed)).backward()
+    return short.losses.detach(), told.detach(), placed.detach()
+
+
+def long_step(nano: Nano, hints: Hints, batch: Batch, scales: int, learnt_from: int = 0) -> tuple[Tensor, Tensor]:
+    """Accumulate gradients of scales after the EARLY ones, whole: of all, or of `learnt_from` and later ones."""
+    first = max(EARLY, learnt_from)
+    long = look(nano, batch.features, batch.captions, scales, learnt_from=learnt_from)
+    schedule = schedule_of(batch.features)
+    later = [hints.places(long.inner[1 + n - EARLY], schedule, [n]) for n in range(first, scales)]
+    placed = torch.stack(later).mean()
+    early = 0.0 if learnt_from else 0.2 * (long.losses[:EARLY] * EARLY_WEIGHTS).sum()
+    (long.losses[first:].mean() + early + PLACE_WEIGHT * placed).backward()
+    return long.losses.detach(), placed.detach()
+
+
 def train_step(nano: Nano, hints: Hints, batches: Batches, late: Batches, scales: int) -> Tensor:
     """Accumulate the gradients of one short batch, and of one up to `scales` if that is more.
 
     Returns nats per bit of every scale (NaN where not seen), and what words, early places and late places cost.
     """
     seen = torch.full((len(SCHEDULE) + 3,), math.nan)
-    batch = batches.draw(SHORT_BATCH)
-    short = look(nano, batch.features, batch.captions, EARLY)
-    told = hints(short.words, batch.captions, batch.scenes), hints.places(short.inner[0], SCHEDULE, range(EARLY))
-    ((short.losses * EARLY_WEIGHTS).sum() + WORD_WEIGHT * told[0] + PLACE_WEIGHT * told[1]).backward()
-    seen[:EARLY], seen[-3], seen[-2] = short.losses.detach(), told[0].item(), told[1].item()
+    seen[:EARLY], seen[-3], seen[-2] = short_step(nano, hints, batches.draw(SHORT_BATCH))
     if scales > EARLY:
-        batch = late.draw(LONG_BATCH[scales])
-        long = look(nano, batch.features, batch.captions, scales)
-        later = [hints.places(tokens, SCHEDULE, [n]) for n, tokens in enumerate(long.inner[1:], EARLY)]
-        placed = torch.stack(later).mean()
-        early = 0.2 * (long.losses[:EARLY] * EARLY_WEIGHTS).sum()
-        (long.losses[EARLY:].mean() + early + PLACE_WEIGHT * placed).backward()
-        seen[EARLY:scales], seen[-1] = long.losses[EARLY:].detach(), placed.item()
+        losses, seen[-1] = long_step(nano, hints, late.draw(LONG_BATCH[scales]), scales)
+        seen[EARLY:scales] = losses[EARLY:]
+    return seen
+
+
+def late_scale(step: int, done: float) -> int:
+    """Which of the last scales of 1M a step trains, the same for all workers: dear ones more often at the end."""
+    shares = [share[done >= 0.5] for share in LAST.values()]
+    return int(np.random.default_rng(step).choice([*LAST], p=shares))
+
+
+def train_large_step(nano: Nano, hints: Hints, small: Stream, large: Stream, step: int, scale: int) -> Tensor:
+    """Accumulate gradients of both presets' first scales, of whole pictures of 0.25M in every other step, of the same scales of
+    1M, and of one late `scale` of 1M.
+
+    Returns nats per bit of every scale of 0.25M, then of 1M (NaN where not seen), then words, early places and late places.
+    """
+    seen = torch.full((len(SCHEDULE) + len(SCHEDULES["1M"]) + 3,), math.nan)
+    both = [seen[: len(SCHEDULE)], seen[len(SCHEDULE) : -3]]
+    for stream, losses in zip((small, large), both, strict=True):
+        losses[:EARLY], seen[-3], seen[-2] = short_step(nano, hints, stream.draw(SHORT_BATCH // 2), 0.5)
+    for stream, losses in zip((small, large), both, strict=True):
+        if stream is large or step % 2 == 0:
+            told, _ = long_step(nano, hints, stream.new(1), len(SCHEDULE))
+            losses[EARLY : len(SCHEDULE)] = told[EARLY:]
+    told, seen[-1] = long_step(nano, hints, large.new(1), scale + 1, learnt_from=scale)
+    both[1][scale] = told[scale]
     return seen
 
 
@@ -183,6 +123,26 @@ def scales_of_step(step: int, late: float) -> int:
     """How many scales the second batch of a step has, the same for all workers; EARLY = no second batch."""
     rng = np.random.default_rng(step)
     return int(rng.choice(list(LONG_BATCH), p=LONG_SHARE)) if rng.random() < late else EARLY
+
+
+def lessons(
+    rank: int, workers: int, args: argparse.Namespace, vae: dict[str, Tensor], rng: np.random.Generator
+) -> Callable[[Nano, Hints, int, float], Tensor]:
+    """What a worker learns in a step: a function of nano, hints, step and the share of this part of the training done."""
+    if args.area == "1M":
+        streams = [Stream(area, vae, rng) for area in SIDES]
+        return lambda nano, hints, step, done: train_large_step(
+            nano, hints, *streams, step, late_scale(step, done)
+        )
+    mine = range(rank, args.parts, workers)
+    if not mine:
+        raise SystemExit(f"{workers} workers cannot share {args.parts} parts of the pool; give more --parts or fewer --workers")
+    batches = Batches(*encoded_pictures(args.state, mine, vae), rng)
+    textured = [part for part in mine if not is_of_pairs(part)] or mine  # with four workers some have pairs alone
+    late = Batches(*encoded_pictures(args.state, textured, vae), rng)
+    return lambda nano, hints, step, done: train_step(
+        nano, hints, batches, late, scales_of_step(step, args.late if done < 0.5 else 1.0)
+    )
 
 
 def work(rank: int, workers: int, args: argparse.Namespace) -> None:
@@ -202,13 +162,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         ema, step, before = state["ema"], state["step"], state["seconds"]
     if (planned := 60 * args.minutes - before) <= 0:
         raise SystemExit(f"--minutes {args.minutes:g} is used up: {path} has {before / 60:.1f} minutes; give more")
-    rng = np.random.default_rng(rank + 1000 * step)
-    mine = range(rank, args.parts, workers)
-    if not mine:
-        raise SystemExit(f"{workers} workers cannot share {args.parts} parts of the pool; give more --parts or fewer --workers")
-    batches = Batches(*encoded_pictures(args.state, mine, vae), rng)
-    textured = [part for part in mine if not is_of_pairs(part)] or mine  # with four workers some have pairs alone
-    late = Batches(*encoded_pictures(args.state, textured, vae), rng)
+    lesson = lessons(rank, workers, args, vae, np.random.default_rng(rank + 1000 * step))
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
         log.info(f"{sum(p.numel() for p in nano.parameters()) / 1e6:.2f} M parameters")
@@ -221,10 +175,10 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
     while (done := same_everywhere((time.time() - start - before) / planned)) < 1:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["rate"] * learning_rate(args.peak, done, step - first)
+            group["lr"] = group["rate"] * learning_rate(args.peak, done, step - first, args.warm_up)
         nano.zero_grad()
         hints.zero_grad()
-        history.append(train_step(nano, hints, batches, late, scales_of_step(step, args.late if done < 0.5 else 1.0)))
+        history.append(lesson(nano, hints, step, done))
         average_gradients([*nano.parameters(), *hints.parameters()])
         torch.nn.utils.clip_grad_norm_(nano.parameters(), 2.0)
         for optimizer in optimizers:
@@ -236,7 +190,7 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
             logged, seconds = time.time(), time.time() - start
             *losses, told, early, late_ones = torch.stack(history).nanmean(0).tolist()
             bits = " ".join(f"{loss / math.log(2):.3f}" for loss in losses)
-            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(args.peak, done, step - first):.1e} bits a bit {bits}")
+            log.info(f"{seconds:.0f}s step {step} lr {learning_rate(args.peak, done, step - first, args.warm_up):.1e} bits a bit {bits}")
             log.info(f"words {told:.3f} nats, places {early:.4f} early, {late_ones:.4f} late")
             history.clear()
             save(seconds)
@@ -247,7 +201,9 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--area", choices=[*SIDES], default="0.25M", help="1M trains both presets")
     options.add_argument("--parts", type=int, default=8, help="parts of the pool, shared among the workers")
     options.add_argument("--peak", type=float, default=2e-3, help="highest learning rate of this part")
+    options.add_argument("--warm-up", type=int, default=80, help="steps in which the learning rate rises")
     options.add_argument("--late", type=float, default=1.0, help="share of the steps with late scales, in the first half")
     launch(work, options)
