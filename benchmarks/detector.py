@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from .world import COLORS, SHAPES, Scene, silhouette
+from .rendering import silhouette
+from .world import COLORS, SHAPES, Scene
 
 _WORKING_SIDE = 128
 _MIN_CHROMA = 42.0

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, STYLES, TEXTURES, Group, Scene, Thing, canonical_caption, complete
+from .captions import canonical_caption
+from .world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, STYLES, TEXTURES, Group, Scene, Thing, complete
 
 TASKS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 _COLORED = ("colors", "color_attr")

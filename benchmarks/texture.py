@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from .detector import Detection
-from .world import CHECK_HEIGHT, FINE_SIDE, PERIOD, Scene, outline, silhouette
+from .rendering import CHECK_HEIGHT, FINE_SIDE, PERIOD, outline, silhouette
+from .world import Scene
 
 _REFERENCE = 256.0  # pixels of the shorter side that PERIOD is measured in
 _INSIDE = 0.9  # of the object's size: what lies closer to its outline is left out

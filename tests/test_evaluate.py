@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.benchmarks import suite, world
+from comfy_moss.benchmarks import captions, rendering, suite, world
 from comfy_moss.benchmarks.bench import RESULTS
 from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.benchmarks.evaluation import draw, order, run, store, tables
@@ -43,11 +43,12 @@ def test_one_combination_in_five_is_held_out() -> None:
 
 
 def test_every_prompt_is_held_out_and_none_is_left_when_training_drops_those() -> None:
-    asked = {world.canonical_caption(world.complete(case.scene, np.random.default_rng(0))) for case in suite.prompts(20, seed=3)}
-    trained = {world.canonical_caption(scene) for scene in _training_scenes(3000) if not suite.held_out(scene)}
+    scenes = [world.complete(case.scene, np.random.default_rng(0)) for case in suite.prompts(20, seed=3)]
+    asked = {captions.canonical_caption(scene) for scene in scenes}
+    trained = {captions.canonical_caption(scene) for scene in _training_scenes(3000) if not suite.held_out(scene)}
     assert all(suite.held_out(case.scene) for case in suite.prompts(20, seed=3))
     assert not asked & trained
-    assert asked & {world.canonical_caption(scene) for scene in _training_scenes(3000)}  # which they are without it
+    assert asked & {captions.canonical_caption(scene) for scene in _training_scenes(3000)}  # which they are without it
 
 
 def test_the_split_is_the_one_that_the_embedded_model_was_trained_with() -> None:
@@ -87,7 +88,7 @@ def test_tasks_take_turns_and_every_case_has_another_one_for_partner() -> None:
 
 def test_renders_pass_and_shuffled_captions_score_at_chance() -> None:
     cases = order.in_turn(suite.prompts(25, seed=4))
-    found = [detect(world.render(case.scene, np.random.default_rng(n))) for n, case in enumerate(cases)]
+    found = [detect(rendering.render(case.scene, np.random.default_rng(n))) for n, case in enumerate(cases)]
     right, shuffled = (
         np.mean([judge(case.task, case.scene, seen, 256) for case, seen in zip(asked, found, strict=True)])
         for asked in (cases, order.partners(cases, seed=0))

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 import comfy_moss
 from comfy_moss.benchmarks.detector import detect
+from comfy_moss.benchmarks.rendering import render
 from comfy_moss.benchmarks.texture import texture_of
-from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing, render
+from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing
 from comfy_moss.model.backbone import NANO
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.library import find_model

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from comfy_moss.benchmarks import detector, suite, world
+from comfy_moss.benchmarks import captions, detector, rendering, suite, world
 from comfy_moss.benchmarks.world import Group, Scene, Thing
 
-SIZES = [(256, 256), (144, 144), (192, 336), (336, 192), (144, 448), (448, 144), (224, 304), (448, 448)]
+SIZES = [(256, 256), (144, 144), (192, 336), (336, 192), (144, 448), (448, 144), (224, 304), (448, 448), (512, 512)]
 
 
 def _scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -21,7 +21,7 @@ def _scenes(count: int, seed: int = 0) -> list[Scene]:
 
 
 def _render(scene: Scene, seed: int = 0, height: int = 256, width: int = 256) -> np.ndarray:
-    return world.render(scene, np.random.default_rng(seed), height, width)
+    return rendering.render(scene, np.random.default_rng(seed), height, width)
 
 
 def _chroma(image: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_impossible_scenes_are_refused(build: Callable[[], object]) -> None:
 
 
 def test_complete_keeps_what_is_fixed_and_gives_usual_but_distinct_colors() -> None:
-    usual, taken = world.parse("a red star and a square"), world.parse("a red star and a circle")
+    usual, taken = captions.parse("a red star and a square"), captions.parse("a red star and a circle")
     for seed in range(30):
         assert world.complete(usual, np.random.default_rng(seed)).groups[1].thing.color == "blue"
         done = world.complete(taken, np.random.default_rng(seed))
@@ -111,29 +111,29 @@ def test_objects_touch_neither_the_border_nor_each_other(height: int, width: int
 
 @pytest.mark.parametrize("shape", world.SHAPES)
 def test_outlines_fill_their_radius_and_stay_within_it(shape: str) -> None:
-    points = world.outline(shape)
+    points = rendering.outline(shape)
     assert 0.85 <= np.abs(points).max() <= 1.01
     assert not points.flags.writeable
 
 
 def test_unknown_outline_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown shape"):
-        world.outline("blob")
+        rendering.outline("blob")
 
 
 def test_silhouette_covers_the_area_of_its_outline() -> None:
     for shape in world.SHAPES:
-        x, y = (world.outline(shape) * 30).T
+        x, y = (rendering.outline(shape) * 30).T
         area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
-        assert world.silhouette(shape, 40.3, 39.8, 30.0, 80, 80).sum() == pytest.approx(area, rel=0.04)
+        assert rendering.silhouette(shape, 40.3, 39.8, 30.0, 80, 80).sum() == pytest.approx(area, rel=0.04)
 
 
 @pytest.mark.parametrize("texture", world.TEXTURES)
 def test_textures_darken_a_fixed_share_in_step_with_the_object(texture: str) -> None:
     scene = Scene((Group(1, Thing("square", "green", texture)),), None, "white", "plain")
     rng = np.random.default_rng(3)
-    picture = world.render(scene, rng)
-    ((cx, cy, _),) = world.layout(scene, np.random.default_rng(3), 256, 256)
+    picture = rendering.render(scene, rng)
+    ((cx, cy, _),) = rendering.layout(scene, np.random.default_rng(3), 256, 256)
     patch = picture[int(cy) - 50 : int(cy) + 50, int(cx) - 50 : int(cx) + 50, 1] / world.COLORS["green"][1]
     dark = {"plain": 0.0, "striped": 0.5, "checkered": 0.5, "dotted": 0.29}[texture]
     assert 1 - patch.mean() == pytest.approx(0.5 * dark, abs=0.04)
@@ -144,7 +144,7 @@ def test_textures_darken_a_fixed_share_in_step_with_the_object(texture: str) -> 
 def test_a_relation_decides_where_things_are(relation: str) -> None:
     scene = Scene((Group(1, Thing("star", "red")), Group(1, Thing("heart", "blue"))), relation)
     for height, width in SIZES:
-        (ax, ay, _), (bx, by, _) = world.layout(scene, np.random.default_rng(0), height, width)
+        (ax, ay, _), (bx, by, _) = rendering.layout(scene, np.random.default_rng(0), height, width)
         distance = {"left": bx - ax, "right": ax - bx, "above": by - ay, "below": ay - by}[relation]
         assert distance > 0.4 * min(height, width)
 
@@ -152,7 +152,7 @@ def test_a_relation_decides_where_things_are(relation: str) -> None:
 @pytest.mark.parametrize(("count", "height", "width"), [(3, 144, 256), (3, 256, 144), (4, 144, 448), (4, 448, 144)])
 def test_long_pictures_hold_their_objects_in_a_row(count: int, height: int, width: int) -> None:
     scene = Scene((Group(count, Thing("star", "red")),))
-    places = np.array(world.layout(scene, np.random.default_rng(0), height, width))
+    places = np.array(rendering.layout(scene, np.random.default_rng(0), height, width))
     along, across = (0, 1) if width > height else (1, 0)
     assert np.ptp(places[:, across]) < 0.05 * min(height, width)
     assert np.diff(places[:, along]).min() > 0.4 * min(height, width)
@@ -175,13 +175,13 @@ def test_backgrounds_are_neutral_and_show_their_style(background: str, style: st
 
 def test_parse_inverts_the_canonical_caption() -> None:
     for scene in _scenes(500):
-        assert world.parse(world.canonical_caption(scene)) == scene
+        assert captions.parse(captions.canonical_caption(scene)) == scene
 
 
 def test_captions_are_true_of_their_scene() -> None:
     rng = np.random.default_rng(1)
     for scene in _scenes(500):
-        said = world.parse(world.caption(scene, rng))
+        said = captions.parse(captions.caption(scene, rng))
         assert said is not None and said.relation == scene.relation
         assert (said.background, said.style) in ((None, None), (scene.background, scene.style))
         for claim, truth in zip(said.groups, scene.groups, strict=True):
@@ -193,39 +193,39 @@ def test_captions_are_true_of_their_scene() -> None:
 def test_captions_vary_in_the_stated_proportions() -> None:
     rng = np.random.default_rng(2)
     scenes = _scenes(2000)
-    captions = [world.caption(scene, rng) for scene in scenes]
-    assert all(text == text.lower() for text in captions)
-    assert np.mean(["background" in text for text in captions]) == pytest.approx(0.6, abs=0.05)
-    assert np.mean([text.startswith("a photo of") for text in captions]) == pytest.approx(0.5, abs=0.05)
-    said = [world.parse(text) for text in captions]
+    worded = [captions.caption(scene, rng) for scene in scenes]
+    assert all(text == text.lower() for text in worded)
+    assert np.mean(["background" in text for text in worded]) == pytest.approx(0.6, abs=0.05)
+    assert np.mean([text.startswith("a photo of") for text in worded]) == pytest.approx(0.5, abs=0.05)
+    said = [captions.parse(text) for text in worded]
     forgot = [any(group.thing.color is None for group in scene.groups) for scene in said]
     assert 0.1 < np.mean(forgot) < 0.2
 
 
 def test_the_vocabulary_covers_every_caption() -> None:
     rng = np.random.default_rng(3)
-    used = {word for scene in _scenes(1500) for word in world.words(world.caption(scene, rng))}
-    assert used <= set(world.VOCABULARY)
-    assert list(world.VOCABULARY) == sorted(set(world.VOCABULARY))
+    used = {word for scene in _scenes(1500) for word in captions.words(captions.caption(scene, rng))}
+    assert used <= set(captions.VOCABULARY)
+    assert list(captions.VOCABULARY) == sorted(set(captions.VOCABULARY))
     assert {"an", "the", "picture", "image", "drawing", "and", "with", "in", "photo", "of", ",", "."} <= set(
-        world.VOCABULARY
+        captions.VOCABULARY
     )
-    assert len(world.VOCABULARY) - len(used) <= 6
+    assert len(captions.VOCABULARY) - len(used) <= 6
 
 
 def test_words_separate_punctuation() -> None:
-    assert world.words("A red circle, on white.") == ["a", "red", "circle", ",", "on", "white", "."]
+    assert captions.words("A red circle, on white.") == ["a", "red", "circle", ",", "on", "white", "."]
 
 
 def test_grammar_of_numbers_and_articles() -> None:
-    assert world.canonical_caption(Scene((Group(1, Thing("circle", "orange")),))) == "a photo of an orange circle"
+    assert captions.canonical_caption(Scene((Group(1, Thing("circle", "orange")),))) == "a photo of an orange circle"
     scene = Scene((Group(3, Thing("cross", "red", "dotted")), Group(1, Thing("star"))), None, "grey", "striped")
     expected = "a photo of three red dotted crosses and a star on a striped grey background"
-    assert world.canonical_caption(scene) == expected
+    assert captions.canonical_caption(scene) == expected
 
 
 def test_parse_accepts_an_artists_wording() -> None:
-    scene = world.parse("The Striped Blue star, to the left of a heart, in a black background.")
+    scene = captions.parse("The Striped Blue star, to the left of a heart, in a black background.")
     groups = (Group(1, Thing("star", "blue", "striped")), Group(1, Thing("heart")))
     assert scene == Scene(groups, "left", "black", "plain")
 
@@ -247,7 +247,7 @@ def test_parse_accepts_an_artists_wording() -> None:
     ],
 )
 def test_parse_gives_none_outside_the_grammar(prompt: str) -> None:
-    assert world.parse(prompt) is None
+    assert captions.parse(prompt) is None
 
 
 # --- detector ---------------------------------------------------------------------------------------------------
@@ -279,14 +279,14 @@ def test_regions_of_an_empty_mask() -> None:
 def test_detections_name_every_object_where_it_is(height: int, width: int) -> None:
     for seed, scene in enumerate(_scenes(12, seed=8)):
         picture = _render(scene, seed, height, width)
-        places = world.layout(scene, np.random.default_rng(seed), height, width)
+        places = rendering.layout(scene, np.random.default_rng(seed), height, width)
         found = detector.detect(picture)
         assert len(found) == len(scene.things)
         for thing, (cx, cy, radius) in zip(scene.things, places, strict=True):
             near = min(found, key=lambda d: np.hypot(d.cx - cx, d.cy - cy))
             assert (near.shape, near.color) == (thing.shape, thing.color)
             assert np.hypot(near.cx - cx, near.cy - cy) < 0.35 * radius
-            outline_area = world.silhouette(thing.shape, radius + 2, radius + 2, radius, 400, 400).sum()
+            outline_area = rendering.silhouette(thing.shape, radius + 2, radius + 2, radius, 400, 400).sum()
             assert near.area == pytest.approx(outline_area, rel=0.25)
             assert near.score > 0.85
 
@@ -421,18 +421,18 @@ def test_pictures_of_other_prompts_score_at_chance(cases: list[suite.Case], imag
 
 
 def test_one_wrong_attribute_fails_its_task() -> None:
-    scene = world.parse("a red star left of a blue heart on a white background")
+    scene = captions.parse("a red star left of a blue heart on a white background")
     picture = _render(scene)
     mirrored, one = replace(scene, relation="right"), _render(replace(scene, groups=scene.groups[:1], relation=None))
-    swapped = world.parse("a blue star and a red heart")
+    swapped = captions.parse("a blue star and a red heart")
     assert detector.score("position", scene, picture) and not detector.score("position", mirrored, picture)
     assert not detector.score("position", scene, one)
     assert detector.score("color_attr", scene, picture) and not detector.score("color_attr", swapped, picture)
     assert detector.score("two_object", swapped, picture) and not detector.score("two_object", swapped, one)
-    assert detector.score("single_object", world.parse("a star"), one)
-    assert not detector.score("single_object", world.parse("a heart"), one)
-    assert detector.score("colors", world.parse("a red star"), one)
-    assert not detector.score("colors", world.parse("a green star"), one)
+    assert detector.score("single_object", captions.parse("a star"), one)
+    assert not detector.score("single_object", captions.parse("a heart"), one)
+    assert detector.score("colors", captions.parse("a red star"), one)
+    assert not detector.score("colors", captions.parse("a green star"), one)
 
 
 def test_counting_wants_the_exact_number_and_nothing_else() -> None:
@@ -440,15 +440,15 @@ def test_counting_wants_the_exact_number_and_nothing_else() -> None:
         picture = _render(Scene((Group(count, Thing("heart", "purple")),)))
         hits = [detector.score("counting", Scene((Group(n, Thing("heart")),)), picture) for n in (2, 3, 4)]
         assert hits == [n == count for n in (2, 3, 4)]
-    mixed = _render(world.parse("two red hearts and a blue star"))
-    assert not detector.score("counting", world.parse("two hearts"), mixed)
+    mixed = _render(captions.parse("two red hearts and a blue star"))
+    assert not detector.score("counting", captions.parse("two hearts"), mixed)
 
 
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown task"):
-        detector.score("beauty", world.parse("a star"), np.zeros((64, 64, 3), np.uint8))
+        detector.score("beauty", captions.parse("a star"), np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="relation"):
-        detector.score("position", world.parse("a star and a heart"), np.zeros((64, 64, 3), np.uint8))
+        detector.score("position", captions.parse("a star and a heart"), np.zeros((64, 64, 3), np.uint8))
 
 
 # --- suite ------------------------------------------------------------------------------------------------------
@@ -466,8 +466,8 @@ def test_the_suite_is_deterministic_and_balanced(cases: list[suite.Case]) -> Non
 
 def test_suite_prompts_describe_their_scenes_in_known_words(cases: list[suite.Case]) -> None:
     for case in cases:
-        assert world.parse(case.prompt) == case.scene
-        assert set(world.words(case.prompt)) <= set(world.VOCABULARY)
+        assert captions.parse(case.prompt) == case.scene
+        assert set(captions.words(case.prompt)) <= set(captions.VOCABULARY)
         colored = [group.thing.color is not None for group in case.scene.groups]
         assert all(colored) if case.task in ("colors", "color_attr") else not any(colored)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers  # noqa: F401  (imported before the root is on the path, see conftest)
 
-from comfy_moss.benchmarks import world
+from comfy_moss.benchmarks import captions, rendering, world
 from comfy_moss.model.backbone import Step
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.sampling import Guidance
@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def training():
-    """The module training.train_transformer; the root is on sys.path only while it is imported."""
+    """The module training.forward; the root is on sys.path only while training.train_transformer imports all of them."""
     sys.path.insert(0, str(ROOT))
     try:
-        return importlib.import_module("training.train_transformer")
+        importlib.import_module("training.train_transformer")
+        return sys.modules["training.forward"]
     finally:
         sys.path.remove(str(ROOT))
 
@@ -47,16 +48,18 @@ def nano(training):
     return model
 
 
-def test_training_runs_the_forward_pass_of_inference(training, pool, nano):
-    features = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("area", ["0.25M", "1M"])
+def test_training_runs_the_forward_pass_of_inference(training, pool, nano, area):
+    schedule = training.SCHEDULES[area]
+    features = torch.randn(2, 16, *schedule.grids[-1], generator=torch.Generator().manual_seed(1))
     inputs, targets = training.corrupted_scales(features, 7, flips=0.0)
     backbone = InfinityBackbone(nano.transformer, VAE(pool.CONFIG))
     losses = []
     with torch.no_grad():
         _, condition = nano.read(["a red circle", None])
-        cache = backbone.new_cache(condition, training.SCHEDULE.tokens(0, 7))
+        cache = backbone.new_cache(condition, schedule.tokens(0, 7))
         for n in range(7):
-            step = Step(Positions.of_scale(training.SCHEDULE, n), training.SCHEDULE, condition, Guidance(1.0))
+            step = Step(Positions.of_scale(schedule, n), schedule, condition, Guidance(1.0))
             logits = backbone.logits(backbone.forward(inputs[n], step, cache, store=True), step, 1.0)
             losses.append(F.binary_cross_entropy_with_logits(logits[..., 1] - logits[..., 0], targets[n].float()))
 
@@ -74,6 +77,46 @@ def test_a_step_reaches_every_weight(training, pool, nano):
     training.look(nano, batch.features, [*batch.captions[:2], None], 6).losses.sum().backward()
 
     assert [name for name, p in nano.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_scales_without_gradients_are_seen_all_the_same_and_the_rest_reaches_every_weight(training, nano):
+    features = torch.randn(2, 16, 64, 64, generator=torch.Generator().manual_seed(1))
+    captions = ["a red circle", None]
+
+    def losses(learnt_from):
+        torch.manual_seed(0)
+        return training.look(nano, features, captions, 7, learnt_from=learnt_from).losses
+
+    whole, part = losses(0), losses(6)
+    nano.zero_grad()
+    part.sum().backward()
+
+    assert torch.allclose(part, whole)
+    assert nano.transformer.lvl_embed.weight.grad[:6].abs().sum() == 0
+    missed = [name for name, p in nano.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert {name.split(".")[1] for name in missed} == {"pos_start", "text_proj_for_sos"}  # the first scale's input
+
+
+def test_late_scales_take_turns_alike_on_every_worker_dear_ones_more_often_at_the_end(training):
+    lessons = sys.modules["training.lessons"]
+
+    early, late = ([lessons.late_scale(step, done) for step in range(400)] for done in (0.1, 0.9))
+
+    assert early == [lessons.late_scale(step, 0.1) for step in range(400)]
+    assert {*early} == {*late} == {10, 11, 12}
+    assert early.count(12) < 130 < 170 < late.count(12)
+
+
+def test_a_stream_makes_new_pictures_and_draws_them_again(training, pool):
+    stream = sys.modules["training.stream"]
+    codec = VAE(pool.CONFIG).state_dict()
+
+    pictures = stream.Stream("1M", codec, np.random.default_rng(0), first=1, most=2)
+    new, again = pictures.new(2), pictures.draw(5)
+
+    assert new.features.shape == (2, 16, 64, 64) and not torch.equal(*new.features)
+    assert all(any(torch.equal(one, two) for two in new.features) for one in again.features)
+    assert not any(map(pool.held_out, new.scenes))
 
 
 def test_flipped_bits_change_what_later_scales_see_and_must_repair(training):
@@ -123,7 +166,7 @@ def hints(training):
 
 
 def test_every_word_of_a_noun_phrase_is_labelled_with_its_thing(hints):
-    scene = world.parse("a red circle above a dotted blue square on a plain white background")
+    scene = captions.parse("a red circle above a dotted blue square on a plain white background")
     caption = "a photo of a red circle above a blue dotted square on a plain white background"
 
     labels = hints.word_labels(caption, scene)
@@ -132,17 +175,20 @@ def test_every_word_of_a_noun_phrase_is_labelled_with_its_thing(hints):
     assert told == {n: ("circle", "above") for n in (3, 4, 5)} | {n: ("square", "below") for n in (7, 8, 9, 10)}
 
 
-def test_tokens_along_the_directions_tell_their_places(training, hints):
-    head, scales, schedule = hints.Hints(128, 192), [0, 2, 9], training.SCHEDULE
-    rows = [torch.zeros(1, 8)]  # the very first token need not tell anything
+@pytest.mark.parametrize("area", ["0.25M", "1M"])
+def test_tokens_along_the_directions_tell_their_places(training, hints, area):
+    schedule = training.SCHEDULES[area]
+    head, scales = hints.Hints(128, 192), [0, 2, len(schedule) - 1]
+    rows = [torch.zeros(1, 14)]  # the very first token need not tell anything
     for n in scales[1:]:
         size = schedule.grids[n][0]
         corner = torch.cartesian_prod(torch.arange(size), torch.arange(size)) * 256 / size
         y, x = (corner / 4).round().mul(4).unbind(1)
-        turn = 2 * torch.pi * torch.stack([y / world.PERIOD, x / world.PERIOD, y / world.CHECK_HEIGHT], dim=1)
-        rows.append(torch.cat([(corner + 128 / size) / 128 - 1, turn.cos(), turn.sin()], dim=1))
-    told = torch.cat(rows) * torch.tensor([hints.PLACE] * 2 + [hints.PHASE] * 6)
-    directions = torch.cat([head.place, head.phase], dim=1)
+        turn = 2 * torch.pi * torch.stack([y / rendering.PERIOD, x / rendering.PERIOD, y / rendering.CHECK_HEIGHT], dim=1)
+        fine = torch.cat([(2 * turn).cos(), (2 * turn).sin()], dim=1) * (size > 32)
+        rows.append(torch.cat([(corner + 128 / size) / 128 - 1, turn.cos(), turn.sin(), fine], dim=1))
+    told = torch.cat(rows) * torch.tensor([hints.PLACE] * 2 + [hints.PHASE] * 12)
+    directions = torch.cat([head.place, head.phase, head.fine_phase], dim=1)
     rest = torch.randn(192, generator=torch.Generator().manual_seed(2))
     rest -= rest.mean() + directions @ (directions.T @ rest)
     length = (1 - told.square().sum(-1)).clamp(min=0).sqrt()

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from comfy_moss.model.bsq import bits_to_codes, resample
-from comfy_moss.model.infinity import InfinityTransformer
-from comfy_moss.model.layers import Condition, Pass
-from comfy_moss.model.rope import Positions, rotation
-from comfy_moss.model.schedule import Schedule
+from comfy_moss.model.backbone import Pass
+from comfy_moss.model.infinity import InfinityCondition, InfinityTransformer
+from comfy_moss.model.quantize import bits_to_codes, resample
+from comfy_moss.model.rope import rotation
+from comfy_moss.model.schedule import Positions, Schedule
 
 from .nano import CONFIG, SCHEDULES, make_text_model, make_tokenizer, make_transformer
 
@@ -46,7 +46,7 @@ class Nano(nn.Module):
         self.text: T5EncoderModel = make_text_model()
         self.tokenizer = make_tokenizer()
 
-    def read(self, captions: list[str | None]) -> tuple[Tensor, Condition]:
+    def read(self, captions: list[str | None]) -> tuple[Tensor, InfinityCondition]:
         """Text features (B, T, Ct), and the condition: None = the learned unconditional text, as long as a typical caption."""
         batch = self.tokenizer([c or "" for c in captions], padding=True, return_tensors="pt")
         features = self.text(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state

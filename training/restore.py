@@ -23,20 +23,21 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--assets", type=Path, default=Path("comfy_moss/assets/nano"))
     parser.add_argument("--seconds", type=float, default=0.0, help="training time these weights had; --minutes counts it")
+    parser.add_argument("--more-scales", action="store_true", help="for weights that never saw the last three scales of 1M")
     args = parser.parse_args()
     backbone = load_infinity(args.assets / "transformer.safetensors", args.assets / "vae.safetensors")
     nano = Nano()
     nano.transformer.load_state_dict(backbone.transformer.state_dict())
-    start_levels(nano)
+    if args.more_scales:
+        start_levels(nano.transformer.lvl_embed.weight)
     nano.text.load_state_dict(TextEncoder.load(args.assets / "text").model.state_dict(), strict=False)  # tied names differ
     save(args.state / "vae.pt", backbone.vae.state_dict(), args.seconds)
     save(args.state / "transformer.pt", nano.state_dict(), args.seconds)
 
 
 @torch.no_grad()
-def start_levels(nano: Nano) -> None:
-    """The last three scales of 1M start as the last three of 0.25M, which draw the same kind of thing: edges and textures."""
-    level = nano.transformer.lvl_embed.weight
+def start_levels(level: Tensor) -> None:
+    """Level embeddings (levels, C): the last three of 1M start as those of 0.25M, which draw the same kind of thing, textures."""
     level[10:13] = level[7:10]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comfy_moss.evaluation.suite import held_out
-from comfy_moss.evaluation.world import Scene, render
+from comfy_moss.benchmarks.rendering import render
+from comfy_moss.benchmarks.suite import held_out
+from comfy_moss.benchmarks.world import Scene
 from comfy_moss.model.vae import VAE
 
 from .nano import SIDES

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comfy_moss.benchmarks.world import render, sample_scene
+from comfy_moss.benchmarks.rendering import render
+from comfy_moss.benchmarks.world import sample_scene
 from comfy_moss.model.quantize import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig

@@ -22,8 +22,8 @@ from comfy_moss.pipeline.generate import Method, Picture, generate
 
 from ..detector import detect, interior, judge
 from ..metrics import texture_energy
+from ..rendering import render
 from ..texture import shows_texture
-from ..world import render
 from .loading import load_model
 from .order import Order
 from .rows import CODEC, RENDER, Row, as_lines, batch_path
