@@ -1,0 +1,120 @@
+"""What a file holds, told by the names in it: which model, and under which wrappers its weights lie.
+
+Trainers leave the weights one or two dictionaries deep, prefix every name (`module.`, `_orig_mod.`, `model.`), and keep an
+averaged copy beside the raw one.  Facts: Infinity specification, section 1.1; HART specification, section 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
+HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
+DEPTH = 3  # dictionaries inside each other that are looked into
+# Names that only the kind has; what stands before one is a wrapper's prefix.  Where a file holds several kinds (a trainer's
+# has its codec as well), the first of this table is meant.
+MARKS = {
+    TRANSFORMER: r"text_proj_for_sos\.|(?:block_chunks\.\d+\.module|blocks)\.\d+\.sa\.mat_qkv\.",
+    HART_TRANSFORMER: r"context_embed\.",
+    HART_TOKENIZER: r"vae\.quantize\.(?:embedding|quant_resi)\.",
+    CODEC: r"(?:encoder|decoder)\.conv_in\.",
+    TEXT: r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight",
+}
+PREFIXED = {kind: re.compile(rf"((?:[^.]+\.)*?)(?:{mark})") for kind, mark in MARKS.items()}
+# Levels that torch.compile, FSDP, activation checkpoints and DeepSpeed put anywhere into a name.
+TRANSPARENT = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa|averaged?|averaging|shadow|polyak)(?![a-z])")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights of one model somewhere in a file.
+
+    Attributes:
+        where: keys and prefix that lead there, joined by dots.
+        names: name without wrappers -> name in the dictionary.
+        state: the dictionary.
+    """
+
+    kind: str
+    where: str
+    names: Mapping[str, str]
+    state: Mapping[str, Any]
+
+    @property
+    def preferred(self) -> bool:
+        """Whether these are the weights to draw with: the averaged ones, but a codec's plain ones, as its authors' code has it."""
+        return bool(AVERAGED.search(self.where.lower())) != (self.kind == CODEC)
+
+
+def identify(names: Iterable[str]) -> str:
+    """What a file with these tensor names seems to be, in words for a message."""
+    names = list(names)
+    found = _candidates(dict.fromkeys(names), "")
+    return found[0].kind if found else f"something else (it holds {listing(names)})"
+
+
+def listing(names: Iterable[str], show: int = 3) -> str:
+    """The first few names and how many more there are."""
+    names = list(names)
+    rest = len(names) - show
+    return ", ".join(names[:show]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unwrapped(content: Mapping) -> Candidate | None:
+    """The weights that a file is for, whatever lies around them; None = it holds no tensors by name.
+
+    Averaged weights come before raw ones.  Weights of an unknown model are those of the largest dictionary.
+
+    Args:
+        content: tensors by name, or dictionaries in dictionaries that end in such.
+    """
+    states = list(_states(content))
+    found = [candidate for where, state in states for candidate in _candidates(state, where)]
+    if not found:
+        where, state = max(states, key=lambda pair: len(pair[1]), default=("", {}))
+        return Candidate("", where, dict(zip(state, state, strict=True)), state) if state else None
+    first = next(kind for kind in MARKS if any(candidate.kind == kind for candidate in found))
+    meant = [candidate for candidate in found if candidate.kind == first]
+    most = max(len(candidate.names) for candidate in meant)
+    whole = [candidate for candidate in meant if 2 * len(candidate.names) > most]  # an average may lack buffers, not blocks
+    chosen = max(whole, key=lambda candidate: (candidate.preferred, len(candidate.names)))
+    return chosen if first == CODEC else _with_averages(chosen)
+
+
+def _states(content: object, where: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every dictionary with tensors by name, and the keys that lead there."""
+    if not isinstance(content, Mapping):
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    if state := {name: value for name, value in named.items() if hasattr(value, "shape")}:
+        yield where, state
+    for name, value in named.items() if depth else ():
+        yield from _states(value, f"{where}{name}.", depth - 1)
+
+
+def _candidates(state: Mapping[str, Any], where: str) -> list[Candidate]:
+    """Models in one dictionary, the most telling kind first."""
+    plain = {TRANSPARENT.sub("", name): name for name in state}
+    found = []
+    for kind, pattern in PREFIXED.items():
+        prefixes = {match[1] for match in map(pattern.match, plain) if match}
+        for prefix in sorted(prefixes):
+            inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+            held = {name: plain[name] for name in plain if name.startswith(prefix) and not name.startswith(inner)}
+            found.append(Candidate(kind, where + prefix, {name[len(prefix) :]: held[name] for name in held}, state))
+    return found
+
+
+def _with_averages(chosen: Candidate) -> Candidate:
+    """With the averages that some trainers (LitEma) keep beside the weights, under names without dots."""
+    flat = {name.replace(".", ""): name for name in chosen.names}
+    averages = {}
+    for held in chosen.state:
+        holder, _, rest = held.partition(".")
+        if AVERAGED.search(holder.lower()) and rest in flat:
+            averages[flat[rest]] = held
+    return replace(chosen, names={**chosen.names, **averages})
