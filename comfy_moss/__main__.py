@@ -1,4 +1,4 @@
-"""`python -m comfy_moss`, or `python path/to/comfy_moss` where Python does not look into the working folder (Windows portable)."""
+"""`python -m comfy_moss`, or `python path/to/comfy_moss` where Python does not look into the working folder, as in portables."""
 
 import importlib
 import sys

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 BETWEEN = re.compile(r"\s*[,;|/]\s*|\s+")
 SIDES = re.compile(r"([^:x*/]+?)\s*(?::|x|\*|/|\bby\b|\bto\b)\s*([^:x*/]+)", re.IGNORECASE)
-TWINS = str.maketrans({"、": ",", "∶": ":", "×": "x", "✕": "x", "⁄": "/", "−": "-", "–": "-", "“": '"', "”": '"', "’": "'", "‘": "'"})
+TWINS = str.maketrans("、∶×✕⁄−–“”’‘", ",:xx/--\"\"''")
 QUOTES = "\"'`"
 PERCENTAGES = "80, 70, 30, 10"
 

@@ -37,7 +37,10 @@ WILD = [
     None, True, False, -1, 0, 1, 3, 7, 2**31, 2**63, 10**9, 10**30, -0.0, 0.5, 1e9, 1e308, float("nan"), float("inf"), "", "0",
     "a", "float32", "é模\u202e", "x" * 3000, "../../x", "a\0b", [], [None], [1, 2, 3], [10**9], {}, {"a": 1}, [[[]]],
 ]  # fmt: skip
-DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "U16", "BOOL", "F4", "Q4", "f32", ""]
+DTYPES = [
+    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "U16", "BOOL",
+    "F4", "Q4", "f32", "",
+]  # fmt: skip
 
 
 @dataclass
@@ -82,7 +85,7 @@ def run(trials: int, seed: int, attempt: Callable[[random.Random], Iterator[str]
         try:
             with limited(SECONDS), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                for done in attempt(chance):
+                for done in attempt(chance):  # noqa: B007, the last one is told
                     pass
             found.outcomes["works"] += 1
         except BaseException as error:  # whatever it is, it is a finding
@@ -169,9 +172,11 @@ def mutate_json(chance: random.Random, value: Any) -> Any:
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, dict):
-                holder[chance.choice(["", "x", str(key) + "_", "blocks.999999999.x", f"{key}.weight"])] = holder.pop(key)
+                other = chance.choice(["", "x", f"{key}_", "blocks.999999999.x", f"{key}.weight"])
+                holder[other] = holder.pop(key)
             case 2 if isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
-                holder[key] = chance.choice([-holder[key], holder[key] + 1, holder[key] * 2, holder[key] * 10**6, str(holder[key])])
+                number = holder[key]
+                holder[key] = chance.choice([-number, number + 1, number * 2, number * 10**6, str(number)])
             case _:
                 holder[key] = chance.choice(WILD)
     return value
@@ -298,7 +303,8 @@ def files(trials: int, seed: int = 0) -> Findings:
             model = chance.choice(models)
             path = chance.choice(parts[model])
             path.write_bytes(MUTATIONS[path.suffix](chance, contents[path]))
-            renamed = path.with_name(chance.choice([f"._{path.name}", f"{path.stem} (1){path.suffix}", path.name.upper(), "a b.PTH"]))
+            other = chance.choice([f"._{path.name}", f"{path.stem} (1){path.suffix}", path.name.upper(), "a b.PTH"])
+            renamed = path.with_name(other)
             moved = chance.random() < 0.05
             try:
                 if moved:
@@ -319,8 +325,8 @@ def files(trials: int, seed: int = 0) -> Findings:
 
 def use(model: Path, path: Path, chance: random.Random) -> None:
     """What the nodes do with a model, in their order; sometimes what `convert` does."""
-    from comfy_moss.model.checkpoint import convert
     from comfy_moss.model.library import find_model
+    from comfy_moss.model.tensors import convert
 
     if chance.random() < 0.1 and path.suffix != ".json":
         target = model / "converted.safetensors"

@@ -110,7 +110,9 @@ WRAPPERS: dict[str, Callable[[State], Any]] = {
     "module": lambda s: {"module": s},
     "ema": lambda s: {"ema": s},
     "ema beside model": lambda s: {"model": noise_like(s), "ema": s},
-    "ema_model beside model, in DDP": lambda s: {"model": prefixed(noise_like(s), "module."), "ema_model": prefixed(s, "module.")},
+    "ema_model beside model, in DDP": lambda s: {
+        "model": prefixed(noise_like(s), "module."), "ema_model": prefixed(s, "module.")
+    },
     "model_ema beside model, by prefix": lambda s: prefixed(noise_like(s), "model.") | prefixed(s, "model_ema."),
     "timm": lambda s: {"state_dict": noise_like(s), "state_dict_ema": s, "args": argparse.Namespace(lr=1.0)},
     "torch.optim.swa_utils": lambda s: prefixed(s, "module.") | {"n_averaged": torch.tensor(5)},

@@ -18,13 +18,15 @@ ORDER = ["generate", "a red circle", "--pixels", "0.06M", "-o", "out.png"]
 
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([sys.executable, *command], cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
     ("command", "cwd"),
     [
-        (["-m", "comfy_moss"], ROOT), ([str(PACKAGE)], Path("/")), (["-I", str(PACKAGE)], Path("/")), (["-I", "comfy_moss"], ROOT),
+        (["-m", "comfy_moss"], ROOT), ([str(PACKAGE)], Path("/")),
+        (["-I", str(PACKAGE)], Path("/")), (["-I", "comfy_moss"], ROOT),
         (["-s", "-E", str(PACKAGE / "__main__.py")], Path("/")), (["."], PACKAGE), (["__main__.py"], PACKAGE),
         (["-P", str(PACKAGE)], ROOT), (["-m", "comfy_moss"], PACKAGE.parent),
         (["-c", f"import runpy; runpy.run_path({str(PACKAGE)!r}, run_name='__main__')"], Path("/")),

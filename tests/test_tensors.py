@@ -82,19 +82,6 @@ def test_torch_files_are_read(tmp_path: Path, transformer: InfinityTransformer, 
     assert same(transformer_from_state(open_tensors(tmp_path / "a.pth")), transformer)
 
 
-@pytest.mark.parametrize("key", tensors.TRAINER_KEYS)
-def test_training_checkpoints_are_unwrapped(tmp_path: Path, transformer: InfinityTransformer, key: str) -> None:
-    trainer = {"gpt_ema_fsdp": None, key: released_state(transformer), "optimizer": {"state": {}}}
-    torch.save({"args": {"lr": 1}, "epoch": 3, "trainer": trainer, "milestones": []}, tmp_path / "ar-ckpt.pth")
-    assert same(transformer_from_state(open_tensors(tmp_path / "ar-ckpt.pth")), transformer)
-
-
-def test_averaged_weights_of_a_training_checkpoint_are_preferred(tmp_path: Path, transformer: InfinityTransformer) -> None:
-    trainer = {"gpt_fsdp": released_state(tiny_transformer(seed=9)), "gpt_ema_fsdp": released_state(transformer)}
-    torch.save({"trainer": trainer}, tmp_path / "ar-ckpt.pth")
-    assert same(transformer_from_state(open_tensors(tmp_path / "ar-ckpt.pth")), transformer)
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_vae_files_are_read_flat_and_nested(tmp_path: Path, nested: bool) -> None:
     state = released_vae_state(tiny_vae())

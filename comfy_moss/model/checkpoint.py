@@ -13,15 +13,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .contents import CODEC, TRANSFORMER, identify
 from .infinity import InfinityConfig, InfinityTransformer
 from .infinity_backbone import InfinityBackbone
-from .tensors import CODEC, TRANSFORMER, CheckpointError, Tensors, fill_module, identify, open_tensors, weights_id
+from .tensors import CheckpointError, Tensors, build, fill_module, open_tensors, weights_id
 from .text import text_width
 from .vae import VAE, VAEConfig, plain_names
 
 RELEASED_VAES = {16: "infinity_vae_d16.pth", 32: "infinity_vae_d32reg.pth", 56: "infinity_vae_d56_f8_14_patchify.pth"}
+CAME_WITH_IT = "the VAE that came with the model"
 OTHER_VAE = "infinity_vae_d32"  # same shapes as the 2B model's VAE, other weights: only the name tells
 IGNORED = {"zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"}
+ATTENTION = re.compile(r"(?:^|[._])(?:attn|attention|attentions|to_q)(?:[._]|$)")
+CODEBOOK = re.compile(r"(?:quantize|quantizer|vq|codebook)\.(?:embed|codebook|weight|_codebook|quant_resi)")
 CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
 
 
@@ -31,8 +35,10 @@ def _expect(tensors: Tensors, kind: str) -> None:
 
 
 def _incomplete(path: Path, kind: str, error: Exception) -> CheckpointError:
-    what = f"the tensor {error}" if isinstance(error, KeyError) else "most of its tensors"
-    return CheckpointError(f"{path} seems to be {kind} but lacks {what}; download it again")
+    what = f"lacks the tensor {error}" if isinstance(error, KeyError) else "its tensors have no sizes that fit together"
+    return CheckpointError(
+        f"{path} seems to be {kind}, but {what}; it is a part of a model, or of one that is not known here"
+    )
 
 
 def open_transformer(state: Tensors) -> tuple[Tensors, InfinityConfig]:
@@ -51,7 +57,7 @@ def open_transformer(state: Tensors) -> tuple[Tensors, InfinityConfig]:
             tensors.shapes[name] = (1, max(shape), 1, 1)  # some files have (1, 1, H, 1)
     try:
         return tensors, InfinityConfig.from_shapes(tensors.shapes)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise _incomplete(state.path, TRANSFORMER, error) from error
 
 
@@ -61,8 +67,8 @@ def _numbered(names: list[str], path: Path) -> list[str]:
     sizes: dict[int, int] = {}
     for part in filter(None, parts):
         sizes[int(part[1])] = max(sizes.get(int(part[1]), 0), int(part[2]) + 1)
-    if sorted(sizes) != list(range(len(sizes))):
-        raise CheckpointError(f"{path} lacks one of its chunks of blocks; download it again")
+    if len(sizes) <= max(sizes, default=-1):
+        raise CheckpointError(f"{path} lacks one of its chunks of blocks; get the whole file")
     first = {chunk: sum(sizes[c] for c in range(chunk)) for chunk in sizes}
     return [
         f"blocks.{first[int(part[1])] + int(part[2])}.{part[3]}" if part else name
@@ -70,20 +76,42 @@ def _numbered(names: list[str], path: Path) -> list[str]:
     ]
 
 
-def open_vae(state: Tensors) -> tuple[Tensors, VAEConfig]:
+def open_vae(state: Tensors, model: str = "Infinity", belongs: str = CAME_WITH_IT) -> tuple[Tensors, VAEConfig]:
     """Tensors under the names of VAE (encoder and decoder only), and its sizes; reads no values.
 
     Both namings of files are understood: `X.conv.weight`, `X.norm.weight` and plain `X.weight`.
+
+    Args:
+        model, belongs: which model needs it, and what that model's codec is called, for messages.
 
     Raises:
         CheckpointError: not such a codec.
     """
     _expect(state, CODEC)
+    if reason := _foreign(state.shapes):
+        raise CheckpointError(f"{state.path.name} is a VAE that does not belong to {model}: {reason}; use {belongs}")
     tensors = state.renamed(plain_names(name for name in state if name.startswith(("encoder.", "decoder."))))
     try:
         return tensors, VAEConfig.from_shapes(tensors.shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise _incomplete(state.path, CODEC, error) from error
+
+
+def _foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What marks a codec that is none of Infinity's: those are plain convolutions with bits in between."""
+    plain = {held: shapes[name] for name, held in ((n, n.replace(".conv.weight", ".weight")) for n in shapes)}
+    if attention := next((n for n in shapes if n.startswith(("encoder.", "decoder.")) and ATTENTION.search(n)), None):
+        return f"it has attention ({attention})"
+    if codebook := next((n for n in shapes if CODEBOOK.match(n)), None):
+        return f"it has a codebook ({codebook})"
+    if any(len(shape) == 5 for shape in shapes.values()):
+        return "it codes videos"
+    if not {"encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"} <= plain.keys():
+        return "its layers have other names"
+    rows, channels = (plain.get(name, (0, 0)) for name in ("encoder.conv_out.weight", "decoder.conv_in.weight"))
+    if rows[0] != channels[1]:
+        return f"its encoder makes {rows[0]} numbers where its decoder reads {channels[1]}, a mean and a variance for each"
+    return None
 
 
 def transformer_from_state(
@@ -99,8 +127,7 @@ def transformer_from_state(
         CheckpointError: see `open_transformer` and `tensors.fill_module`.
     """
     tensors, config = open_transformer(Tensors.of(state))
-    with torch.device("meta"):
-        model = InfinityTransformer(config)
+    model = build(tensors.path, lambda: InfinityTransformer(config))
     fill_module(model, tensors, lambda name: dtype if name.startswith("blocks.") else torch.float32, device)
     return model
 
@@ -110,8 +137,7 @@ def vae_from_state(
 ) -> VAE:
     """Build the codec, all of it in `dtype`, from tensors under either naming.  Errors: see `open_vae`, `fill_module`."""
     tensors, config = open_vae(Tensors.of(state))
-    with torch.device("meta"):
-        model = VAE(config)
+    model = build(tensors.path, lambda: VAE(config))
     fill_module(model, tensors, lambda name: dtype, device)
     return model
 
@@ -166,7 +192,7 @@ def load_infinity(
     transformer, vae = Path(transformer), Path(vae)
     weights, codec = open_tensors(transformer), open_tensors(vae)
     named, config = open_transformer(weights)
-    codec_named, codec_config = open_vae(codec)
+    codec_named, codec_config = open_vae(codec, transformer.name, RELEASED_VAES.get(config.bits, CAME_WITH_IT))
     check_pair(config.bits, codec_config.channels, transformer, vae)
     if text is not None:
         check_text(config.text_width, transformer, Path(text))

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
 HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
 DEPTH = 3  # dictionaries inside each other that are looked into
@@ -46,7 +48,7 @@ class Candidate:
 
     @property
     def preferred(self) -> bool:
-        """Whether these are the weights to draw with: the averaged ones, but a codec's plain ones, as its authors' code has it."""
+        """Whether these are the weights to draw with: averaged ones, but a codec's plain ones, as its authors' code has it."""
         return bool(AVERAGED.search(self.where.lower())) != (self.kind == CODEC)
 
 
@@ -64,6 +66,18 @@ def listing(names: Iterable[str], show: int = 3) -> str:
     return ", ".join(names[:show]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def count_of(names: Iterable[str], pattern: str) -> int:
+    """How many things a pattern numbers in names, from 0 on; those that are missing in between count.
+
+    Raises:
+        ValueError: none, or most are missing.
+    """
+    found = {int(match[1]) for match in map(re.compile(pattern).match, names) if match}
+    if not found or max(found) > 2 * len(found) + 8:
+        raise ValueError(f"{pattern} numbers {len(found)} things up to {max(found, default=0)}")
+    return max(found) + 1
+
+
 def unwrapped(content: Mapping) -> Candidate | None:
     """The weights that a file is for, whatever lies around them; None = it holds no tensors by name.
 
@@ -72,7 +86,15 @@ def unwrapped(content: Mapping) -> Candidate | None:
     Args:
         content: tensors by name, or dictionaries in dictionaries that end in such.
     """
-    states = list(_states(content))
+    return _choice(list(_states(content)))
+
+
+def unwrapped_names(names: Iterable[str]) -> Candidate:
+    """The same for a file that is one dictionary."""
+    return _choice([("", dict.fromkeys(names))])
+
+
+def _choice(states: list[tuple[str, Mapping[str, Any]]]) -> Candidate | None:
     found = [candidate for where, state in states for candidate in _candidates(state, where)]
     if not found:
         where, state = max(states, key=lambda pair: len(pair[1]), default=("", {}))
@@ -90,7 +112,7 @@ def _states(content: object, where: str = "", depth: int = DEPTH) -> Iterator[tu
     if not isinstance(content, Mapping):
         return
     named = {name: value for name, value in content.items() if isinstance(name, str)}
-    if state := {name: value for name, value in named.items() if hasattr(value, "shape")}:
+    if state := {name: value for name, value in named.items() if isinstance(value, Tensor)}:
         yield where, state
     for name, value in named.items() if depth else ():
         yield from _states(value, f"{where}{name}.", depth - 1)

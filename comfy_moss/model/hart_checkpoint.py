@@ -9,32 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .catalog import children, holds_model
+from .contents import HART_TOKENIZER, HART_TRANSFORMER, count_of, identify, listing
 from .hart import HartConfig, HartTransformer
 from .hart_backbone import HartBackbone
 from .quantize import Quantizer
-from .tensors import (
-    HART_TOKENIZER,
-    HART_TRANSFORMER,
-    MODEL_SUFFIXES,
-    CheckpointError,
-    Tensors,
-    fill_module,
-    identify,
-    listing,
-    open_tensors,
-    weights_id,
-)
+from .tensors import CheckpointError, Tensors, build, fill_module, only_model, open_tensors, reading, weights_id
 from .vae import Tokenizer, VAEConfig, plain_names
 
+PARTS = ("llm", "tokenizer")  # folders in the released one
 AVERAGED = ("ema_model.safetensors", "ema_model.bin")  # the weights that pictures are drawn with, best first
 HEAD_DIM = 64  # where nothing says how many heads there are
+SIDE, SLOTS = 512, 4096  # more than any model has
 STEPS = 8  # of the residual diffusion, where nothing says how many
 UNUSED = re.compile(r"(.+\.)?(zero_k_bias|lvl_1L|attn_bias_for_masking)")  # constants, and what only training needs
 UNKNOWN = re.compile(r"blocks\.\d+\.(ada_lin|scale_shift_table|cross_attn).*|pos_1LC|pos_start|lvl_embed\.weight")
@@ -45,22 +38,29 @@ log = logging.getLogger(__name__)
 
 def is_hart(folder: Path) -> bool:
     """Whether a folder has the layout of the released one."""
-    return (folder / "llm").is_dir() and (folder / "tokenizer").is_dir()
+    return all((folder / part).is_dir() for part in PARTS)
+
+
+def hart_folder(path: Path) -> Path | None:
+    """The HART model that a path means: its folder, one of the two folders in it, or a file in those."""
+    inner = [folder.parent for folder in (path, path.absolute().parent) if folder.name in PARTS]
+    return next((folder for folder in (path, *inner) if is_hart(folder)), None)
 
 
 def weights_file(folder: Path) -> Path:
     """The file in llm/ to draw with: the averaged weights, or the others if there are no such.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or none of a HART transformer.
     """
     if found := next((folder / name for name in AVERAGED if (folder / name).is_file()), None):
         return found
-    others = [path for path in sorted(folder.glob("*")) if path.suffix in MODEL_SUFFIXES] if folder.is_dir() else []
+    others = [path for path in children(folder) if path.is_file() and holds_model(path)]
     if not others:
         raise CheckpointError(f"{folder} holds no weights; download {AVERAGED[-1]} into it")
-    log.warning(f"{folder} lacks {AVERAGED[-1]}, the averaged weights; {others[0].name} draws worse pictures.")
-    return others[0]
+    chosen = only_model(folder, others, HART_TRANSFORMER)
+    log.warning(f"{folder} lacks {AVERAGED[-1]}, the averaged weights; {chosen.name} draws worse pictures.")
+    return chosen
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -72,11 +72,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         return {}
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        return dict(settings.items())
-    except (ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged; download it again") from error
+    with reading(file, "is damaged; download it again"):
+        return dict(json.loads(file.read_text(encoding="utf-8-sig")))
 
 
 def open_hart(state: Tensors, settings: Settings) -> tuple[Tensors, HartConfig]:
@@ -93,12 +90,20 @@ def open_hart(state: Tensors, settings: Settings) -> tuple[Tensors, HartConfig]:
     if variant := [name for name in state if UNKNOWN.fullmatch(name)]:
         raise CheckpointError(f"{state.path} is of a variant of HART that is not known here: it has {listing(variant)}")
     tensors = state.renamed({name: name for name in state if not UNUSED.fullmatch(name)})
-    try:
+    with reading(state.path, "and the config.json beside it do not fit together; get both from one place"):
         return tensors, _config(state, settings)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{state.path} or the config.json beside it is incomplete; download both again") from error
+
+
+def _number(settings: Settings, name: str, default: int, most: int) -> int:
+    """A number from 1 on that config.json tells.
+
+    Raises:
+        ValueError: it is none, or larger than any that makes sense.
+    """
+    number = int(settings.get(name) or default)
+    if not 1 <= number <= most:
+        raise ValueError(f"{name} is {number}")
+    return number
 
 
 def _config(state: Tensors, settings: Settings) -> HartConfig:
@@ -106,13 +111,13 @@ def _config(state: Tensors, settings: Settings) -> HartConfig:
     length, sides = _sequence(state, settings)
     width = shapes["word_embed.weight"][0]
     scales = shapes.get("blocks.0.attn.scale_mul_1H11")
-    heads = int(settings.get("num_heads") or (max(scales) if scales else max(1, width // HEAD_DIM)))
+    heads = _number(settings, "num_heads", max(scales) if scales else max(1, width // HEAD_DIM), width)
     if width % heads:
         raise CheckpointError(
             f"{state.path} is {width} numbers wide, which {heads} heads cannot share; put its own config.json beside it"
         )
     return HartConfig(
-        depth=_count(shapes, r"blocks\.(\d+)\."),
+        depth=count_of(shapes, r"blocks\.(\d+)\."),
         width=width,
         heads=heads,
         hidden=shapes["blocks.0.ffn.gate_proj.weight"][0],
@@ -122,8 +127,8 @@ def _config(state: Tensors, settings: Settings) -> HartConfig:
         text_length=length,
         sides=sides,
         diffusion_width=shapes["diffloss.net.input_proj.weight"][0],
-        diffusion_depth=_count(shapes, r"diffloss\.net\.res_blocks\.(\d+)\."),
-        diffusion_steps=int(settings.get("num_sampling_steps") or STEPS),
+        diffusion_depth=count_of(shapes, r"diffloss\.net\.res_blocks\.(\d+)\."),
+        diffusion_steps=_number(settings, "num_sampling_steps", STEPS, 1000),
         eps=float(settings.get("norm_eps") or 1e-6),
         context_norm="context_norm.weight" in shapes,
         cosine=scales is not None,
@@ -135,7 +140,11 @@ def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]
     told = settings.get("patch_nums")
     sides = tuple(int(n) for n in (told.split("_") if isinstance(told, str) else told)) if told else None
     length = int(settings["context_token"]) if settings.get("context_token") else None
+    if not (sides or (1,))[-1] <= SIDE or not (length or 1) <= SLOTS:
+        raise ValueError(f"scales {sides} or {length} slots of text")
     if "lvl_1L" in state.shapes and not (levels := state["lvl_1L"]).is_meta:
+        if levels.min() < 0 or levels.max() > SIDE:
+            raise ValueError("impossible levels")
         counts = torch.bincount(levels.flatten().long()).tolist()
         found = counts[0], (1, *(round(n**0.5) for n in counts[1:]))
         if (length or found[0], sides or found[1]) != found:
@@ -144,13 +153,9 @@ def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]
                 f"{length or found[0]} and {sides or found[1]}; put its own config.json beside it"
             )
         return found
-    if not (sides and length):
+    if not (sides and length) or min(*sides, length) < 1 or sides[0] != 1 or list(sides) != sorted(set(sides)):
         raise CheckpointError(f"the config.json beside {state.path} does not say patch_nums and context_token; download it again")
     return length, sides
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    return 1 + max(int(match[1]) for match in map(re.compile(pattern).match, names) if match)
 
 
 def open_tokenizer(state: Tensors) -> tuple[Tensors, VAEConfig]:
@@ -166,10 +171,8 @@ def open_tokenizer(state: Tensors) -> tuple[Tensors, VAEConfig]:
     codec = [name for name in used if name.startswith(("encoder.", "decoder."))]
     names = {name: name for name in used if name not in codec} | plain_names(codec)
     tensors = state.renamed({name: f"vae.{held}" for name, held in names.items()})
-    try:
+    with reading(state.path, f"seems to be {HART_TOKENIZER}, but only a part of one; get the whole file"):
         return tensors, VAEConfig.from_shapes(tensors.shapes)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{state.path} seems to be {HART_TOKENIZER} but is incomplete; download it again") from error
 
 
 def hart_from_state(
@@ -187,9 +190,7 @@ def hart_from_state(
         CheckpointError: see `open_hart` and `tensors.fill_module`.
     """
     tensors, config = open_hart(Tensors.of(state), settings)
-    with torch.device("meta"):
-        model = HartTransformer(config)
-
+    model = build(tensors.path, lambda: HartTransformer(config))
     fill_module(model, tensors, lambda name: dtype if is_large(name) else torch.float32, device)
     return model
 
@@ -207,15 +208,14 @@ def tokenizer_from_state(
 ) -> Tokenizer:
     """Build the tokenizer; the quantiser is float32, the codec `dtype`.  Errors: see `open_tokenizer`, `fill_module`."""
     tensors, config = open_tokenizer(Tensors.of(state))
-    with torch.device("meta"):
-        model = Tokenizer(config, _quantizer(tensors.shapes, settings))
+    model = build(tensors.path, lambda: Tokenizer(config, _quantizer(tensors.shapes, settings)))
     fill_module(model, tensors, lambda name: torch.float32 if name.startswith("quantize.") else dtype, device)
     return model
 
 
 def _quantizer(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> Quantizer:
     codes, channels = shapes["quantize.embedding.weight"]
-    convolutions = _count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    convolutions = count_of(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     strength = abs(float(settings.get("quant_resi") or 0.5))
     return Quantizer(codes, channels, convolutions, strength, bool(settings.get("using_znorm")))
 

@@ -7,7 +7,6 @@ Parameter names are those of the released files, with blocks numbered through.  
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..ops import modulated_norm
 from .backbone import Pass
+from .contents import count_of
 from .sampling import mix_rows
 
 
@@ -160,9 +160,8 @@ class InfinityConfig:
     def from_shapes(cls, shapes: Mapping[str, Iterable[int]]) -> InfinityConfig:
         """Read the sizes from {canonical parameter name: shape}; `scale_mul_1H11` may be (1, H, 1, 1) or (1, 1, H, 1)."""
         size = {name: tuple(shape) for name, shape in shapes.items()}
-        blocks = {int(m[1]) for m in map(re.compile(r"blocks\.(\d+)\.").match, size) if m}
         return cls(
-            depth=max(blocks) + 1,
+            depth=count_of(size, r"blocks\.(\d+)\."),
             width=size["pos_start"][-1],
             heads=max(size["blocks.0.sa.scale_mul_1H11"]),
             hidden=size["blocks.0.ffn.fc1.weight"][0],

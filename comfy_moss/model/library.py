@@ -6,20 +6,33 @@ Facts: Infinity specification, section 1; HART specification, sections 1 and 2.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from .. import typed
 from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
-from .checkpoint import RELEASED_VAES, load_infinity, open_transformer
+from .catalog import best, children, holds_model, kind_of, model_entries, of_kind, told
+from .checkpoint import RELEASED_VAES, load_infinity, open_transformer, open_vae
+from .contents import CODEC, TRANSFORMER, listing
 from .hart_backbone import HartBackbone
-from .hart_checkpoint import AVERAGED, is_hart, load_hart, open_hart, read_settings, weights_file
+from .hart_checkpoint import AVERAGED, PARTS, hart_folder, is_hart, load_hart, open_hart, read_settings, weights_file
 from .sampling import Sampling
 from .schedule import Schedule, make_schedule, square_schedule
-from .tensors import CODEC, MODEL_SUFFIXES, TRANSFORMER, CheckpointError, identify, listing, open_tensors
-from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, is_t5, read_qwen_config, read_system_prompt
+from .tensors import CheckpointError, is_model_name, open_tensors
+from .text import (
+    SYSTEM_FILE,
+    PromptEncoder,
+    TextEncoder,
+    find_system_prompt,
+    is_t5,
+    read_qwen_config,
+    read_system_prompt,
+    text_width,
+)
 
 HART_NAME = "hart-0.7b"
 HART_TEXT = "Qwen2-VL-1.5B-Instruct"
@@ -47,8 +60,19 @@ class ModelFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All that is read."""
+        """All that is read, files and folders."""
         return (self.transformer, self.vae, self.text)
+
+    @property
+    def stamp(self) -> str:
+        """Changes with the size or the time of any file that is read, those in folders included.
+
+        Raises:
+            OSError: a file is gone.
+        """
+        files = [file for path in self.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        found = [(file, file.stat()) for file in files]
+        return repr([(str(file), told.st_size, told.st_mtime_ns) for file, told in found])
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         """The scales of a picture.
@@ -93,7 +117,7 @@ class HartFiles(ModelFiles):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return (*super().paths, self.folder / SYSTEM_FILE)
+        return (*super().paths, self.transformer.parent, self.folder / SYSTEM_FILE)
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         side = 16 * self.sides[-1]
@@ -118,8 +142,9 @@ class HartFiles(ModelFiles):
 
 
 def hart_folders(entries: Sequence[Path]) -> list[Path]:
-    """Folders among `library.model_entries` that hold a HART model."""
-    return [entry for entry in entries if entry.is_dir() and is_hart(entry)]
+    """Folders among `catalog.model_entries` that hold a HART model."""
+    outer = {entry.parent for entry in entries if entry.name in PARTS}
+    return [entry for entry in entries if entry in outer and is_hart(entry)]
 
 
 def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, name: str = "") -> HartFiles:
@@ -132,13 +157,13 @@ def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, n
     Raises:
         CheckpointError: something is missing or of another kind; the message says what.
     """
-    text = text or _hart_text(folder, entries)
+    transformer = weights_file(folder / "llm")
+    config = open_hart(open_tensors(transformer), read_settings(transformer.parent))[1]
+    text = text or _hart_text(folder, entries, config.text_width - 1)
     if text is None:
         raise CheckpointError(f"for {folder} its text model (the folder {HART_TEXT}) was not found; put it there, or choose it")
     read_qwen_config(text)
     find_system_prompt(folder)
-    transformer = weights_file(folder / "llm")
-    config = open_hart(open_tensors(transformer), read_settings(transformer.parent))[1]
     area = HART_AREAS.get(config.sides[-1], "1M")
     files = (name or str(folder), transformer, folder / "tokenizer", text)
     return HartFiles(*files, area, HART_CFG, 1.0, folder, config.sides, config.text_length)
@@ -154,15 +179,15 @@ def locate_hart(entries: Sequence[Path]) -> tuple[Path | None, Path | None, Path
     return averaged, folder / "tokenizer", text
 
 
-def _hart_text(folder: Path, entries: Sequence[Path]) -> Path | None:
-    """In the model's folder or beside it, or else anywhere."""
+def _hart_text(folder: Path, entries: Sequence[Path], width: int | None = None) -> Path | None:
+    """In the model's folder or beside it, or else anywhere; of several the one whose features have that width."""
     places = (folder / "text", folder / HART_TEXT, folder.parent / HART_TEXT, *text_models(entries))
-    return next((path for path in places if (path / "config.json").is_file()), None)
+    found = [path for path in dict.fromkeys(places) if (path / "config.json").is_file()]
+    return best(found, lambda path: is_whole(path) and width in (None, read_qwen_config(path)["hidden_size"]), "the text model")
 
 
 TEXT_ENCODER = "flan-t5-xl"
 NANO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
-DEPTH = 6  # folders below a root that are searched; enough for the hub's cache layout
 
 
 @dataclass(frozen=True)
@@ -189,6 +214,9 @@ RELEASES = {
 }
 EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
+REPOSITORIES = (  # of the hub
+    "FoundationVision/Infinity", "google/flan-t5-xl", "mit-han-lab/hart-0.7b-1024px", f"mit-han-lab/{HART_TEXT}",
+)
 NAMES = ("nano", *RELEASES, HART_NAME)
 
 
@@ -210,9 +238,21 @@ class ModelStatus:
 
 
 def default_roots() -> tuple[Path, ...]:
-    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, ~/ComfyUI/models."""
-    named = [Path(entry).expanduser() for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry]
-    return (*named, Path("models"), Path.home() / "ComfyUI" / "models")
+    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, the ComfyUI that this pack lies in,
+    ~/ComfyUI/models, and what the hub's client has in its cache of the models known here."""
+    named = [typed.path(entry) for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry.strip()]
+    pack = Path(__file__).absolute().parents[2]
+    host = [pack.parents[1] / "models"] if pack.parent.name == "custom_nodes" else []
+    cached = [hub / f"models--{name.replace('/', '--')}" for hub in _hub_caches() for name in REPOSITORIES]
+    found = [folder for folder in (*host, *cached) if folder.is_dir()]
+    return (*named, Path("models"), Path.home() / "ComfyUI" / "models", *found)
+
+
+def _hub_caches() -> list[Path]:
+    """Where the hub's client keeps downloads, by the variables that it reads itself."""
+    told = [os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return [typed.path(place) for place in (*filter(None, told), f"{home}/hub")]
 
 
 def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
@@ -220,24 +260,50 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
 
     Args:
         name_or_path: "nano" (embedded), "125m", "2b", "8b", "8b-512", "hart-0.7b" (found by their released names, as
-            released or converted to safetensors, anywhere below the roots), or a directory with a transformer, its VAE
-            and a text encoder, or with a HART model.
+            released or converted to safetensors, anywhere below the roots), a directory with a transformer, its VAE and a
+            text encoder, or with a HART model, or the file of a transformer, whose other parts are looked for.
 
     Raises:
         CheckpointError: unknown name, or a file is missing; the message lists the released names of what is missing.
     """
-    name = name_or_path.lower()
+    name = _known_name(name_or_path)
     if name == "nano":
         return _of_directory(name, NANO_FOLDER, (), EMBEDDED)
     if name in RELEASES:
         return _released(name, roots)
     if name == HART_NAME:
         return _hart(roots)
-    if is_hart(Path(name_or_path)):
-        return find_hart(Path(name_or_path), model_entries(roots))
-    if Path(name_or_path).is_dir():
-        return _of_directory(name_or_path, Path(name_or_path), roots)
-    raise CheckpointError(f"there is no model {name_or_path!r}; choose {', '.join(NAMES)} or a directory that holds a model")
+    try:
+        return _at(typed.path(name_or_path), roots)
+    except (ValueError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _unknown(name_or_path) from error
+
+
+def _known_name(text: str) -> str | None:
+    """One of NAMES, however it is written: "2B", "Infinity-2B", "infinity_8b_512", "HART"."""
+    letters = re.sub(r"[^a-z0-9]", "", text.lower()).removeprefix("infinity").removesuffix("reg")
+    aliases = {re.sub(r"[^a-z0-9]", "", name): name for name in NAMES} | {"hart": HART_NAME, "nanoembedded": "nano"}
+    return aliases.get(letters) if not re.search(r"[/\\]", text) else None
+
+
+def _at(path: Path, roots: Sequence[Path]) -> ModelFiles:
+    """A model by its place."""
+    if folder := hart_folder(path):
+        return find_hart(folder, model_entries([folder.parent, *roots]))
+    if path.is_file() or (path.is_dir() and holds_model(path)):
+        return assemble(path, None, None, roots)
+    if not path.is_dir():
+        raise _unknown(str(path))
+    inside = model_entries([path])
+    if not any(map(holds_model, children(path))) and (folders := hart_folders(inside)):
+        return find_hart(folders[0], model_entries([path, *roots]))
+    return _of_directory(str(path), path, roots)
+
+
+def _unknown(name: str) -> CheckpointError:
+    return CheckpointError(f"there is no model {name[:200]!r}; choose {', '.join(NAMES)} or a directory that holds a model")
 
 
 def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequence[Path]) -> ModelFiles:
@@ -247,22 +313,57 @@ def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequ
         CheckpointError: no Infinity transformer, or no VAE or text encoder that belongs to it was found.
     """
     config = open_transformer(open_tensors(transformer))[1]
-    beside, entries = _children(transformer.parent), model_entries([transformer.parent, *roots])
+    beside, entries = children(transformer.parent), model_entries([transformer.parent, *roots])
     belongs = RELEASED_VAES.get(config.bits, EMBEDDED.vae)
-    vae = vae or _named(belongs, entries) or _named(EMBEDDED.vae, beside)
-    text = text or _text_in(beside, transformer.parent) or _t5(entries)
+    vaes = [*_all_named(belongs, entries), *_all_named(EMBEDDED.vae, beside)] or of_kind(CODEC, beside)
+    vae = vae or best(vaes, lambda path: fits_bits(path, config.bits), "the VAE")
+    text = text or _text_for(config.text_width, [*_texts_in(beside, transformer.parent), *text_models(entries, TEXT_ENCODER)])
     if missing := _absent({f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}):
-        raise CheckpointError(f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it")
+        advice = f"put it in the models folder, or choose it{_instead(beside)}"
+        raise CheckpointError(f"for {transformer.name} {missing} was not found; {advice}")
     return _settings(transformer).files(transformer.name, transformer, vae, text)
 
 
+def _instead(paths: Sequence[Path]) -> str:
+    """What lies there, as a second sentence."""
+    models = [told(path) for path in paths if holds_model(path)]
+    return f". Beside it lie {listing(models)}" if len(models) > 1 else ""
+
+
+def fits_bits(vae: Path, bits: int) -> bool:
+    """Whether a codec serves a transformer of that many bits a token.
+
+    Raises:
+        CheckpointError: it is no such codec.
+    """
+    return bits in (channels := open_vae(open_tensors(vae))[1].channels, 4 * channels)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder of a text encoder has weights and a tokenizer beside its config.json."""
+    inside = children(folder)
+    weights = any(map(is_model_name, (path.name for path in inside)))
+    return weights and any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+
+
+def _text_for(width: int | None, folders: Sequence[Path]) -> Path | None:
+    """Of several text encoders one that is whole and whose features have that width."""
+
+    def fits(path: Path) -> bool:
+        return is_whole(path) and width in (None, text_width(path))
+
+    return best(list(dict.fromkeys(folders)), fits, "the text encoder")
+
+
 def parts(roots: Sequence[Path]) -> dict[str, list[Path]]:
-    """What lies below the roots and may be a "transformer", a "vae" or a "text" encoder, told by names alone, nothing opened."""
+    """What lies below the roots and is a "transformer", a "vae" or a "text" encoder, told by content; by name where a file
+    cannot be read, so that it can be chosen and its fault be told."""
     entries = model_entries(roots)
     text = [e.parent for e in entries if e.name == "config.json"]
-    models = [e for e in entries if _is_model(e) and e.parent not in text and e not in text]
-    vaes = [e for e in models if "vae" in e.name.lower()]
-    return {"transformer": [e for e in models if e not in vaes], "vae": vaes, "text": text}
+    models = {e: kind_of(e) for e in entries if holds_model(e) and e.parent not in text and e not in text}
+    vaes = [e for e, kind in models.items() if kind == CODEC or (kind is None and "vae" in e.name.lower())]
+    transformers = [e for e, kind in models.items() if kind in (TRANSFORMER, None) and e not in vaes]
+    return {"transformer": transformers, "vae": vaes, "text": [e for e in text if is_t5(e)]}
 
 
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
@@ -281,7 +382,7 @@ def survey(roots: Sequence[Path]) -> list[ModelStatus]:
 def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
     status = _status(name, model_entries(roots))
     if status.missing:
-            raise CheckpointError(
+        raise CheckpointError(
             f"the model {name} is incomplete: {listing(status.missing)} not found below {_listed(roots)}; "
             f"download from FoundationVision/Infinity and google/{TEXT_ENCODER}"
         )
@@ -290,8 +391,9 @@ def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
 
 def _hart(roots: Sequence[Path]) -> ModelFiles:
     entries = model_entries(roots)
-    if not (folders := hart_folders(entries)):
-            raise CheckpointError(
+    inside = [folder for root in roots if (folder := hart_folder(Path(root)))]  # a root may be the model, or its llm
+    if not (folders := [*inside, *hart_folders(entries)]):
+        raise CheckpointError(
             f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below {_listed(roots)}; "
             f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{HART_TEXT}"
         )
@@ -309,17 +411,18 @@ def _listed(roots: Sequence[Path]) -> str:
 def _status(name: str, entries: Sequence[Path]) -> ModelStatus:
     release = RELEASES[name]
     expected = (release.transformer, release.vae, TEXT_ENCODER)
-    return ModelStatus(name, expected, *(_named(file, entries) for file in expected[:2]), _t5(entries))
-
-
-def _t5(entries: Sequence[Path]) -> Path | None:
-    return next(iter(text_models(entries, TEXT_ENCODER)), None)
+    text = _text_for(None, text_models(entries, TEXT_ENCODER))
+    return ModelStatus(name, expected, *(_named(file, entries) for file in expected[:2]), text)
 
 
 def _named(released: str, entries: Sequence[Path]) -> Path | None:
     """An entry with the released name, or converted to safetensors (preferred)."""
+    return next(iter(_all_named(released, entries)), None)
+
+
+def _all_named(released: str, entries: Sequence[Path]) -> list[Path]:
     stem = released.removesuffix(".pth")
-    return next((e for n in (f"{stem}.safetensors", released) for e in entries if e.name == n), None)
+    return [entry for name in dict.fromkeys((f"{stem}.safetensors", released)) for entry in entries if entry.name == name]
 
 
 def text_models(entries: Sequence[Path], name: str = HART_TEXT) -> list[Path]:
@@ -327,64 +430,45 @@ def text_models(entries: Sequence[Path], name: str = HART_TEXT) -> list[Path]:
     return [e.parent for e in entries if e.name == "config.json" and name in "/".join(e.parts[-4:-1])]
 
 
-def model_entries(roots: Sequence[Path]) -> list[Path]:
-    """Files and folders below the roots that may belong to a model: root by root, higher ones first, each folder once."""
-    found: list[Path] = []
-    seen: set[Path] = set()
-    for root in roots:
-        level = [Path(root)]
-        for _ in range(DEPTH):
-            children = [child for folder in level if _first_visit(folder, seen) for child in _children(folder)]
-            found += children
-            level = [child for child in children if child.is_dir()]
-    return found
-
-
-def _first_visit(folder: Path, seen: set[Path]) -> bool:
-    """Whether a folder is new; links may lead to one twice, or in circles."""
-    real = folder.resolve()
-    new = real not in seen
-    seen.add(real)
-    return new
-
-
-def _children(folder: Path) -> list[Path]:
-    """Sub-folders, model files and config.json of a folder, by name; nothing if it is absent or may not be read."""
-    try:
-        children = sorted(folder.iterdir())
-        return [c for c in children if c.suffix in MODEL_SUFFIXES or c.name == "config.json" or c.is_dir()]
-    except OSError:
-        return []
-
-
 def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
-    """A model in a directory of its own: fixed or released names first, then whatever the contents say."""
-    children = _children(folder)
-    transformer = _role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], children)
-    vae = _role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], children)
-    text = _text_in(children, folder) or _t5(model_entries([folder, *roots]))
+    """A model in a directory of its own: fixed or released names first, then whatever the contents say, here or deeper."""
+    beside = children(folder)
+    inside = beside if any(map(holds_model, beside)) else model_entries([folder])[1:]
+    transformers = _in_role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], inside)
+    vaes = _in_role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], inside)
+    texts = [*_texts_in(inside, folder), *text_models(model_entries([folder, *roots]), TEXT_ENCODER)]
+    transformer = best(transformers, lambda path: any(_fit(path, vae) for vae in vaes), "the transformer")
+    vae = best(vaes, lambda path: _fit(transformer, path), "the VAE")
+    text = _text_for(_width(transformer) if len(texts) > 1 else None, texts)
+    if transformer and not vae:
+        return assemble(transformer, None, text, roots)
     parts_of = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
     if missing := _absent(parts_of):
-        raise CheckpointError(f"the model folder {folder} lacks {missing}; put it there, or give another folder")
+        advice = f"put it there, or give another folder{_instead(inside)}"
+        raise CheckpointError(f"the model folder {folder} lacks {missing}; {advice}")
     return (release or _settings(transformer)).files(name, transformer, vae, text)
 
 
-def _role(kind: str, names: Sequence[str], children: Sequence[Path]) -> Path | None:
-    if found := next(filter(None, (_named(name, children) for name in names)), None):
-        return found
-    matches = [child for child in children if _is_model(child) and identify(open_tensors(child)) == kind]
-    if len(matches) > 1:
-        raise CheckpointError(f"{matches[0].parent} holds several files that are {kind}: {listing([m.name for m in matches])}")
-    return matches[0] if matches else None
+def _in_role(kind: str, names: Sequence[str], inside: Sequence[Path]) -> list[Path]:
+    """Those of the names, best first, or else those of the kind."""
+    return next((found for name in names if (found := _all_named(name, inside))), None) or of_kind(kind, inside)
 
 
-def _is_model(path: Path) -> bool:
-    return any(path.glob("*.index.json")) if path.is_dir() else path.suffix in MODEL_SUFFIXES
+def _fit(transformer: Path | None, vae: Path) -> bool:
+    return transformer is not None and fits_bits(vae, open_transformer(open_tensors(transformer))[1].bits)
 
 
-def _text_in(children: Sequence[Path], folder: Path) -> Path | None:
-    """text/, or else the first sub-folder with the files of a T5 encoder."""
-    return next((child for child in (folder / "text", *children) if is_t5(child)), None)
+def _width(transformer: Path | None) -> int | None:
+    """Ct that a transformer reads, if it can be read."""
+    try:
+        return transformer and open_transformer(open_tensors(transformer))[1].text_width
+    except CheckpointError:
+        return None
+
+
+def _texts_in(inside: Sequence[Path], folder: Path) -> list[Path]:
+    """text/, and sub-folders with the files of a T5 encoder."""
+    return [child for child in dict.fromkeys((folder / "text", *inside)) if is_t5(child)]
 
 
 def _settings(transformer: Path) -> Release:

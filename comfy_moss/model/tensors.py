@@ -12,22 +12,34 @@ import json
 import logging
 import math
 import os
-import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
-HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
+from .contents import CODEC, HART_TOKENIZER, HART_TRANSFORMER, MARKS, identify, listing, unwrapped, unwrapped_names
+from .pickles import UnsafeError, read_pickle
+
 MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+CANONICAL = ("model", "pytorch_model", "diffusion_pytorch_model", "transformer", "vae", "ema_model")
+LEFTOVERS = (  # of trainers, beside the weights
+    "optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state", "zero_pp_rank",
+    "bf16_zero_pp_rank", "lr_scheduler", "events.out",
+)  # fmt: skip
+HEADS = {  # how other files begin
+    b"version h": "only a Git LFS pointer", b"<": "a page of the web", b"GGUF": "a GGUF file, which this pack cannot read",
+    b"Rar!": "a packed archive", b"7z": "a packed archive", b"\x1f\x8b": "a packed archive",
+    b"\x00\x05\x16\x07": "a stub of Finder",
+}  # fmt: skip
+# Tensors in such places belong to the computation: where a model has none, the file is of another model.
+INNER = re.compile(r"(?:^|\.)(?:blocks|block|layers|mid|down|up)\.|lora_|adapter|^(?:encoder|decoder)\.")
 log = logging.getLogger(__name__)
-TRAINER_KEYS = ("gpt_ema_fsdp", "gpt_fsdp", "gpt_wo_ddp")  # averaged weights first: they are what such a run is for
 SAFETENSORS_TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -63,8 +75,14 @@ class Tensors(Mapping[str, Tensor]):
             return state
         return cls(path, {name: tensor.shape for name, tensor in state.items()}, state.__getitem__, files)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
     def __getitem__(self, name: str) -> Tensor:
-        return self._read(name).reshape(self.shapes[name])
+        if name not in self.shapes:
+            raise KeyError(name)
+        with reading(self.path):
+            return self._read(name).reshape(self.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -78,92 +96,146 @@ class Tensors(Mapping[str, Tensor]):
         return Tensors(self.path, shapes, lambda name: self[names[name]], self.files)
 
 
-def open_tensors(path: Path) -> Tensors:
-    """Open a safetensors file, a PyTorch file, or a directory with an index of shards or with one such file.
+@contextlib.contextmanager
+def reading(path: Path, advice: str = "is damaged or was not fully downloaded; download it again") -> Iterator[None]:
+    """Whatever a library raises over a file becomes one sentence of ours.
 
-    Training checkpoints are unwrapped to the transformer's weights (the averaged ones when both are there), codec
-    files to what lies under "vae".
+    Raises:
+        CheckpointError: anything was raised but a lack of memory.
+    """
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except ImportError as error:
+        raise CheckpointError(f"reading {path} needs the Python package {error.name}; install it with pip") from error
+    except OSError as error:
+        if error.strerror and not isinstance(error, EOFError):
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the name and its permissions") from error
+        raise CheckpointError(f"{path} {advice}") from error
+    except Exception as error:
+        raise CheckpointError(f"{path} {advice}") from error
+
+
+def open_tensors(path: Path) -> Tensors:
+    """Open a safetensors file, a PyTorch file, or a directory with an index of shards or with one such model.
+
+    What trainers wrap around the weights is looked through (`contents.unwrapped`).
 
     Raises:
         CheckpointError: no such file, damaged, or holding more than weights.
     """
     path = Path(path)
-    if path.is_dir():
-        return _open_directory(path)
+    with reading(path):
+        tensors = _open_directory(path) if path.is_dir() else _open_file(path)
+    found = unwrapped_names(tensors)
+    empty = found.kind and not all(math.prod(tensors.shapes[held]) for held in found.names.values())
+    if empty or any(name.endswith("flat_param") for name in tensors):
+        raise CheckpointError(
+            f"{path} holds only a part of its weights, as DeepSpeed ZeRO-3 and FSDP save them; join the parts into one file first"
+        )
+    return tensors if found.names.keys() == tensors.shapes.keys() else tensors.renamed(found.names)
+
+
+def _open_file(path: Path) -> Tensors:
     if not path.is_file():
         raise CheckpointError(f"there is no model file at {path}; check the name, or download the file")
+    if unfinished := next((mark for mark in map(path.with_name, _downloads(path.name)) if mark.exists()), None):
+        raise CheckpointError(f"{path} is not fully downloaded yet: {unfinished.name} lies beside it; finish the download")
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{":
         return _open_safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return _open_torch(path, mapped=head[:2] == b"PK")
-    kind = "only a Git LFS pointer" if head == b"version h" else "empty" if not head else "no safetensors or PyTorch file"
-    raise CheckpointError(f"{path} is {kind}; download the model file itself again")
+        return _open_torch(path)
+    kind = next((kind for start, kind in HEADS.items() if head.startswith(start)), "no safetensors or PyTorch file")
+    raise CheckpointError(f"{path} is {kind if head else 'empty'}; download the model file itself again")
+
+
+def _downloads(name: str) -> tuple[str, ...]:
+    """What programs keep beside a file of that name until they have all of it."""
+    return tuple(name + suffix for suffix in (".aria2", ".part.meta", ".st", ".xltd.cfg"))
 
 
 def _open_safetensors(path: Path) -> Tensors:
-    try:
-        file = safe_open(path, framework="pt", device="cpu")
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path) from error
+    file = safe_open(path, framework="pt", device="cpu")
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
+    if not shapes:
+        raise CheckpointError(f"{path} holds no weights; choose the model's weights file")
     return Tensors(path, shapes, file.get_tensor, [path])
 
 
-def _open_torch(path: Path, mapped: bool) -> Tensors:
+def _open_torch(path: Path) -> Tensors:
     try:
-        content = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"{path} holds program objects besides weights and was not opened, because they could run code; "
-                "get the safetensors version, or save only its weights"
-            ) from error
-        raise _damaged(path) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise _damaged(path) from error
-    state = {k: v for k, v in _unwrap(content).items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not state:
+        found = unwrapped(read_pickle(path))
+    except UnsafeError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    if found is None:
         raise CheckpointError(f"{path} holds no weights by name; choose the model's weights file")
-    return Tensors.of(state, path, [path])
-
-
-def _damaged(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged or was not fully downloaded; download it again")
-
-
-def _unwrap(content: object) -> Mapping:
-    """The dictionary of weights inside what a PyTorch file held."""
-    content = content if isinstance(content, Mapping) else {}
-    for holder in (content.get("trainer"), content):
-        for key in TRAINER_KEYS if isinstance(holder, Mapping) else ():
-            if isinstance(holder.get(key), Mapping) and holder[key]:
-                return holder[key]
-    return content["vae"] if isinstance(content.get("vae"), Mapping) else content
+    return Tensors.of({name: found.state[held] for name, held in found.names.items()}, path, [path])
 
 
 def _open_directory(path: Path) -> Tensors:
-    indexes = sorted(path.glob("*.index.json"), key=lambda p: (".safetensors." not in p.name, p.name))
+    indexes = sorted(path.glob("[!.]*.index.json"), key=lambda p: (".safetensors." not in p.name, p.name))
     if indexes:
         maps = [(index, _weight_map(index)) for index in indexes]
         complete = [pair for pair in maps if not _missing_shards(*pair)]
         return _open_shards(*(complete or maps)[0])
-    files = [p for p in sorted(path.iterdir()) if p.is_file()]
-    found = [p for p in files if p.suffix == ".safetensors"] or [p for p in files if p.suffix in TORCH_SUFFIXES]
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
-        raise CheckpointError(f"{path} should hold one model file, or shards with their .index.json, but holds {names}")
-    return open_tensors(found[0])
+    files = [file for file in sorted(path.iterdir()) if is_model_name(file.name) and file.is_file()]
+    return open_tensors(only_model(path, files))
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is of what systems, downloads and trainers leave beside models: hidden, such as Finder's `._name`."""
+    return name.startswith((".", "__MACOSX")) or name.lower().startswith(LEFTOVERS)
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a file may be a model by its name."""
+    return name.lower().endswith(MODEL_SUFFIXES) and not is_leftover(name)
+
+
+def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> Path:
+    """The one of several files to read: what opens, the canonical name first; other copies of it are named in the log.
+
+    Args:
+        kind: that it has to be, a key of `contents.MARKS`; None = all must be of one kind.
+
+    Raises:
+        CheckpointError: none opens, or they are of several kinds.
+    """
+    kinds, errors = {}, []
+    for file in files if len(files) > 1 or kind else ():
+        try:
+            kinds[file] = identify(open_tensors(file))
+        except CheckpointError as error:
+            errors.append(error)
+    fitting = [file for file, found in kinds.items() if kind in (None, found)]
+    known = [file for file in fitting if kinds[file] in MARKS] or fitting
+    if len(files) == 1 and not kind:
+        return files[0]
+    if not known and errors:
+        raise errors[0]
+    if not known or len({kinds[file] for file in known}) > 1:
+        names = ", ".join(file.name for file in known or files) or "none"
+        raise CheckpointError(f"{folder} should hold one model file, or shards with their .index.json, but holds {names}")
+    chosen = min(known, key=preference)
+    if len(known) > 1:
+        others = listing([file.name for file in known if file != chosen])
+        log.info(f"{folder} holds several copies of {kinds[chosen]}: {chosen.name} is taken, not {others}.")
+    return chosen
+
+
+def preference(path: Path) -> tuple[bool, bool, int, str]:
+    """Sorts copies of one model: canonical names, then safetensors, then short names (no `.fp16`, no `(1)`)."""
+    return path.stem not in CANONICAL, path.suffix.lower() != ".safetensors", len(path.name), path.name
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not all(Path(shard).name == shard for shard in names.values()):
+    with reading(index):
+        names = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        if not names or not all(Path(shard).name == shard for shard in names.values()):
             raise ValueError("a shard lies outside of the directory")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise _damaged(index) from error
     return names
 
 
@@ -174,7 +246,10 @@ def _missing_shards(index: Path, names: Mapping[str, str]) -> list[str]:
 def _open_shards(index: Path, names: Mapping[str, str]) -> Tensors:
     if missing := _missing_shards(index, names):
         raise CheckpointError(f"{index.parent} lacks {listing(missing)}, which {index.name} lists; download the rest")
-    shards = {shard: open_tensors(index.parent / shard) for shard in set(names.values())}
+    shards = {}
+    for shard in sorted(set(names.values())):
+        with reading(index.parent / shard):
+            shards[shard] = _open_file(index.parent / shard)
     for name, shard in names.items():
         if name not in shards[shard].shapes:
             raise CheckpointError(f"{index.parent / shard} lacks the tensor {name}; download the directory again")
@@ -183,10 +258,17 @@ def _open_shards(index: Path, names: Mapping[str, str]) -> Tensors:
     return Tensors(index.parent, shapes, lambda name: shards[names[name]][name], files)
 
 
-def listing(names: Sequence[str], show: int = 3) -> str:
-    """The first few names and how many more there are."""
-    rest = len(names) - show
-    return ", ".join(names[:show]) + (f" and {rest} more" if rest > 0 else "")
+def build(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
+    """A module on the meta device, without memory.
+
+    Args:
+        path: of the file that says its sizes, for messages.
+
+    Raises:
+        CheckpointError: there is no module of such sizes.
+    """
+    with torch.device("meta"), reading(path, "has sizes that do not fit together; it is of a model that is not known here"):
+        return make()
 
 
 def fill_module(
@@ -199,8 +281,9 @@ def fill_module(
         device: None = where the tensors are.
 
     Raises:
-        CheckpointError: tensors are missing, of another shape, or not finite.  Names and shapes are checked before anything
-            is read.  Tensors left over are named in the log only: files carry buffers of training that nobody needs.
+        CheckpointError: tensors are missing, of another shape, not finite or no floating-point numbers, or there are more of
+            them inside of the blocks.  Names and shapes are checked before anything is read.  Other tensors left over are named
+            in the log only: files carry buffers of training that nobody needs.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     problems = {
@@ -209,8 +292,14 @@ def fill_module(
     }
     if any(problems.values()):
         text = " and ".join(f"{what} {listing(names)}" for what, names in problems.items() if names)
-        raise CheckpointError(f"{tensors.path} {text}; it is damaged or of a model that is not known here")
-    if surplus := sorted(tensors.shapes.keys() - wanted.keys()):
+        raise CheckpointError(f"{tensors.path} {text}; it is a part of a model, or of one that is not known here")
+    surplus = sorted(tensors.shapes.keys() - wanted.keys())
+    if foreign := [name for name in surplus if INNER.search(name)]:
+        raise CheckpointError(
+            f"{tensors.path} has {listing(foreign)}, which this model does not: it is of another one, quantised, or an adapter; "
+            "choose the plain weights"
+        )
+    if surplus:
         log.warning(f"{tensors.path} has tensors that this model does not use: {listing(surplus)}")
     module.load_state_dict({name: _place(tensors, name, dtype_of(name), device) for name in wanted}, assign=True)
     module.eval().requires_grad_(False)
@@ -219,6 +308,10 @@ def fill_module(
 def _place(tensors: Tensors, name: str, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
     """A copy of its own, so that the model does not change when the file does."""
     source = tensors[name]
+    if not source.is_floating_point() or source.layout != torch.strided:
+        raise CheckpointError(
+            f"{tensors.path}: {name} holds {source.dtype} and no plain weights; get a version that is not quantised"
+        )
     placed = source.to(device=device or source.device, dtype=dtype, copy=True).contiguous()
     if not placed.is_meta and not _finite(placed):
         if dtype == torch.float16 and _finite(source):
@@ -271,22 +364,6 @@ def write_safetensors(tensors: Mapping[str, Tensor], target: Path, dtype: torch.
 
 def _stored_as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-
-
-def identify(names: Iterable[str]) -> str:
-    """What a file with these tensor names seems to be, in words for a message."""
-    names = list(names)
-    if any(n.startswith("text_proj_for_sos.") or ".sa.mat_qkv." in n for n in names):
-        return TRANSFORMER
-    if any(n.startswith(("encoder.conv_in.", "decoder.conv_in.")) for n in names):
-        return CODEC
-    if any(n.endswith("block.0.layer.0.SelfAttention.q.weight") for n in names):
-        return TEXT
-    if any(n.startswith("context_embed.") for n in names):
-        return HART_TRANSFORMER
-    if any(n.startswith("vae.quantize.") for n in names):
-        return HART_TOKENIZER
-    return f"something else (it holds {listing(names)})"
 
 
 def weights_id(*models: Tensors) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .tensors import CheckpointError, Tensors, fill_module, open_tensors
+from .contents import count_of
+from .tensors import CheckpointError, Tensors, fill_module, open_tensors, reading
 
+DAMAGED = "is damaged; download it again"
+TOGETHER = "download its folder as a whole"
+MISFIT = "does not fit the weights beside it; download the folder as a whole"
+T5_POSITIONS = (("relative_attention_num_buckets", 32), ("relative_attention_max_distance", 128))
+T5_SIZES = (
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "layer_norm_epsilon", "feed_forward_proj",
+    *dict(T5_POSITIONS),
+)
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
 Tokenizer = Callable[[str], list[int]]  # prompt -> token ids, without padding
 log = logging.getLogger(__name__)
@@ -50,7 +60,8 @@ class TextEncoder:
         """
         path = Path(path)
         config = _read_config(path)
-        tokenize = load_tokenizer(path, config.get("eos_token_id", 1))
+        end = config.get("eos_token_id")
+        tokenize = load_tokenizer(path, end if is_count(end) else 1)
         return cls(_load_model(path, config, device, dtype), tokenize, config["d_model"])
 
     def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[Tensor]:
@@ -86,6 +97,7 @@ class TextEncoder:
             ValueError: they are not finite.
         """
         device = next(self.model.parameters()).device
+        check_ids(ids, self.model.config.vocab_size)
         rows = self.model(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0].float().cpu()
         if not torch.isfinite(rows).all():
             raise ValueError("the text encoder returned values that are not numbers; load it in bfloat16 or float32")
@@ -113,14 +125,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{path} is no text encoder directory: config.json is missing; download flan-t5-xl as a whole")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind, width = config.get("model_type"), config.get("d_model")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged; download it again") from error
-    if kind != "t5" or not isinstance(width, int):
-        raise CheckpointError(f"{path} holds a {kind or 'nameless'} model, not a T5 text encoder; choose flan-t5-xl")
+    with reading(file, DAMAGED):
+        config = dict(json.loads(file.read_text(encoding="utf-8-sig")))
+    if config.get("model_type") != "t5" or not is_count(config.get("d_model")):
+        raise CheckpointError(f"{path} holds {kind_of(config)}, not a T5 text encoder; choose flan-t5-xl")
     return config
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of config.json is a size."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**24
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a config.json says that it belongs to, in words for a message."""
+    kind = config.get("model_type")
+    return f"a {kind[:40]} model" if isinstance(kind, str) and kind else "a nameless model"
 
 
 def load_tokenizer(path: Path, end: int = 1) -> Tokenizer:
@@ -136,14 +156,16 @@ def load_tokenizer(path: Path, end: int = 1) -> Tokenizer:
         file = path / name
         if not file.is_file():
             continue
-        try:
+        with reading(file, DAMAGED):
             split = reader(file)
-        except ImportError as error:
-            raise CheckpointError(f"reading {file} needs the Python package {error.name}; install it with pip") from error
-        except Exception as error:  # both readers raise plain Exceptions
-            raise CheckpointError(f"{file} is damaged; download it again") from error
-        return lambda prompt: split(prompt) + [end]
+        return lambda prompt: _tokens(file, split, prompt) + [end]
     raise CheckpointError(f"{path} has no tokenizer: tokenizer.json and spiece.model are missing; download one of them")
+
+
+def _tokens(file: Path, split: Tokenizer, prompt: str) -> list[int]:
+    """Some faults of a tokenizer's file show only when it meets a word."""
+    with reading(file, DAMAGED):
+        return list(split(prompt))
 
 
 def _fast_tokenizer(file: Path) -> Tokenizer:
@@ -153,6 +175,16 @@ def _fast_tokenizer(file: Path) -> Tokenizer:
     fast.no_truncation()
     fast.no_padding()
     return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids
+
+
+def check_ids(ids: Sequence[int], vocabulary: int) -> None:
+    """Refuse tokens that the model has no row for.
+
+    Raises:
+        CheckpointError: the tokenizer is of another model.
+    """
+    if not all(0 <= token < vocabulary for token in ids):
+        raise CheckpointError(f"the tokenizer makes token {max(ids)} and the text encoder knows {vocabulary}; {TOGETHER}")
 
 
 def _sentencepiece(file: Path) -> Tokenizer:
@@ -166,9 +198,16 @@ def _load_model(path: Path, config: dict[str, Any], device: torch.device | str, 
         from transformers import T5Config, T5EncoderModel  # slow to import, so only here
     except ImportError as error:
         raise CheckpointError("the text encoder needs the Python package transformers; install it with pip") from error
-    with torch.device("meta"):
-        model = T5EncoderModel(T5Config.from_dict(config))
-    fill_module(model, _encoder_only(open_tensors(path), model), lambda name: _dtype_of(name, dtype), device)
+    tensors = open_tensors(path)
+    with reading(path / "config.json", MISFIT):
+        if config["num_layers"] != count_of(tensors, r"encoder\.block\.(\d+)\."):
+            raise ValueError("another number of layers")  # before so many are built
+        buckets, farthest = (config.get(name, default) for name, default in T5_POSITIONS)
+        if not 4 <= buckets < 4 * farthest:
+            raise ValueError("positions without an order")
+        with torch.device("meta"):
+            model = T5EncoderModel(T5Config(**{name: config[name] for name in T5_SIZES if name in config}))
+    fill_module(model, _encoder_only(tensors, model), lambda name: _dtype_of(name, dtype), device)
     model.set_input_embeddings(model.shared)  # one table, not two
     return model
 
@@ -185,6 +224,7 @@ def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
 
 
+QWEN = "Qwen2-VL-1.5B-Instruct"
 SLOTS = 300  # of a prompt, in the released model
 SYSTEM_FILE = "system_prompt.txt"
 SYSTEM_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
@@ -267,6 +307,7 @@ class PromptEncoder:
         padding = [self.pad] * (self.slots - len(ids))
         prompt = torch.tensor([*ids, *padding] if self.side == "right" else [*padding, *ids])
         real = prompt != self.pad
+        check_ids([*self.system, *ids, self.pad], self.model.config.vocab_size)
         tokens = torch.cat([torch.tensor(self.system, dtype=torch.long), prompt])[None].to(device)
         mask = torch.cat([torch.ones(len(self.system), dtype=torch.bool), real])[None].to(device)
         places = torch.arange(tokens.shape[1], device=device)[None]  # padding counts
@@ -316,17 +357,13 @@ def read_qwen_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{path} is no text model: config.json is missing; download Qwen2-VL-1.5B-Instruct as a whole")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-        config = config.get("text_config") or config
-        width = config.get("hidden_size")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged; download it again") from error
-    if kind not in ("qwen2", "qwen2_vl") or not isinstance(width, int):
-        raise CheckpointError(f"{path} holds a {kind or 'nameless'} model, not Qwen2; choose Qwen2-VL-1.5B-Instruct")
-    return config
+        raise CheckpointError(f"{path} is no text model: config.json is missing; download {QWEN} as a whole")
+    with reading(file, DAMAGED):
+        config = dict(json.loads(file.read_text(encoding="utf-8-sig")))
+        sizes = dict(config.get("text_config") or config)
+    if config.get("model_type") not in ("qwen2", "qwen2_vl") or not is_count(sizes.get("hidden_size")):
+        raise CheckpointError(f"{path} holds {kind_of(config)}, not Qwen2; choose {QWEN}")
+    return sizes
 
 
 def qwen_from_state(state: Tensors, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
@@ -335,12 +372,16 @@ def qwen_from_state(state: Tensors, config: Mapping[str, Any], device: torch.dev
     Raises:
         CheckpointError: transformers is not installed, or tensors are missing.
     """
-    model = empty_qwen(config)
     table = next((name for name in state if name.endswith("embed_tokens.weight")), "")
     prefix = table.removesuffix("embed_tokens.weight")
+    with reading(state.path / "config.json", MISFIT):
+        if config["num_hidden_layers"] != count_of(state, rf"{re.escape(prefix)}layers\.(\d+)\."):
+            raise ValueError("another number of layers")  # before so many are built
+        model = empty_qwen(config)
     tensors = state.renamed({n: prefix + n for n in model.state_dict() if prefix + n in state.shapes})
     fill_module(model, tensors, lambda name: dtype, device)
-    return with_positions(model, device)
+    with reading(state.path / "config.json", MISFIT):
+        return with_positions(model, device)
 
 
 def empty_qwen(config: Mapping[str, Any]) -> nn.Module:
@@ -378,17 +419,15 @@ def load_padded_tokenizer(path: Path) -> tuple[Tokenizer, int, str]:
 
     file, told = path / "tokenizer.json", path / "tokenizer_config.json"
     if not file.is_file():
-        raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing; download Qwen2-VL-1.5B-Instruct as a whole")
-    try:
+        raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing; download {QWEN} as a whole")
+    with reading(file, f"or {told.name} beside it is damaged; download both again"):
         fast = Fast.from_file(str(file))
-        settings = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+        settings = json.loads(told.read_text(encoding="utf-8-sig")) if told.is_file() else {}
         word = settings.get("pad_token") or PAD
         pad = fast.token_to_id(word["content"] if isinstance(word, dict) else word)
-        side = settings.get("padding_side") or "right"
-    except Exception as error:  # the reader raises plain Exceptions
-        raise CheckpointError(f"{file} or {told.name} is damaged; download both again") from error
+        side = "left" if settings.get("padding_side") == "left" else "right"
     if pad is None:
-        raise CheckpointError(f"{file} does not know its padding token; download Qwen2-VL-1.5B-Instruct again")
+        raise CheckpointError(f"{file} does not know its padding token; download {QWEN} again")
     fast.no_truncation()
     fast.no_padding()
-    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids, pad, side
+    return lambda prompt: _tokens(file, lambda text: fast.encode(text, add_special_tokens=False).ids, prompt), pad, side

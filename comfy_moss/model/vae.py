@@ -7,7 +7,6 @@ Facts: Infinity specification, section 7; HART specification, section 9.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .contents import count_of
 from .quantize import Quantizer
 
 log = logging.getLogger(__name__)
@@ -39,20 +39,16 @@ class VAEConfig:
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Iterable[int]]) -> VAEConfig:
         """Read the sizes from {canonical parameter name: shape}."""
-        levels = _count(shapes, r"encoder\.down\.(\d+)\.")
+        levels = count_of(shapes, r"encoder\.down\.(\d+)\.")
         width = tuple(shapes["encoder.conv_in.conv.weight"])[0]
         mult = (tuple(shapes[f"encoder.down.{n}.block.0.conv1.conv.weight"])[0] // width for n in range(levels))
         return cls(
             width=width,
             mult=tuple(mult),
-            encoder_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-            decoder_blocks=_count(shapes, r"decoder\.up\.0\.block\.(\d+)\."),
+            encoder_blocks=count_of(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            decoder_blocks=count_of(shapes, r"decoder\.up\.0\.block\.(\d+)\."),
             channels=tuple(shapes["encoder.conv_out.conv.weight"])[0],
         )
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    return 1 + max(int(match[1]) for match in map(re.compile(pattern).match, names) if match)
 
 
 class Conv(nn.Module):
