@@ -36,7 +36,9 @@ def numbers(text: str, example: str = "3, or one a scale: 3, 2.5, 2") -> tuple[f
     told = plain(text).strip("[](){}<>").replace("%", "").strip()
     told = re.sub(r"[,;]$", "", told)
     if "," in told and ";" in told:
-        raise ValueError(f"{text!r} mixes commas and semicolons; write decimals with a point, and commas between numbers")
+        raise ValueError(
+            f"{text!r} mixes commas and semicolons; write decimals with a point, and commas between numbers"
+        )
     parts = BETWEEN.split(told)
     if not all(NUMBER.fullmatch(part) and math.isfinite(float(part)) for part in parts):
         what = "is not a number" if len(parts) == 1 and parts[0] else "are not numbers"
@@ -52,7 +54,9 @@ def percentages(text: str) -> tuple[float, ...]:
     """
     values = numbers(text, f"percentages, such as {PERCENTAGES}")
     if "%" not in plain(text) and max(values) <= 1 and any(0 < value < 1 for value in values):
-        raise ValueError(f"{text!r} looks like fractions; write percentages, such as {PERCENTAGES}, or 0.5% for less than one")
+        raise ValueError(
+            f"{text!r} looks like fractions; write percentages, such as {PERCENTAGES}, or 0.5% for less than one"
+        )
     return values
 
 
@@ -78,7 +82,9 @@ def sides(text: str) -> tuple[float, float]:
     if NUMBER.fullmatch(told) and float(told) == 1:
         return 1.0, 1.0
     if NUMBER.fullmatch(told):
-        raise ValueError(f"aspect {text!r} does not say which side is longer; write width:height, for example 3:2 or 2:3")
+        raise ValueError(
+            f"aspect {text!r} does not say which side is longer; write width:height, for example 3:2 or 2:3"
+        )
     match = SIDES.fullmatch(told)
     if not (match and all(NUMBER.fullmatch(part.strip()) for part in match.groups())):
         raise ValueError(f"aspect {text!r} is not a ratio; write width:height, for example 1:1, 16:9 or 2:3")

@@ -34,13 +34,59 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 20  # that one trial may take
 WILD = [
-    None, True, False, -1, 0, 1, 3, 7, 2**31, 2**63, 10**9, 10**30, -0.0, 0.5, 1e9, 1e308, float("nan"), float("inf"), "", "0",
-    "a", "float32", "é模\u202e", "x" * 3000, "../../x", "a\0b", [], [None], [1, 2, 3], [10**9], {}, {"a": 1}, [[[]]],
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    7,
+    2**31,
+    2**63,
+    10**9,
+    10**30,
+    -0.0,
+    0.5,
+    1e9,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "0",
+    "a",
+    "float32",
+    "é模\u202e",
+    "x" * 3000,
+    "../../x",
+    "a\0b",
+    [],
+    [None],
+    [1, 2, 3],
+    [10**9],
+    {},
+    {"a": 1},
+    [[[]]],
+]
 DTYPES = [
-    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "U16", "BOOL",
-    "F4", "Q4", "f32", "",
-]  # fmt: skip
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "F8_E5M2",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U8",
+    "U16",
+    "BOOL",
+    "F4",
+    "Q4",
+    "f32",
+    "",
+]
 
 
 @dataclass
@@ -66,10 +112,14 @@ class Findings:
         """For the command line."""
         works = self.outcomes["works"]
         return {
-            "trials": sum(self.outcomes.values()) + len(self.faults), "works": works, "faults": len(self.faults),
-            "refused": sum(self.outcomes.values()) - works, "growth_mib": round(self.growth, 1), "first_faults": self.faults[:10],
+            "trials": sum(self.outcomes.values()) + len(self.faults),
+            "works": works,
+            "faults": len(self.faults),
+            "refused": sum(self.outcomes.values()) - works,
+            "growth_mib": round(self.growth, 1),
+            "first_faults": self.faults[:10],
             "refusals": self.outcomes.most_common(12),
-        }  # fmt: skip
+        }
 
 
 def run(trials: int, seed: int, attempt: Callable[[random.Random], Iterator[str]]) -> Findings:
@@ -105,8 +155,14 @@ def fault(error: BaseException) -> str | None:
     """What is wrong with an error: not ours, or more than two sentences; None = nothing."""
     frames = traceback.extract_tb(error.__traceback__)
     last = next((frame for frame in reversed(frames)), None)
-    where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:200]}" if last else repr(error)
-    ours = isinstance(error, ValueError) and any(part in last.filename for part in ("/comfy_moss/", "fakehost"))
+    where = (
+        f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:200]}"
+        if last
+        else repr(error)
+    )
+    ours = isinstance(error, ValueError) and any(
+        part in last.filename for part in ("/comfy_moss/", "fakehost")
+    )
     if not ours:
         return where
     return f"no sentence: {where}" if not is_sentence(str(error)) else None
@@ -224,12 +280,24 @@ def _mutate_tensor(chance: random.Random, header: dict[str, Any], name: str) -> 
         case 0:
             return
         case 1:
-            name = chance.choice(["module." + name, "ema." + name, name.replace("0", "7"), name.upper(), "", name + ".x",
-                                  re.sub(r"\d+", "999999999", name), re.sub(r"\d+", "0", name)])  # fmt: skip
+            name = chance.choice(
+                [
+                    "module." + name,
+                    "ema." + name,
+                    name.replace("0", "7"),
+                    name.upper(),
+                    "",
+                    name + ".x",
+                    re.sub(r"\d+", "999999999", name),
+                    re.sub(r"\d+", "0", name),
+                ]
+            )
         case 2:
             entry["dtype"] = chance.choice(DTYPES)
         case 3:
-            entry["shape"] = chance.choice([shape[::-1], [1, *shape], [*shape, 1], [2 * shape[0], *shape[1:]], [], [0]])
+            entry["shape"] = chance.choice(
+                [shape[::-1], [1, *shape], [*shape, 1], [2 * shape[0], *shape[1:]], [], [0]]
+            )
         case 4:
             total = 1
             for side in shape:
@@ -238,7 +306,9 @@ def _mutate_tensor(chance: random.Random, header: dict[str, Any], name: str) -> 
         case 5:
             entry["dtype"] = {"F32": "I32", "F16": "BF16"}.get(entry["dtype"], "F32")
         case _:
-            entry["data_offsets"] = chance.choice([[0, 0], [0, 4], [-1, 4], [4, 0], [0, 2**62], entry["data_offsets"][::-1], "x"])
+            entry["data_offsets"] = chance.choice(
+                [[0, 0], [0, 4], [-1, 4], [4, 0], [0, 2**62], entry["data_offsets"][::-1], "x"]
+            )
     header[name] = entry
 
 
@@ -247,7 +317,10 @@ def mutate_pickle(chance: random.Random, data: bytes) -> bytes:
     if chance.random() < 0.4 or not zipfile.is_zipfile(io.BytesIO(data)):
         return mutate_bytes(chance, data)
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target:
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as archive,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as target,
+    ):
         for name in archive.namelist():
             part = archive.read(name)
             if name.endswith("data.pkl"):
@@ -259,8 +332,11 @@ def mutate_pickle(chance: random.Random, data: bytes) -> bytes:
 
 
 MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
-    ".safetensors": mutate_safetensors, ".pth": mutate_pickle, ".bin": mutate_pickle, ".json": mutate_json_file,
-}  # fmt: skip
+    ".safetensors": mutate_safetensors,
+    ".pth": mutate_pickle,
+    ".bin": mutate_pickle,
+    ".json": mutate_json_file,
+}
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -296,14 +372,21 @@ def files(trials: int, seed: int = 0) -> Findings:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         folder = Path(place)
         models = prototypes(folder)
-        contents = {path: path.read_bytes() for model in models for path in sorted(model.rglob("*")) if path.is_file()}
-        parts = {model: [path for path in contents if model in path.parents and path.suffix in MUTATIONS] for model in models}
+        contents = {
+            path: path.read_bytes() for model in models for path in sorted(model.rglob("*")) if path.is_file()
+        }
+        parts = {
+            model: [path for path in contents if model in path.parents and path.suffix in MUTATIONS]
+            for model in models
+        }
 
         def attempt(chance: random.Random) -> Iterator[str]:
             model = chance.choice(models)
             path = chance.choice(parts[model])
             path.write_bytes(MUTATIONS[path.suffix](chance, contents[path]))
-            other = chance.choice([f"._{path.name}", f"{path.stem} (1){path.suffix}", path.name.upper(), "a b.PTH"])
+            other = chance.choice(
+                [f"._{path.name}", f"{path.stem} (1){path.suffix}", path.name.upper(), "a b.PTH"]
+            )
             renamed = path.with_name(other)
             moved = chance.random() < 0.05
             try:
@@ -346,7 +429,9 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests")]
     import conftest  # noqa: F401, puts the package on the path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("files", "recipes", "workflows"))
     parser.add_argument("trials", type=int, nargs="?", default=2000)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RANK = {"kernels": 0, "__version__": 0, "ops": 1, "model": 2, "pipeline": 3, "nodes": 6, "benchmarks": 5}  # cli, job, ...: 4
+RANK = {  # cli, job, ...: 4
+    "kernels": 0, "typed": 0, "__version__": 0, "ops": 1, "model": 2, "pipeline": 3, "nodes": 6, "benchmarks": 5
+}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 FOLDERS = ("comfy_moss", "kernels", "benchmarks")
 FILES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

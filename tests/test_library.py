@@ -119,11 +119,15 @@ def test_files_of_a_directory_are_recognised_by_their_contents(own_model: Path) 
     assert [p.name for p in (files.transformer, files.vae, files.text)] == ["network.pth", "codec.pth", "encoder"]
 
 
-def test_two_files_that_could_be_the_transformer_are_reported(own_model: Path) -> None:
+def test_of_two_copies_of_the_transformer_one_is_taken_and_the_log_says_which(
+    own_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (own_model / "transformer.safetensors").rename(own_model / "a.safetensors")
     torch.save(released_state(tiny_transformer()), own_model / "b.pth")
-    with pytest.raises(CheckpointError, match="several files that are an Infinity transformer: a.safetensors, b.pth"):
-        find_model(str(own_model), [])
+    with caplog.at_level("INFO"):
+        assert find_model(str(own_model), []).transformer.name == "a.safetensors"
+    assert "a.safetensors is taken as the transformer, not" in caplog.text and "b.pth" in caplog.text
+    assert find_model(str(own_model / "b.pth"), []).transformer.name == "b.pth"
 
 
 def test_what_a_directory_lacks_is_listed(tmp_path: Path) -> None:

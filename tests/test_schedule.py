@@ -37,13 +37,13 @@ def test_rope_grid_is_the_one_megapixel_grid_at_every_preset():
 
 
 @pytest.mark.parametrize(
-    "text, key", [("1:1", 1.0), ("16:9", 0.571), ("9:16", 1.75), ("3:2", 0.666), ("4:3", 0.75), ("1.25", 1.25)]
+    "text, key", [("1:1", 1.0), ("16:9", 0.571), ("9:16", 1.75), ("3:2", 0.666), ("4:3", 0.75), ("4:5", 1.25), ("1", 1.0)]
 )
 def test_aspect_as_artists_write_it(text, key):
     assert nearest_ratio(parse_aspect(text)) == key
 
 
-@pytest.mark.parametrize("text", ["wide", "0:1", "1:0", "9:1", "nan"])
+@pytest.mark.parametrize("text", ["wide", "0:1", "1:0", "9:1", "nan", "1.25"])
 def test_impossible_aspects_are_named(text):
     with pytest.raises(ValueError, match=text):
         parse_aspect(text)

@@ -19,19 +19,26 @@ ORDER = ["generate", "a red circle", "--pixels", "0.06M", "-o", "out.png"]
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, *command]
-    return subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize(
     ("command", "cwd"),
     [
-        (["-m", "comfy_moss"], ROOT), ([str(PACKAGE)], Path("/")),
-        (["-I", str(PACKAGE)], Path("/")), (["-I", "comfy_moss"], ROOT),
-        (["-s", "-E", str(PACKAGE / "__main__.py")], Path("/")), (["."], PACKAGE), (["__main__.py"], PACKAGE),
-        (["-P", str(PACKAGE)], ROOT), (["-m", "comfy_moss"], PACKAGE.parent),
+        (["-m", "comfy_moss"], ROOT),
+        ([str(PACKAGE)], Path("/")),
+        (["-I", str(PACKAGE)], Path("/")),
+        (["-I", "comfy_moss"], ROOT),
+        (["-s", "-E", str(PACKAGE / "__main__.py")], Path("/")),
+        (["."], PACKAGE),
+        (["__main__.py"], PACKAGE),
+        (["-P", str(PACKAGE)], ROOT),
+        (["-m", "comfy_moss"], PACKAGE.parent),
         (["-c", f"import runpy; runpy.run_path({str(PACKAGE)!r}, run_name='__main__')"], Path("/")),
     ],
-)  # fmt: skip
+)
 def test_the_command_line_starts(command: list[str], cwd: Path) -> None:
     if "-P" in command and sys.version_info < (3, 11):
         pytest.skip("-P is of Python 3.11")

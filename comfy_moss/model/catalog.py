@@ -1,4 +1,4 @@
-"""Model files in folders: which entries count, what each file is by its content, and which one of several is meant."""
+"""Model files in folders: which entries count, what each is by its content, and which one of several is meant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def model_entries(roots: Sequence[Path]) -> list[Path]:
-    """Folders, model files and config.json of the roots: root by root, the root itself first, each folder once.
+    """Folders, model files and config.json: root by root, the root itself first, each folder once.
 
     What Finder, downloads and trainers leave beside models is passed over.
     """
@@ -42,7 +42,9 @@ def entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Model files with config.json, and sub-folders; nothing if the folder is absent or may not be read."""
     try:
         with os.scandir(folder) as found:
-            inside = sorted((entry for entry in found if not is_leftover(entry.name)), key=lambda entry: entry.name)
+            inside = sorted(
+                (entry for entry in found if not is_leftover(entry.name)), key=lambda entry: entry.name
+            )
             folders = [Path(entry.path) for entry in inside if entry.is_dir()]
             names = [entry for entry in inside if entry.name == "config.json" or is_model_name(entry.name)]
             return [Path(entry.path) for entry in names if not entry.is_dir()], folders
@@ -74,7 +76,7 @@ def holds_model(path: Path) -> bool:
 
 
 def kind_of(path: Path) -> str | None:
-    """What a model file or folder is, a key of `contents.MARKS` or words for a message; None = it cannot be read.
+    """What a model file or folder is, a key of `contents.MARKS` or words for a message; None = unreadable.
 
     Only headers are read, and those once for each file that does not change.
     """

@@ -27,7 +27,9 @@ MARKS = {
 }
 PREFIXED = {kind: re.compile(rf"((?:[^.]+\.)*?)(?:{mark})") for kind, mark in MARKS.items()}
 # Levels that torch.compile, FSDP, activation checkpoints and DeepSpeed put anywhere into a name.
-TRANSPARENT = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+TRANSPARENT = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa|averaged?|averaging|shadow|polyak)(?![a-z])")
 
 
@@ -102,7 +104,9 @@ def _choice(states: list[tuple[str, Mapping[str, Any]]]) -> Candidate | None:
     first = next(kind for kind in MARKS if any(candidate.kind == kind for candidate in found))
     meant = [candidate for candidate in found if candidate.kind == first]
     most = max(len(candidate.names) for candidate in meant)
-    whole = [candidate for candidate in meant if 2 * len(candidate.names) > most]  # an average may lack buffers, not blocks
+    whole = [
+        candidate for candidate in meant if 2 * len(candidate.names) > most
+    ]  # an average may lack buffers, not blocks
     chosen = max(whole, key=lambda candidate: (candidate.preferred, len(candidate.names)))
     return chosen if first == CODEC else _with_averages(chosen)
 
@@ -126,8 +130,12 @@ def _candidates(state: Mapping[str, Any], where: str) -> list[Candidate]:
         prefixes = {match[1] for match in map(pattern.match, plain) if match}
         for prefix in sorted(prefixes):
             inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-            held = {name: plain[name] for name in plain if name.startswith(prefix) and not name.startswith(inner)}
-            found.append(Candidate(kind, where + prefix, {name[len(prefix) :]: held[name] for name in held}, state))
+            held = {
+                name: plain[name] for name in plain if name.startswith(prefix) and not name.startswith(inner)
+            }
+            found.append(
+                Candidate(kind, where + prefix, {name[len(prefix) :]: held[name] for name in held}, state)
+            )
     return found
 
 

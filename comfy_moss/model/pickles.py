@@ -24,19 +24,39 @@ SAFE = (2, 6)  # below, weights-only reading could be made to run code (CVE-2025
 DICTIONARIES = r"collections\.defaultdict|easydict\.EasyDict|addict\.\w+\.\w+|yacs\.config\.CfgNode|[\w.]+\.AttributeDict"
 LISTS = r"collections\.deque"
 TRAINERS = (
-    "accelerate", "deepspeed", "hydra", "lightning", "lightning_fabric", "lightning_utilities", "ml_collections", "mmengine",
-    "omegaconf", "pytorch_lightning", "torchmetrics", "transformers", "torch.optim",
-)  # fmt: skip
+    "accelerate",
+    "deepspeed",
+    "hydra",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "ml_collections",
+    "mmengine",
+    "omegaconf",
+    "pytorch_lightning",
+    "torchmetrics",
+    "transformers",
+    "torch.optim",
+)
 OTHERS = (
     r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|ndarray|dtype|dtypes\.\w+|bool_?|u?int\d+|float\d+|str_|bytes_)",
     r"numpy\.(?:random\.\w*(?:pickle|mtrand)\.\w+|_?core\.numeric\._frombuffer)",
     r"_codecs\.encode",
     r"builtins\.(?:bool|int|float|complex|str|bytes|bytearray|list|tuple|dict|set|frozenset|slice|range|object)",
-    r"argparse\.Namespace", r"types\.SimpleNamespace", r"pathlib\.(?:_local\.)?\w*Path", r"datetime\.\w+", r"decimal\.Decimal",
-    r"fractions\.Fraction", r"uuid\.UUID", r"typing\.\w+", r"copyreg\._reconstructor",
-    r"torch\.torch_version\.TorchVersion", r"torch\._C\.Generator", r"torch\.\w+\.\w+\.\w*(?:Config|Type|Strategy)",
+    r"argparse\.Namespace",
+    r"types\.SimpleNamespace",
+    r"pathlib\.(?:_local\.)?\w*Path",
+    r"datetime\.\w+",
+    r"decimal\.Decimal",
+    r"fractions\.Fraction",
+    r"uuid\.UUID",
+    r"typing\.\w+",
+    r"copyreg\._reconstructor",
+    r"torch\.torch_version\.TorchVersion",
+    r"torch\._C\.Generator",
+    r"torch\.\w+\.\w+\.\w*(?:Config|Type|Strategy)",
     *(rf"{name.replace('.', chr(92) + '.')}\.[\w.]+" for name in TRAINERS),
-)  # fmt: skip
+)
 
 
 class UnsafeError(ValueError):
@@ -70,7 +90,11 @@ class InertList:
         return []
 
 
-STAND_INS = ((re.compile(DICTIONARIES), InertDict), (re.compile(LISTS), InertList), (re.compile("|".join(OTHERS)), Inert))
+STAND_INS = (
+    (re.compile(DICTIONARIES), InertDict),
+    (re.compile(LISTS), InertList),
+    (re.compile("|".join(OTHERS)), Inert),
+)
 
 
 def read_pickle(path: Path) -> Mapping:

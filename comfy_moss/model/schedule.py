@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import typed
+
 if TYPE_CHECKING:  # the command line reads the table before it needs torch, which is slow to import
     import torch
     from torch import Tensor
@@ -75,19 +77,15 @@ def nearest_ratio(height_over_width: float) -> float:
 
 
 def parse_aspect(text: str) -> float:
-    """Turn an aspect ratio as artists write it, width first ("16:9", "3:2"), or "h/w" as a number, into h/w.
+    """An aspect ratio as artists write it, width first ("16:9", "3x2", "1920 x 1080"), as h/w.
 
     Raises:
         ValueError: not a ratio, or outside 1:4 .. 4:1.
     """
-    try:
-        width, _, height = text.partition(":")
-        ratio = float(height) / float(width) if height else float(width)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"aspect {text!r} is not a ratio; write width:height, for example 1:1, 16:9 or 2:3") from None
-    if not 0.25 <= ratio <= 4:
+    width, height = typed.sides(text)
+    if not (width > 0 and 0.25 <= height / width <= 4):
         raise ValueError(f"aspect {text!r} is too extreme; widths and heights may differ by at most 4 to 1")
-    return ratio
+    return height / width
 
 
 def make_schedule(height_over_width: float = 1.0, preset: str = "1M") -> Schedule:

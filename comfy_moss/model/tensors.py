@@ -205,7 +205,7 @@ def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> 
         CheckpointError: none opens, or they are of several kinds.
     """
     kinds, errors = {}, []
-    for file in files if len(files) > 1 or kind else ():
+    for file in sorted(files, key=preference) if len(files) > 1 or kind else ():
         try:
             kinds[file] = identify(open_tensors(file))
         except CheckpointError as error:
