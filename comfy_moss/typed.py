@@ -1,6 +1,7 @@
 """Values as people type them, on the command line and in widgets: understood, or refused in a sentence.
 
-What could mean two things is refused, never guessed.  Full-width and other compatible characters count as their plain twins.
+What could mean two things is refused, never guessed.  Full-width and other compatible characters count as
+their plain twins.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def percentages(text: str) -> tuple[float, ...]:
     values = numbers(text, f"percentages, such as {PERCENTAGES}")
     if "%" not in plain(text) and max(values) <= 1 and any(0 < value < 1 for value in values):
         raise ValueError(
-            f"{text!r} looks like fractions; write percentages, such as {PERCENTAGES}, or 0.5% for less than one"
+            f"{text!r} looks like fractions; write percentages, such as {PERCENTAGES}, or 0.5% for small ones"
         )
     return values
 

@@ -1,4 +1,5 @@
-"""Mutated files, recipes and workflows, from a fixed seed: each must work, or be refused in a sentence of ours.
+"""Mutated files, recipes and workflows, from a fixed seed: each must work, or be refused in a sentence of
+ours.
 
     python tests/fuzz.py files 20000
     python tests/fuzz.py recipes 2000
@@ -189,7 +190,8 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# --- mutations ---------------------------------------------------------------------------------------------------
+# --- mutations
+# ---------------------------------------------------------------------------------------------------
 
 
 def mutate_bytes(chance: random.Random, data: bytes) -> bytes:
@@ -339,7 +341,8 @@ MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
 }
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files
+# -------------------------------------------------------------------------------------------------------
 
 
 def prototypes(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Files as people really have them: what trainers write, how the hub and the host lay them out.
 
-`WRAPPERS` are the ways in which one and the same weights are found; each takes a flat dictionary and gives what is saved.
+`WRAPPERS` are the ways in which one and the same weights are found; each takes a flat dictionary and gives
+what is saved.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def optimizer_state(state: State) -> dict[str, Any]:
 
 
 def infinity_trainer(state: State, **weights: State | None) -> dict[str, Any]:
-    """As Infinity's train.py writes `ar-ckpt-*.pth`: arguments with numbers of numpy, the codec, and the weights."""
+    """As Infinity's train.py writes `ar-ckpt-*.pth`: arguments with numbers of numpy, the codec, and the
+    weights.
+    """
     trainer = {
         "config": {"label_smooth": 0.0, "prog_it": np.int64(0)},
         "vae_local": released_vae_state(tiny_vae(seed=8)),
@@ -209,11 +212,14 @@ def save_wrapped(path: Path, wrapper: str, state: State | None = None) -> Path:
     return path
 
 
-# --- layouts -----------------------------------------------------------------------------------------------------
+# --- layouts
+# -----------------------------------------------------------------------------------------------------
 
 
 def hub_cache(root: Path, repository: str, source: Path) -> Path:
-    """A folder as the hub's client keeps it: blobs by hash, and a snapshot of links.  Returns the snapshot."""
+    """A folder as the hub's client keeps it: blobs by hash, and a snapshot of links.  Returns the
+    snapshot.
+    """
     home = root / ("models--" + repository.replace("/", "--"))
     snapshot, blobs = home / "snapshots" / "0123456789abcdef", home / "blobs"
     blobs.mkdir(parents=True)
@@ -228,7 +234,9 @@ def hub_cache(root: Path, repository: str, source: Path) -> Path:
 
 
 def portable(folder: Path) -> Path:
-    """Windows portable: embedded Python, and the pack inside ComfyUI's custom nodes.  Returns ComfyUI's folder."""
+    """Windows portable: embedded Python, and the pack inside ComfyUI's custom nodes.  Returns ComfyUI's
+    folder.
+    """
     comfyui = folder / "ComfyUI_windows_portable" / "ComfyUI"
     (folder / "ComfyUI_windows_portable" / "python_embeded").mkdir(parents=True)
     for name in ("checkpoints", "diffusion_models", "text_encoders", "vae", "unet", "clip"):
@@ -260,7 +268,9 @@ def write_hart(path: Path, text: bool = True) -> Path:
 
 
 def litter(folder: Path, beside: str) -> list[Path]:
-    """What lies beside a model of that name in real folders: of Finder, downloads, trainers, and a damaged file."""
+    """What lies beside a model of that name in real folders: of Finder, downloads, trainers, and a damaged
+    file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stem = Path(beside).stem
     files = {

@@ -1,4 +1,6 @@
-"""Model files as people have them: every wrapper, leftover and place of `real_files`, and files of other models."""
+"""Model files as people have them: every wrapper, leftover and place of `real_files`, and files of other
+models.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def model(tmp_path: Path, model_dir: Path) -> Path:
     return Path(shutil.copytree(model_dir, tmp_path / "model"))
 
 
-# --- 1 and 2: what trainers write ---------------------------------------------------------------------------------
+# --- 1 and 2: what trainers write
+# ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -200,7 +203,8 @@ def test_conversion_writes_the_weights_without_their_wrapper(
     assert load_file(tmp_path / "plain.safetensors").keys() == released_state(transformer).keys()
 
 
-# --- 3 and 11: what lies beside a model -----------------------------------------------------------------------------
+# --- 3 and 11: what lies beside a model
+# -----------------------------------------------------------------------------
 
 
 def names_of(files: library.ModelFiles) -> tuple[str, str, str]:
@@ -300,7 +304,8 @@ def test_what_lies_there_instead_is_told(model: Path) -> None:
         find_model(str(model), [])
 
 
-# --- 4: places ----------------------------------------------------------------------------------------------------
+# --- 4: places
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +394,8 @@ def test_what_is_no_place_is_refused_in_a_sentence(text: str) -> None:
         find_model(text, [])
 
 
-# --- 5 and 6: files of other models ---------------------------------------------------------------------------------
+# --- 5 and 6: files of other models
+# ---------------------------------------------------------------------------------
 
 
 def codec(**changes: Any) -> dict[str, torch.Tensor]:
@@ -448,7 +454,7 @@ def test_a_codec_of_another_family_is_refused_by_name(model: Path, kind: str, wr
     state = codec(**changes)
     path = model / "ae.safetensors"
     save_file(real_files.prefixed(state, "first_stage_model.") if wrapped else state, path)
-    message = f"ae.safetensors is a VAE that does not belong to transformer.safetensors: .*{reason}.*; use the VAE that came with"
+    message = f"is a VAE that does not belong to transformer.safetensors: .*{reason}.*; use the VAE that came with"
     with pytest.raises(CheckpointError, match=message) as caught:
         load_infinity(model / "transformer.safetensors", path)
     assert "download" not in str(caught.value) and "damaged" not in str(caught.value)
@@ -510,7 +516,8 @@ def test_a_healthy_file_is_never_called_damaged(tmp_path: Path) -> None:
         open_vae(open_tensors(real_files.save_wrapped(tmp_path / "a.pth", "state_dict")))
 
 
-# --- 10: what changes under a name -----------------------------------------------------------------------------------
+# --- 10: what changes under a name
+# -----------------------------------------------------------------------------------
 
 
 def shards(model: Path) -> Path:
@@ -562,7 +569,8 @@ def test_the_stamp_of_hart_covers_its_settings(hart: Path, changed: str) -> None
     assert files.stamp != before
 
 
-# --- 13 and 14: menus ------------------------------------------------------------------------------------------------
+# --- 13 and 14: menus
+# ------------------------------------------------------------------------------------------------
 
 
 def test_menus_are_told_by_content(model: Path) -> None:
@@ -608,7 +616,8 @@ def test_many_files_are_listed_without_asking_about_each(
     assert len(library.model_entries([tmp_path])) == 11 and asked == []
 
 
-# --- 19: exceptions of others -----------------------------------------------------------------------------------------
+# --- 19: exceptions of others
+# -----------------------------------------------------------------------------------------
 
 CONFIGS = {
     "d_kv": "8",

@@ -1,4 +1,6 @@
-"""Values as people type them: every notation is understood or refused, and none is taken for something else."""
+"""Values as people type them: every notation is understood or refused, and none is taken for something
+else.
+"""
 
 from __future__ import annotations
 

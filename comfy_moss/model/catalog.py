@@ -1,4 +1,6 @@
-"""Model files in folders: which entries count, what each is by its content, and which one of several is meant."""
+"""Model files in folders: which entries count, what each is by its content, and which one of several is
+meant.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What a file holds, told by the names in it: which model, and under which wrappers its weights lie.
 
-Trainers leave the weights one or two dictionaries deep, prefix every name (`module.`, `_orig_mod.`, `model.`), and keep an
+Trainers leave the weights one or two dictionaries deep, prefix every name (`module.`, `_orig_mod.`,
+`model.`), and keep an
 averaged copy beside the raw one.  Facts: Infinity specification, section 1.1; HART specification, section 1.
 """
 
@@ -16,7 +17,8 @@ from torch import Tensor
 TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
 HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
 DEPTH = 3  # dictionaries inside each other that are looked into
-# Names that only the kind has; what stands before one is a wrapper's prefix.  Where a file holds several kinds (a trainer's
+# Names that only the kind has; what stands before one is a wrapper's prefix.  Where a file holds several
+# kinds (a trainer's
 # has its codec as well), the first of this table is meant.
 MARKS = {
     TRANSFORMER: r"text_proj_for_sos\.|(?:block_chunks\.\d+\.module|blocks)\.\d+\.sa\.mat_qkv\.",
@@ -50,7 +52,9 @@ class Candidate:
 
     @property
     def preferred(self) -> bool:
-        """Whether these are the weights to draw with: averaged ones, but a codec's plain ones, as its authors' code has it."""
+        """Whether these are the weights to draw with: averaged ones, but a codec's plain ones, as its
+        authors' code has it.
+        """
         return bool(AVERAGED.search(self.where.lower())) != (self.kind == CODEC)
 
 

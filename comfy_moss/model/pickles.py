@@ -1,7 +1,9 @@
 """PyTorch files: tensors come out, nothing is run.
 
-torch's weights-only reader builds tensors and plain containers.  Trainers write more beside the weights: numbers of numpy,
-arguments, paths, settings of their libraries.  What is known to be such data is read as an empty stand-in, so that no class
+torch's weights-only reader builds tensors and plain containers.  Trainers write more beside the weights:
+numbers of numpy,
+arguments, paths, settings of their libraries.  What is known to be such data is read as an empty stand-in, so
+that no class
 or function of the file is ever looked up; any other name in the file is refused.
 """
 
@@ -21,7 +23,9 @@ from typing import Any, BinaryIO
 import torch
 
 SAFE = (2, 6)  # below, weights-only reading could be made to run code (CVE-2025-32434)
-DICTIONARIES = r"collections\.defaultdict|easydict\.EasyDict|addict\.\w+\.\w+|yacs\.config\.CfgNode|[\w.]+\.AttributeDict"
+DICTIONARIES = (
+    r"collections\.defaultdict|easydict\.EasyDict|addict\.\w+\.\w+|yacs\.config\.CfgNode|[\w.]+\.AttributeDict"
+)
 LISTS = r"collections\.deque"
 TRAINERS = (
     "accelerate",
@@ -39,10 +43,12 @@ TRAINERS = (
     "torch.optim",
 )
 OTHERS = (
-    r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|ndarray|dtype|dtypes\.\w+|bool_?|u?int\d+|float\d+|str_|bytes_)",
+    r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|ndarray|dtype|dtypes\.\w+)",
+    r"numpy\.(?:bool_?|u?int\d+|float\d+|str_|bytes_)",
     r"numpy\.(?:random\.\w*(?:pickle|mtrand)\.\w+|_?core\.numeric\._frombuffer)",
     r"_codecs\.encode",
-    r"builtins\.(?:bool|int|float|complex|str|bytes|bytearray|list|tuple|dict|set|frozenset|slice|range|object)",
+    r"builtins\.(?:bool|int|float|complex|str|bytes|bytearray)",
+    r"builtins\.(?:list|tuple|dict|set|frozenset|slice|range|object)",
     r"argparse\.Namespace",
     r"types\.SimpleNamespace",
     r"pathlib\.(?:_local\.)?\w*Path",
@@ -60,7 +66,9 @@ OTHERS = (
 
 
 class UnsafeError(ValueError):
-    """The file holds, or needs, what could run code; the message is the rest of a sentence that begins with its name."""
+    """The file holds, or needs, what could run code; the message is the rest of a sentence that begins with
+    its name.
+    """
 
 
 class Inert:
@@ -106,8 +114,8 @@ def read_pickle(path: Path) -> Mapping:
     """
     if _version() < SAFE:
         raise UnsafeError(
-            f"is a PyTorch file, and reading those could run code in torch {torch.__version__} (CVE-2025-32434); "
-            "get the safetensors version, or update torch to 2.6 or newer"
+            f"is a PyTorch file, and reading those could run code in torch {torch.__version__} "
+            "(CVE-2025-32434); get the safetensors version, or update torch to 2.6 or newer"
         )
     zipped = zipfile.is_zipfile(path)
     names = _names_in_archive(path) if zipped else _names_in_stream(path)
@@ -146,7 +154,8 @@ def _names_in(file: BinaryIO) -> set[str]:
     for opcode, value, _ in pickletools.genops(file):
         if opcode.proto > 3:
             raise UnsafeError(
-                "was saved with a pickle protocol that torch does not read safely; save its weights again as safetensors"
+                "was saved with a pickle protocol that torch does not read safely; "
+                "save its weights again as safetensors"
             )
         if opcode.name == "GLOBAL":
             module, name = value.split(" ", 1)

@@ -217,7 +217,7 @@ def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> 
     if not known and errors:
         raise errors[0]
     if not known or len({kinds[file] for file in known}) > 1:
-        names = ", ".join(file.name for file in known or files) or "none"
+        names = ", ".join(sorted(file.name for file in known or files)) or "none"
         raise CheckpointError(f"{folder} should hold one model file, or shards with their .index.json, but holds {names}")
     chosen = min(known, key=preference)
     if len(known) > 1:
