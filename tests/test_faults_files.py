@@ -22,6 +22,7 @@ from comfy_moss.model.checkpoint import load_infinity, open_vae, transformer_fro
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.library import default_roots, find_model
 from comfy_moss.model.tensors import CheckpointError, convert, open_tensors
+from comfy_moss.model.tokenizer import QWEN
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def test_hubs_cache_holds_hart_and_its_text_model(hart: Path, tmp_path: Path) ->
     shutil.copytree(hart, tmp_path / "plain")
     shutil.move(tmp_path / "plain" / "text", tmp_path / "qwen")
     snapshot = real_files.hub_cache(tmp_path / "hub", "mit-han-lab/hart-0.7b-1024px", tmp_path / "plain")
-    text = real_files.hub_cache(tmp_path / "hub", f"mit-han-lab/{library.HART_TEXT}", tmp_path / "qwen")
+    text = real_files.hub_cache(tmp_path / "hub", f"mit-han-lab/{QWEN}", tmp_path / "qwen")
     for asked, roots in (
         ("hart-0.7b", [tmp_path / "hub"]),
         (str(snapshot.parent.parent), [tmp_path / "hub"]),
@@ -369,8 +370,8 @@ def test_the_comfyui_that_the_pack_lies_in_and_the_hubs_cache_are_roots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comfyui = real_files.portable(tmp_path)
-    fake = comfyui / "custom_nodes" / "ComfyUI-MoSs" / "comfy_moss" / "model" / "library.py"
-    monkeypatch.setattr(library, "__file__", str(fake))
+    fake = comfyui / "custom_nodes" / "ComfyUI-MoSs" / "comfy_moss" / "model" / "catalog.py"
+    monkeypatch.setattr(catalog, "__file__", str(fake))
     cached = tmp_path / "hf" / "hub" / "models--FoundationVision--Infinity"
     cached.mkdir(parents=True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -573,34 +574,15 @@ def test_the_stamp_of_hart_covers_its_settings(hart: Path, changed: str) -> None
 # ------------------------------------------------------------------------------------------------
 
 
-def test_menus_are_told_by_content(model: Path) -> None:
-    real_files.litter(model, "transformer.safetensors")
-    save_file(codec(), model / "codec-without-a-telling-name.safetensors")
-    save_file({"a": torch.zeros(1)}, model / "lora.safetensors")
-    save_file(released_state(tiny_transformer()), model / "model-00001-of-00002.safetensors")
-    found = {part: {path.name for path in paths} for part, paths in library.parts([model]).items()}
-    assert {"vae.safetensors", "codec-without-a-telling-name.safetensors"} <= found["vae"]
-    assert found["text"] == {"text"} and "transformer.safetensors" in found["transformer"]
-    every = set().union(*found.values())
-    assert (
-        not {
-            "lora.safetensors",
-            "model-00001-of-00002.safetensors",
-            "._transformer.safetensors",
-            "training_args.bin",
-        }
-        & every
-    )
-
-
 def test_headers_are_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(catalog, "open_tensors", lambda path: opened.append(path.name) or open_tensors(path))
+    paths = [model / "transformer.safetensors", model / "vae.safetensors"]
     for _ in range(3):
-        library.parts([model])
+        assert [catalog.kind_of(path) for path in paths] == ["an Infinity transformer", "a VAE"]
     assert sorted(opened) == ["transformer.safetensors", "vae.safetensors"]
     os.utime(model / "vae.safetensors", (1, 1))
-    library.parts([model])
+    catalog.kind_of(model / "vae.safetensors")
     assert opened.count("vae.safetensors") == 2
 
 
@@ -613,7 +595,7 @@ def test_many_files_are_listed_without_asking_about_each(
             (tmp_path / str(folder) / f"{number}.txt").touch()
     asked: list[Path] = []
     monkeypatch.setattr(Path, "is_dir", lambda self: asked.append(self))
-    assert len(library.model_entries([tmp_path])) == 11 and asked == []
+    assert len(catalog.model_entries([tmp_path])) == 11 and asked == []
 
 
 # --- 19: exceptions of others

@@ -12,9 +12,15 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .contents import MARKS, identify, listing
-from .tensors import CheckpointError, is_leftover, is_model_name, open_tensors, preference
+from .. import typed
+from .contents import MARKS, identify, is_leftover, is_model_name, listing, preference
+from .tensors import CheckpointError, open_tensors
+from .text import is_t5, text_width
+from .tokenizer import QWEN
 
+REPOSITORIES = (  # of the hub
+    "FoundationVision/Infinity", "google/flan-t5-xl", "mit-han-lab/hart-0.7b-1024px", f"mit-han-lab/{QWEN}",
+)
 DEPTH = 6  # folders below a root that are searched; enough for the hub's cache layout
 SHARD = re.compile(r".*-\d+-of-\d+")
 log = logging.getLogger(__name__)
@@ -133,3 +139,63 @@ def told(path: Path) -> str:
     """A file in words for a message: its name and what it is."""
     kind = kind_of(path)
     return f"{path.name} ({kind if kind in MARKS else 'damaged' if kind is None else 'something else'})"
+
+
+def named(released: str, entries: Sequence[Path]) -> Path | None:
+    """An entry with the released name, or converted to safetensors (preferred)."""
+    return next(iter(all_named(released, entries)), None)
+
+
+def all_named(released: str, entries: Sequence[Path]) -> list[Path]:
+    stem = released.removesuffix(".pth")
+    return [entry for name in dict.fromkeys((f"{stem}.safetensors", released)) for entry in entries if entry.name == name]
+
+
+def text_models(entries: Sequence[Path], name: str = QWEN) -> list[Path]:
+    """Folders of that name, or inside of one as in the hub's cache, that have a config.json."""
+    return [e.parent for e in entries if e.name == "config.json" and name in "/".join(e.parts[-4:-1])]
+
+
+def texts_in(inside: Sequence[Path], folder: Path) -> list[Path]:
+    """text/, and sub-folders with the files of a T5 encoder."""
+    return [child for child in dict.fromkeys((folder / "text", *inside)) if is_t5(child)]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder of a text encoder has weights and a tokenizer beside its config.json."""
+    inside = children(folder)
+    weights = any(map(is_model_name, (path.name for path in inside)))
+    return weights and any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+
+
+def text_for(width: int | None, folders: Sequence[Path]) -> Path | None:
+    """Of several text encoders one that is whole and whose features have that width."""
+
+    def fits(path: Path) -> bool:
+        return is_whole(path) and width in (None, text_width(path))
+
+    return best(list(dict.fromkeys(folders)), fits, "the text encoder")
+
+
+def instead(paths: Sequence[Path]) -> str:
+    """What lies there, as a second sentence."""
+    models = [told(path) for path in paths if holds_model(path)]
+    return f". Beside it lie {listing(models)}" if len(models) > 1 else ""
+
+
+def default_roots() -> tuple[Path, ...]:
+    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, the ComfyUI that this pack lies in,
+    ~/ComfyUI/models, and what the hub's client has in its cache of the models known here."""
+    named = [typed.path(entry) for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry.strip()]
+    pack = Path(__file__).absolute().parents[2]
+    host = [pack.parents[1] / "models"] if pack.parent.name == "custom_nodes" else []
+    cached = [hub / f"models--{name.replace('/', '--')}" for hub in _hub_caches() for name in REPOSITORIES]
+    found = [folder for folder in (*host, *cached) if folder.is_dir()]
+    return (*named, Path("models"), Path.home() / "ComfyUI" / "models", *found)
+
+
+def _hub_caches() -> list[Path]:
+    """Where the hub's client keeps downloads, by the variables that it reads itself."""
+    told = [os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return [typed.path(place) for place in (*filter(None, told), f"{home}/hub")]

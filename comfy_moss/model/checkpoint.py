@@ -160,6 +160,15 @@ def check_pair(bits: int, channels: int, transformer: Path, vae: Path) -> None:
         )
 
 
+def fits_bits(vae: Path, bits: int) -> bool:
+    """Whether a codec serves a transformer of that many bits a token.
+
+    Raises:
+        CheckpointError: it is no such codec.
+    """
+    return bits in (channels := open_vae(open_tensors(vae))[1].channels, 4 * channels)
+
+
 def check_text(width: int, transformer: Path, text: Path) -> None:
     """Refuse a text encoder directory whose features are not `width` numbers.
 

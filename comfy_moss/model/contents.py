@@ -10,12 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
 HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+CANONICAL = ("model", "pytorch_model", "diffusion_pytorch_model", "transformer", "vae", "ema_model")
+LEFTOVERS = (  # of trainers, beside the weights
+    "optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state", "zero_pp_rank",
+    "bf16_zero_pp_rank", "lr_scheduler", "events.out",
+)
 DEPTH = 3  # dictionaries inside each other that are looked into
 # Names that only the kind has; what stands before one is a wrapper's prefix.  Where a file holds several
 # kinds (a trainer's
@@ -152,3 +160,18 @@ def _with_averages(chosen: Candidate) -> Candidate:
         if AVERAGED.search(holder.lower()) and rest in flat:
             averages[flat[rest]] = held
     return replace(chosen, names={**chosen.names, **averages})
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is of what systems, downloads and trainers leave beside models: hidden, such as Finder's `._name`."""
+    return name.startswith((".", "__MACOSX")) or name.lower().startswith(LEFTOVERS)
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a file may be a model by its name."""
+    return name.lower().endswith(MODEL_SUFFIXES) and not is_leftover(name)
+
+
+def preference(path: Path) -> tuple[bool, bool, int, str]:
+    """Sorts copies of one model: canonical names, then safetensors, then short names (no `.fp16`, no `(1)`)."""
+    return path.stem not in CANONICAL, path.suffix.lower() != ".safetensors", len(path.name), path.name

@@ -5,7 +5,6 @@ Facts: Infinity specification, section 1; HART specification, sections 1 and 2.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,28 +14,35 @@ import torch
 
 from .. import typed
 from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
-from .catalog import best, children, holds_model, kind_of, model_entries, of_kind, told
-from .checkpoint import RELEASED_VAES, load_infinity, open_transformer, open_vae
+from .catalog import (
+    all_named,
+    best,
+    children,
+    holds_model,
+    instead,
+    is_whole,
+    model_entries,
+    named,
+    of_kind,
+    text_for,
+    text_models,
+    texts_in,
+)
+from .catalog import (
+    default_roots as default_roots,
+)
+from .checkpoint import RELEASED_VAES, fits_bits, load_infinity, open_transformer
 from .contents import CODEC, TRANSFORMER, listing
 from .hart_backbone import HartBackbone
 from .hart_checkpoint import AVERAGED, PARTS, hart_folder, is_hart, load_hart, open_hart, read_settings, weights_file
 from .sampling import Sampling
 from .schedule import Schedule, make_schedule, square_schedule
-from .tensors import CheckpointError, is_model_name, open_tensors
-from .text import (
-    SYSTEM_FILE,
-    PromptEncoder,
-    TextEncoder,
-    find_system_prompt,
-    is_t5,
-    read_qwen_config,
-    read_system_prompt,
-    text_width,
-)
+from .tensors import CheckpointError, open_tensors
+from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, read_qwen_config, read_system_prompt
+from .tokenizer import QWEN
 
 HART_NAME = "hart-0.7b"
-HART_TEXT = "Qwen2-VL-1.5B-Instruct"
-HART_EXPECTED = ("llm/ema_model.bin", "tokenizer", f"{HART_TEXT} and {SYSTEM_FILE}")
+HART_EXPECTED = ("llm/ema_model.bin", "tokenizer", f"{QWEN} and {SYSTEM_FILE}")
 HART_CFG = 5.5  # the authors' 4.5, which leaves the prompt's own 1 out
 HART_AREAS = {16: "0.06M", 32: "0.25M", 64: "1M"}  # last side -> name of the image area
 
@@ -71,8 +77,7 @@ class ModelFiles:
             OSError: a file is gone.
         """
         files = [file for path in self.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        found = [(file, file.stat()) for file in files]
-        return repr([(str(file), told.st_size, told.st_mtime_ns) for file, told in found])
+        return repr([(str(file), (told := file.stat()).st_size, told.st_mtime_ns) for file in files])
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         """The scales of a picture.
@@ -136,7 +141,7 @@ class HartFiles(ModelFiles):
         if width + 1 != backbone.text_width:
             raise CheckpointError(
                 f"{self.folder} reads text features of {backbone.text_width - 1} numbers, but {self.text} makes {width}; "
-                f"use {HART_TEXT}"
+                f"use {QWEN}"
             )
         return backbone
 
@@ -161,7 +166,7 @@ def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, n
     config = open_hart(open_tensors(transformer), read_settings(transformer.parent))[1]
     text = text or _hart_text(folder, entries, config.text_width - 1)
     if text is None:
-        raise CheckpointError(f"for {folder} its text model (the folder {HART_TEXT}) was not found; put it there, or choose it")
+        raise CheckpointError(f"for {folder} its text model (the folder {QWEN}) was not found; put it there, or choose it")
     read_qwen_config(text)
     find_system_prompt(folder)
     area = HART_AREAS.get(config.sides[-1], "1M")
@@ -181,7 +186,7 @@ def locate_hart(entries: Sequence[Path]) -> tuple[Path | None, Path | None, Path
 
 def _hart_text(folder: Path, entries: Sequence[Path], width: int | None = None) -> Path | None:
     """In the model's folder or beside it, or else anywhere; of several the one whose features have that width."""
-    places = (folder / "text", folder / HART_TEXT, folder.parent / HART_TEXT, *text_models(entries))
+    places = (folder / "text", folder / QWEN, folder.parent / QWEN, *text_models(entries))
     found = [path for path in dict.fromkeys(places) if (path / "config.json").is_file()]
     return best(found, lambda path: is_whole(path) and width in (None, read_qwen_config(path)["hidden_size"]), "the text model")
 
@@ -214,9 +219,6 @@ RELEASES = {
 }
 EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
-REPOSITORIES = (  # of the hub
-    "FoundationVision/Infinity", "google/flan-t5-xl", "mit-han-lab/hart-0.7b-1024px", f"mit-han-lab/{HART_TEXT}",
-)
 NAMES = ("nano", *RELEASES, HART_NAME)
 
 
@@ -235,24 +237,6 @@ class ModelStatus:
         """Released names of what was not found."""
         found = (self.transformer, self.vae, self.text)
         return tuple(name for name, path in zip(self.expected, found, strict=True) if path is None)
-
-
-def default_roots() -> tuple[Path, ...]:
-    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, the ComfyUI that this pack lies in,
-    ~/ComfyUI/models, and what the hub's client has in its cache of the models known here."""
-    named = [typed.path(entry) for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry.strip()]
-    pack = Path(__file__).absolute().parents[2]
-    host = [pack.parents[1] / "models"] if pack.parent.name == "custom_nodes" else []
-    cached = [hub / f"models--{name.replace('/', '--')}" for hub in _hub_caches() for name in REPOSITORIES]
-    found = [folder for folder in (*host, *cached) if folder.is_dir()]
-    return (*named, Path("models"), Path.home() / "ComfyUI" / "models", *found)
-
-
-def _hub_caches() -> list[Path]:
-    """Where the hub's client keeps downloads, by the variables that it reads itself."""
-    told = [os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return [typed.path(place) for place in (*filter(None, told), f"{home}/hub")]
 
 
 def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
@@ -276,9 +260,7 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
     try:
         return _at(typed.path(name_or_path), roots)
     except (ValueError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise _unknown(name_or_path) from error
+        raise error if isinstance(error, CheckpointError) else _unknown(name_or_path) from error
 
 
 def _known_name(text: str) -> str | None:
@@ -315,55 +297,13 @@ def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequ
     config = open_transformer(open_tensors(transformer))[1]
     beside, entries = children(transformer.parent), model_entries([transformer.parent, *roots])
     belongs = RELEASED_VAES.get(config.bits, EMBEDDED.vae)
-    vaes = [*_all_named(belongs, entries), *_all_named(EMBEDDED.vae, beside)] or of_kind(CODEC, beside)
+    vaes = [*all_named(belongs, entries), *all_named(EMBEDDED.vae, beside)] or of_kind(CODEC, beside)
     vae = vae or best(vaes, lambda path: fits_bits(path, config.bits), "the VAE")
-    text = text or _text_for(config.text_width, [*_texts_in(beside, transformer.parent), *text_models(entries, TEXT_ENCODER)])
+    text = text or text_for(config.text_width, [*texts_in(beside, transformer.parent), *text_models(entries, TEXT_ENCODER)])
     if missing := _absent({f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}):
-        advice = f"put it in the models folder, or choose it{_instead(beside)}"
-        raise CheckpointError(f"for {transformer.name} {missing} was not found; {advice}")
+        message = f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it"
+        raise CheckpointError(message + instead(beside))
     return _settings(transformer).files(transformer.name, transformer, vae, text)
-
-
-def _instead(paths: Sequence[Path]) -> str:
-    """What lies there, as a second sentence."""
-    models = [told(path) for path in paths if holds_model(path)]
-    return f". Beside it lie {listing(models)}" if len(models) > 1 else ""
-
-
-def fits_bits(vae: Path, bits: int) -> bool:
-    """Whether a codec serves a transformer of that many bits a token.
-
-    Raises:
-        CheckpointError: it is no such codec.
-    """
-    return bits in (channels := open_vae(open_tensors(vae))[1].channels, 4 * channels)
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether the folder of a text encoder has weights and a tokenizer beside its config.json."""
-    inside = children(folder)
-    weights = any(map(is_model_name, (path.name for path in inside)))
-    return weights and any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
-
-
-def _text_for(width: int | None, folders: Sequence[Path]) -> Path | None:
-    """Of several text encoders one that is whole and whose features have that width."""
-
-    def fits(path: Path) -> bool:
-        return is_whole(path) and width in (None, text_width(path))
-
-    return best(list(dict.fromkeys(folders)), fits, "the text encoder")
-
-
-def parts(roots: Sequence[Path]) -> dict[str, list[Path]]:
-    """What lies below the roots and is a "transformer", a "vae" or a "text" encoder, told by content; by name where a file
-    cannot be read, so that it can be chosen and its fault be told."""
-    entries = model_entries(roots)
-    text = [e.parent for e in entries if e.name == "config.json"]
-    models = {e: kind_of(e) for e in entries if holds_model(e) and e.parent not in text and e not in text}
-    vaes = [e for e, kind in models.items() if kind == CODEC or (kind is None and "vae" in e.name.lower())]
-    transformers = [e for e, kind in models.items() if kind in (TRANSFORMER, None) and e not in vaes]
-    return {"transformer": transformers, "vae": vaes, "text": [e for e in text if is_t5(e)]}
 
 
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
@@ -395,7 +335,7 @@ def _hart(roots: Sequence[Path]) -> ModelFiles:
     if not (folders := [*inside, *hart_folders(entries)]):
         raise CheckpointError(
             f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below {_listed(roots)}; "
-            f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{HART_TEXT}"
+            f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{QWEN}"
         )
     return find_hart(folders[0], entries, name=HART_NAME)
 
@@ -411,23 +351,8 @@ def _listed(roots: Sequence[Path]) -> str:
 def _status(name: str, entries: Sequence[Path]) -> ModelStatus:
     release = RELEASES[name]
     expected = (release.transformer, release.vae, TEXT_ENCODER)
-    text = _text_for(None, text_models(entries, TEXT_ENCODER))
-    return ModelStatus(name, expected, *(_named(file, entries) for file in expected[:2]), text)
-
-
-def _named(released: str, entries: Sequence[Path]) -> Path | None:
-    """An entry with the released name, or converted to safetensors (preferred)."""
-    return next(iter(_all_named(released, entries)), None)
-
-
-def _all_named(released: str, entries: Sequence[Path]) -> list[Path]:
-    stem = released.removesuffix(".pth")
-    return [entry for name in dict.fromkeys((f"{stem}.safetensors", released)) for entry in entries if entry.name == name]
-
-
-def text_models(entries: Sequence[Path], name: str = HART_TEXT) -> list[Path]:
-    """Folders of that name, or inside of one as in the hub's cache, that have a config.json."""
-    return [e.parent for e in entries if e.name == "config.json" and name in "/".join(e.parts[-4:-1])]
+    text = text_for(None, text_models(entries, TEXT_ENCODER))
+    return ModelStatus(name, expected, *(named(file, entries) for file in expected[:2]), text)
 
 
 def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
@@ -436,22 +361,21 @@ def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Relea
     inside = beside if any(map(holds_model, beside)) else model_entries([folder])[1:]
     transformers = _in_role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], inside)
     vaes = _in_role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], inside)
-    texts = [*_texts_in(inside, folder), *text_models(model_entries([folder, *roots]), TEXT_ENCODER)]
+    texts = [*texts_in(inside, folder), *text_models(model_entries([folder, *roots]), TEXT_ENCODER)]
     transformer = best(transformers, lambda path: any(_fit(path, vae) for vae in vaes), "the transformer")
     vae = best(vaes, lambda path: _fit(transformer, path), "the VAE")
-    text = _text_for(_width(transformer) if len(texts) > 1 else None, texts)
+    text = text_for(_width(transformer) if len(texts) > 1 else None, texts)
     if transformer and not vae:
         return assemble(transformer, None, text, roots)
-    parts_of = {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
-    if missing := _absent(parts_of):
-        advice = f"put it there, or give another folder{_instead(inside)}"
-        raise CheckpointError(f"the model folder {folder} lacks {missing}; {advice}")
+    if missing := _absent({"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}):
+        message = f"the model folder {folder} lacks {missing}; put it there, or give another folder"
+        raise CheckpointError(message + instead(inside))
     return (release or _settings(transformer)).files(name, transformer, vae, text)
 
 
 def _in_role(kind: str, names: Sequence[str], inside: Sequence[Path]) -> list[Path]:
     """Those of the names, best first, or else those of the kind."""
-    return next((found for name in names if (found := _all_named(name, inside))), None) or of_kind(kind, inside)
+    return next((found for name in names if (found := all_named(name, inside))), None) or of_kind(kind, inside)
 
 
 def _fit(transformer: Path | None, vae: Path) -> bool:
@@ -464,11 +388,6 @@ def _width(transformer: Path | None) -> int | None:
         return transformer and open_transformer(open_tensors(transformer))[1].text_width
     except CheckpointError:
         return None
-
-
-def _texts_in(inside: Sequence[Path], folder: Path) -> list[Path]:
-    """text/, and sub-folders with the files of a T5 encoder."""
-    return [child for child in dict.fromkeys((folder / "text", *inside)) if is_t5(child)]
 
 
 def _settings(transformer: Path) -> Release:

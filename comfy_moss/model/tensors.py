@@ -20,18 +20,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .contents import CODEC, HART_TOKENIZER, HART_TRANSFORMER, MARKS, identify, listing, unwrapped, unwrapped_names
+from .contents import (
+    CODEC,
+    HART_TOKENIZER,
+    HART_TRANSFORMER,
+    MARKS,
+    identify,
+    is_model_name,
+    listing,
+    preference,
+    unwrapped,
+    unwrapped_names,
+)
 from .pickles import UnsafeError, read_pickle
 
 MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-CANONICAL = ("model", "pytorch_model", "diffusion_pytorch_model", "transformer", "vae", "ema_model")
-LEFTOVERS = (  # of trainers, beside the weights
-    "optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state", "zero_pp_rank",
-    "bf16_zero_pp_rank", "lr_scheduler", "events.out",
-)  # fmt: skip
 HEADS = {  # how other files begin
     b"version h": "only a Git LFS pointer", b"<": "a page of the web", b"GGUF": "a GGUF file, which this pack cannot read",
     b"Rar!": "a packed archive", b"7z": "a packed archive", b"\x1f\x8b": "a packed archive",
@@ -185,16 +189,6 @@ def _open_directory(path: Path) -> Tensors:
     return open_tensors(only_model(path, files))
 
 
-def is_leftover(name: str) -> bool:
-    """Whether a name is of what systems, downloads and trainers leave beside models: hidden, such as Finder's `._name`."""
-    return name.startswith((".", "__MACOSX")) or name.lower().startswith(LEFTOVERS)
-
-
-def is_model_name(name: str) -> bool:
-    """Whether a file may be a model by its name."""
-    return name.lower().endswith(MODEL_SUFFIXES) and not is_leftover(name)
-
-
 def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> Path:
     """The one of several files to read: what opens, the canonical name first; other copies of it are named in the log.
 
@@ -224,11 +218,6 @@ def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> 
         others = listing([file.name for file in known if file != chosen])
         log.info(f"{folder} holds several copies of {kinds[chosen]}: {chosen.name} is taken, not {others}.")
     return chosen
-
-
-def preference(path: Path) -> tuple[bool, bool, int, str]:
-    """Sorts copies of one model: canonical names, then safetensors, then short names (no `.fp16`, no `(1)`)."""
-    return path.stem not in CANONICAL, path.suffix.lower() != ".safetensors", len(path.name), path.name
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from .contents import count_of
 from .tensors import CheckpointError, Tensors, fill_module, open_tensors, reading
+from .tokenizer import DAMAGED, QWEN, Tokenizer, check_ids, load_padded_tokenizer, load_tokenizer
 
-DAMAGED = "is damaged; download it again"
-TOGETHER = "download its folder as a whole"
 MISFIT = "does not fit the weights beside it; download the folder as a whole"
 T5_POSITIONS = (("relative_attention_num_buckets", 32), ("relative_attention_max_distance", 128))
 T5_SIZES = (
@@ -33,7 +32,6 @@ T5_SIZES = (
     *dict(T5_POSITIONS),
 )
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
-Tokenizer = Callable[[str], list[int]]  # prompt -> token ids, without padding
 log = logging.getLogger(__name__)
 
 
@@ -143,56 +141,6 @@ def kind_of(config: Mapping[str, Any]) -> str:
     return f"a {kind[:40]} model" if isinstance(kind, str) and kind else "a nameless model"
 
 
-def load_tokenizer(path: Path, end: int = 1) -> Tokenizer:
-    """The tokenizer of a directory.
-
-    Args:
-        end: id of the end token, which every prompt gets.
-
-    Raises:
-        CheckpointError: its file or the package that reads it is missing, or the file is damaged.
-    """
-    for name, reader in (("tokenizer.json", _fast_tokenizer), ("spiece.model", _sentencepiece)):
-        file = path / name
-        if not file.is_file():
-            continue
-        with reading(file, DAMAGED):
-            split = reader(file)
-        return lambda prompt: _tokens(file, split, prompt) + [end]
-    raise CheckpointError(f"{path} has no tokenizer: tokenizer.json and spiece.model are missing; download one of them")
-
-
-def _tokens(file: Path, split: Tokenizer, prompt: str) -> list[int]:
-    """Some faults of a tokenizer's file show only when it meets a word."""
-    with reading(file, DAMAGED):
-        return list(split(prompt))
-
-
-def _fast_tokenizer(file: Path) -> Tokenizer:
-    from tokenizers import Tokenizer as Fast
-
-    fast = Fast.from_file(str(file))
-    fast.no_truncation()
-    fast.no_padding()
-    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids
-
-
-def check_ids(ids: Sequence[int], vocabulary: int) -> None:
-    """Refuse tokens that the model has no row for.
-
-    Raises:
-        CheckpointError: the tokenizer is of another model.
-    """
-    if not all(0 <= token < vocabulary for token in ids):
-        raise CheckpointError(f"the tokenizer makes token {max(ids)} and the text encoder knows {vocabulary}; {TOGETHER}")
-
-
-def _sentencepiece(file: Path) -> Tokenizer:
-    from sentencepiece import SentencePieceProcessor
-
-    return SentencePieceProcessor(model_file=str(file)).encode
-
-
 def _load_model(path: Path, config: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     try:
         from transformers import T5Config, T5EncoderModel  # slow to import, so only here
@@ -224,11 +172,9 @@ def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
 
 
-QWEN = "Qwen2-VL-1.5B-Instruct"
 SLOTS = 300  # of a prompt, in the released model
 SYSTEM_FILE = "system_prompt.txt"
 SYSTEM_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
-PAD = "<|endoftext|>"
 THETA = 1e6  # base of the rotary positions
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -407,27 +353,3 @@ def with_positions(model: nn.Module, device: torch.device | str) -> nn.Module:
 
     model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
     return model
-
-
-def load_padded_tokenizer(path: Path) -> tuple[Tokenizer, int, str]:
-    """The tokenizer of a directory, the id of its padding, and the side where padding goes.
-
-    Raises:
-        CheckpointError: its file is missing or damaged.
-    """
-    from tokenizers import Tokenizer as Fast
-
-    file, told = path / "tokenizer.json", path / "tokenizer_config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing; download {QWEN} as a whole")
-    with reading(file, f"or {told.name} beside it is damaged; download both again"):
-        fast = Fast.from_file(str(file))
-        settings = json.loads(told.read_text(encoding="utf-8-sig")) if told.is_file() else {}
-        word = settings.get("pad_token") or PAD
-        pad = fast.token_to_id(word["content"] if isinstance(word, dict) else word)
-        side = "left" if settings.get("padding_side") == "left" else "right"
-    if pad is None:
-        raise CheckpointError(f"{file} does not know its padding token; download {QWEN} again")
-    fast.no_truncation()
-    fast.no_padding()
-    return lambda prompt: _tokens(file, lambda text: fast.encode(text, add_special_tokens=False).ids, prompt), pad, side

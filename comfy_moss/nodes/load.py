@@ -17,9 +17,12 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..model.catalog import model_entries
 from ..model.checkpoint import RELEASED_VAES
-from ..model.library import EMBEDDED, HART_TEXT, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model, model_entries
-from ..model.tensors import MODEL_SUFFIXES, CheckpointError
+from ..model.contents import MODEL_SUFFIXES
+from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model
+from ..model.tensors import CheckpointError
+from ..model.tokenizer import QWEN
 from ..ops import choose
 from .host import InfinityCLIP, InfinityVAE, MossModel, log, manage
 from .wires import Model, schema
@@ -225,7 +228,7 @@ def hart_folders() -> list[str]:
 
 def hart_texts() -> list[str]:
     """Names in the menu of the folders that may hold the text model."""
-    return [*dict.fromkeys(name for kind in known(*HART_FOLDERS) for name in text_folders(kind, HART_TEXT))]
+    return [*dict.fromkeys(name for kind in known(*HART_FOLDERS) for name in text_folders(kind, QWEN))]
 
 
 def hart_files(model: str, text_encoder: str) -> ModelFiles:
@@ -293,7 +296,7 @@ class LoadHART(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model: str, text_encoder: str, **settings: object) -> str:
         """Changes when a file was replaced, so that it is loaded again."""
-        texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: HART_TEXT in path
+        texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: QWEN in path
         files = stamps((HART,), below(model))
         return repr([files, stamps(HART_FOLDERS, texts)]) if files else "missing"
 
