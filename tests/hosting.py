@@ -44,7 +44,7 @@ def _free_port() -> int:
 
 
 class Host:
-    """ComfyUI on the CPU in folders of its own; a context manager that starts and stops it.
+    """ComfyUI, on the CPU unless told otherwise, in folders of its own; a context manager that starts and stops it.
 
     Attributes:
         url: its address, without a slash at the end.
@@ -52,14 +52,16 @@ class Host:
     """
 
     def __init__(
-        self, *arguments: str, comfyui: Path | None = None, packs: Mapping[str, str] = MappingProxyType({}), seconds: float = 180
-    ) -> None:
+        self, *arguments: str, comfyui: Path | None = None, packs: Mapping[str, str] = MappingProxyType({}), seconds: float = 180,
+        memory: str = "--cpu",
+    ) -> None:  # fmt: skip
         """
         Args:
             arguments: more of main.py's, such as "--cache-none".
             comfyui: the checkout; without it that of `checkout()`.
             packs: further custom nodes, the source of each by its name.
             seconds: that it may take to start.
+            memory: how it treats a GPU's memory, such as "--lowvram"; "--cpu" = no GPU.
 
         Raises:
             FileNotFoundError: there is no checkout.
@@ -67,7 +69,7 @@ class Host:
         self._comfyui = comfyui or checkout()
         if self._comfyui is None:
             raise FileNotFoundError("no ComfyUI checkout; set COMFYUI_PATH to one")
-        self._arguments, self._packs, self._seconds = arguments, packs, seconds
+        self._arguments, self._packs, self._seconds = (memory, *arguments), packs, seconds
         self.client = uuid.uuid4().hex
 
     def __enter__(self) -> Host:
@@ -81,7 +83,7 @@ class Host:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [
-            interpreter(self._comfyui), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port),
+            interpreter(self._comfyui), "main.py", "--listen", "127.0.0.1", "--port", str(port),
             "--disable-auto-launch", "--disable-api-nodes", "--base-directory", str(self.base),
             "--database-url", "sqlite:///:memory:", *self._arguments,
         ]  # fmt: skip

@@ -30,6 +30,7 @@ PROBE = """
 import gc
 import pathlib
 import sys
+import comfy.model_management
 import torch
 from aiohttp import web
 from server import PromptServer
@@ -49,6 +50,11 @@ def watched(path, *args, **options):
 
 torch.nn.functional.scaled_dot_product_attention = counted
 pathlib.Path.is_dir = watched
+
+@PromptServer.instance.routes.get("/moss_partially_unload")
+async def partially_unload(request):
+    mm = comfy.model_management
+    return web.json_response([loaded.model_unload(memory_to_free=1) for loaded in mm.current_loaded_models])
 
 @PromptServer.instance.routes.get("/moss_probe")
 async def probe(request):
@@ -251,8 +257,9 @@ def test_live_previews_come_from_the_draft_while_it_is_drawn_where_they_are_want
     for data in shown:
         assert Image.open(io.BytesIO(data[data.index(b"\xff\xd8\xff") :])).size == (256, 256)  # the picture's own
     again = host.run({**graph, **other(pictures)}, extra_data={"preview_method": method})
-    said = [data["output"] for kind, data in again["events"] if kind == "executed" and data["node"] == "draft"]
-    assert "draft" in cached(again) and bool(said) == bool(pictures)  # what the page shows of a node that did not run
+    (said,) = [data["output"] for kind, data in again["events"] if kind == "executed" and data["node"] == "draft"]
+    assert "draft" in cached(again)  # and what the page shows of it is
+    assert [picture["type"] for picture in (said or {"images": []})["images"]] == ["temp"] * bool(pictures)
 
 
 def refined(host: Host, graph: Graph) -> tuple[set[int], dict[str, Any]]:
@@ -275,15 +282,21 @@ def test_another_dispatch_over_a_draft_is_one_pass_of_its_tokens(host: Host, bat
     queries, lines = refined(host, other_bounds)
     assert queries == {int(lines["refined"].split()[0])}
     assert "rebuild" not in lines and "queue to latent" in lines
+    unloaded = host.get("/moss_partially_unload")  # as --lowvram does it
+    assert len(unloaded) >= 2 and not any(unloaded)
+    queries, lines = refined(host, {**first, **graphs.moss("custom bounds", "70, 40, 20, 10")})
+    assert queries == {int(lines["refined"].split()[0])} and "rebuild" not in lines
     host.post("/free", {"unload_models": True})
     assert until(lambda: host.get("/moss_probe")["caches"] == 0)
     queries, lines = refined(host, {**first, **graphs.moss("custom bounds", "50, 40, 20, 10")})
     assert queries == {1, 4, 16, 36, 64, 144, int(lines["refined"].split()[0])} and "rebuild" in lines
 
 
-@pytest.mark.parametrize("argument", ["--lowvram", "--novram"])
-def test_another_dispatch_is_one_pass_where_memory_is_short(argument: str) -> None:
-    with Host(argument, packs={"probe": PROBE}) as host:
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory", ["--lowvram", "--novram", "--normalvram"])
+def test_another_dispatch_is_one_pass_however_the_host_treats_memory(memory: str) -> None:
+    """Each of these takes the place of --cpu."""
+    with Host(memory=memory, packs={"probe": PROBE}) as host:
         refined(host, moss(61))
         queries, lines = refined(host, moss(61, preset="custom bounds", values="60, 40, 20, 10"))
         assert queries == {int(lines["refined"].split()[0])}

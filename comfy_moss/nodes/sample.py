@@ -75,6 +75,7 @@ class InfinityDraft(io.ComfyNode):
             display_name="Infinity Draft",
             description="Draws the picture coarse to fine, but leaves the last scales, the costly ones, to a refine node. "
             "Everything behind it can be changed without drawing it again.",
+            has_intermediate_output=True,
             search_aliases=["infinity sampler", "moss draft", "next-scale sampler", "text to image"],
             inputs=[
                 Model.Input("model", tooltip="From Load Infinity."),
