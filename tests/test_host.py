@@ -293,7 +293,7 @@ def test_another_dispatch_over_a_draft_is_one_pass_of_its_tokens(host: Host, bat
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("memory", ["--lowvram", "--novram", "--normalvram"])
+@pytest.mark.parametrize("memory", ["--lowvram", "--novram"])
 def test_another_dispatch_is_one_pass_however_the_host_treats_memory(memory: str) -> None:
     """Each of these takes the place of --cpu."""
     with Host(memory=memory, packs={"probe": PROBE}) as host:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ def known(*kinds: str) -> list[str]:
     return [kind for kind in kinds if kind in folder_paths.folder_names_and_paths]
 
 
-def listed(kind: str) -> list[str]:
+def listed(kind: str) -> tuple[str, ...]:
     """Paths below the folders of a kind, as the host has listed them, higher first; of other folders than ours only weights."""
-    paths = [path.replace(os.sep, "/") for path in folder_paths.get_filename_list(kind)]
-    return sorted(paths, key=lambda path: path.count("/"))
+    return higher_first(tuple(folder_paths.get_filename_list(kind)))
+
+
+@lru_cache(maxsize=16)  # of listings, which seldom change, while a menu is asked for at every turn
+def higher_first(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted((path.replace(os.sep, "/") for path in paths), key=lambda path: path.count("/")))
 
 
 def roots(*kinds: str) -> list[Path]:
@@ -71,29 +76,35 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def text_folders(kind: str, wanted: str = "") -> dict[str, None]:
+def text_folders(kind: str, wanted: str = "") -> list[str]:
     """Folders below those of a kind that have a config.json, and `wanted` in their path."""
-    paths = listed(kind)
-    folders = dict.fromkeys(parent(path) for path in paths if wanted in path and "/" in path)
-    seen = set(paths)
-    return {name: None for name in folders if f"{name}/{CONFIG}" in seen or folder_paths.get_full_path(kind, f"{name}/{CONFIG}")}
+    names = folders(listed(kind), wanted)
+    return [name for name in names if folder_paths.get_full_path(kind, f"{name}/{CONFIG}")]
+
+
+@lru_cache(maxsize=16)
+def folders(paths: tuple[str, ...], wanted: str) -> tuple[str, ...]:
+    """Folders of listed files with `wanted` in their path; of those with a config.json among the files only these."""
+    inside = dict.fromkeys(parent(path) for path in paths if wanted in path and "/" in path)
+    configs = {parent(path) for path in paths if path.endswith(f"/{CONFIG}")}
+    return tuple(name for name in inside if name in configs or not configs)
 
 
 def choices(part: str) -> list[str]:
     """Names in the menu of everything that may be a "transformer", a "vae" or a "text" encoder, by its name."""
     kinds = known(*INFINITY_FOLDERS[part])
-    found = text_folders if part == "text" else weights
-    names = dict.fromkeys(name for kind in kinds for name in found(kind))
-    return [name for name in names if part == "text" or ("vae" in name.rpartition("/")[2].lower()) == (part == "vae")]
+    if part == "text":
+        return [*dict.fromkeys(name for kind in kinds for name in text_folders(kind))]
+    return [*dict.fromkeys(name for kind in kinds for name in weights(listed(kind), part == "vae"))]
 
 
-def weights(kind: str) -> list[str]:
-    """Weight files below the folders of a kind, folders of shards as one, without those of text encoders."""
-    paths = listed(kind)
+@lru_cache(maxsize=16)
+def weights(paths: tuple[str, ...], vae: bool) -> tuple[str, ...]:
+    """Listed weights that are a VAE's, by name, or not; folders of shards as one, without those of text encoders."""
     shards = {parent(path) for path in paths if path.endswith(".index.json")} - {""}
     texts = {parent(path) for path in paths if path.endswith(f"/{CONFIG}")}
     files = [path for path in paths if path.endswith(tuple(MODEL_SUFFIXES)) and parent(path) not in shards | texts]
-    return [*files, *sorted(shards - texts)]
+    return tuple(name for name in (*files, *sorted(shards - texts)) if ("vae" in name.rpartition("/")[2].lower()) == vae)
 
 
 def chosen(part: str, name: str) -> Path | None:
