@@ -136,11 +136,11 @@ def test_a_replaced_system_prompt_is_noticed(host: FakeHost):
     file.write_bytes(content)
 
 
-def test_only_the_loader_and_the_list_of_nodes_name_the_model():
+def test_only_the_loader_names_the_model():
     found = {
         path.relative_to(ROOT).as_posix()
         for folder in ("pipeline", "nodes")
         for path in (ROOT / "comfy_moss" / folder).glob("*.py")
         if re.search("(?<![a-z])hart", path.read_text(encoding="utf-8"), re.IGNORECASE)
     }
-    assert found == {"comfy_moss/nodes/load.py", "comfy_moss/nodes/extension.py"}
+    assert found == {"comfy_moss/nodes/load.py"}
