@@ -13,8 +13,10 @@ import torch.nn.functional as F
 import transformers  # noqa: F401  (imported before the root is on the path, see conftest)
 
 from comfy_moss.benchmarks import captions, rendering, world
+from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.model.backbone import Step
 from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Positions
 from comfy_moss.model.vae import VAE
@@ -202,3 +204,42 @@ def test_a_part_of_another_size_is_refused(pool, tmp_path):
 
     with pytest.raises(ValueError, match=r"features_2\.pt holds 7 pictures .* delete it"):
         pool.encoded_part(tmp_path, 2, {})
+
+
+@pytest.fixture(scope="module")
+def score(training):
+    """The module training.score; training.restore is imported with it."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        importlib.import_module("training.restore")
+        return importlib.import_module("training.score")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def test_a_restored_state_draws_as_the_shipped_model_does(score, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["restore", "--state", str(tmp_path), "--more-scales"])
+    sys.modules["training.restore"].main()
+    case = score.prompts(1, 4242)[0]
+
+    nano, backbone = score.load(tmp_path)
+    ((_, pictures),) = score.draw(nano, backbone, [case], "0.25M")
+
+    shipped = find_model("nano", []).load(torch.device("cpu"), torch.float32).transformer.state_dict()
+    drawn = backbone.transformer.state_dict()
+    level = drawn.pop("lvl_embed.weight")
+    assert all(torch.equal(drawn[name], shipped[name]) for name in drawn)
+    assert torch.equal(level[10:13], level[7:10]) and torch.equal(level[:10], shipped["lvl_embed.weight"][:10])
+    assert len(pictures) == 4 and pictures[0].shape == (256, 256, 3)
+    assert judge(case.task, case.scene, detect(pictures[0]), 256)
+
+
+def test_a_report_counts_textures_only_where_a_prompt_names_them(score):
+    named, unnamed = ({k: (True, k == 0) for k in score.SKIPPED}, {k: (True, None) for k in score.SKIPPED})
+    looks = [(case, seen) for case in score.prompts(1, 0) for seen in (named, unnamed)]
+
+    rows = score.report(looks)
+
+    assert rows["dense"]["with textures"] == rows["dense"]["textures shown"] == rows["without the last 3"]["score"] == 1
+    assert rows["without the last 3"]["textures shown"] == 0 and rows["without the last 3"]["with textures"] == 0.5
