@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import reference
 from .kernels.reference import Segment, modulated_norm
 
-__all__ = ["BACKENDS", "TORCH", "Kernels", "Segment", "choose", "modulated_norm", "triton_kernels"]
+__all__ = ["BACKENDS", "TORCH", "Kernels", "Segment", "area_mean", "choose", "modulated_norm", "triton_kernels"]
 
 BACKENDS = ("auto", "torch", "triton")
 FEW_QUERIES = 512  # below, copying the cache costs Hopper's vendor attention more than Triton's slower products do
@@ -41,6 +42,28 @@ TORCH = Kernels(
     reference.affine_norm,
     reference.gated_add,
 )
+
+
+def area_mean(image: Tensor, grid: Sequence[int]) -> Tensor:
+    """Every cell of a grid as the mean of the pixels that it covers, wholly or in part: (..., H, W) -> (..., h, w).
+
+    Apple's MPS has the operation only for sizes that divide; there two products with averaging matrices give the
+    same up to rounding.
+    """
+    try:
+        return F.adaptive_avg_pool2d(image, tuple(grid))
+    except RuntimeError:
+        rows, columns = (_averages(of, to).to(image) for of, to in zip(image.shape[-2:], grid, strict=True))
+        return rows @ image @ columns.T
+
+
+def _averages(pixels: int, cells: int) -> Tensor:
+    """(cells, pixels): how much of a cell each pixel is; 1 / n for the n pixels from floor to ceiling of its edges."""
+    edges = torch.arange(cells + 1) * pixels
+    first, end = edges[:-1] // cells, -(-edges[1:] // cells)
+    place = torch.arange(pixels)
+    covered = (first[:, None] <= place) & (place < end[:, None])
+    return covered / covered.sum(1, keepdim=True)
 
 
 def choose(backend: str, device: torch.device | str) -> tuple[Kernels, str]:

@@ -55,6 +55,20 @@ class Socket:
         """What a fresh node shows."""
         return self.settings.get("default", self.settings.get("options", [None])[0])
 
+    @property
+    def optional(self) -> bool:
+        return self.settings.get("optional", False)
+
+    def get_io_type(self) -> str:
+        return self.kind.upper()
+
+    def __getattr__(self, name: str) -> Any:
+        """Its settings: min, max, options."""
+        try:
+            return self.__dict__["settings"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
 
 @dataclass
 class Schema:

@@ -428,6 +428,115 @@ def use(model: Path, path: Path, chance: random.Random) -> None:
         found.load()
 
 
+# --- workflows ---------------------------------------------------------------------------------------------------
+
+
+def workflows(trials: int, seed: int = 0) -> Findings:
+    """Run one node of a graph with widgets and links that are missing, of another kind, out of range or no numbers."""
+    import torch
+    from fakehost import installed
+
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place, installed(Path(place)) as host:
+        host.start()
+        model, clip, _ = host.run("MoSs_LoadInfinity").result
+        text = clip.encode("a red circle")
+        draft = host.run("MoSs_InfinityDraft", model=model, positive=text, area="0.06M", refine_scales=2).result[0]
+        frequency = host.run("MoSs_FrequencyMap", draft=draft).result[0]
+        dispatch = host.run("MoSs_TokenDispatch", frequency=frequency).result[0]
+        residual = host.run("MoSs_Refine", draft=draft, dispatch=dispatch).result[0]
+        latent = host.run("MoSs_Composite", draft=draft, residual=residual).result[0]
+        links = {
+            "MOSS_MODEL": model, "MOSS_DRAFT": draft, "MOSS_FREQUENCY": frequency, "MOSS_DISPATCH": dispatch,
+            "MOSS_RESIDUAL": residual, "LATENT": latent, "CONDITIONING": text, "IMAGE": torch.rand(1, 32, 32, 3),
+            "MASK": torch.rand(1, 16, 16),
+        }  # fmt: skip
+        wild = [*WILD, *odd_tensors(), *links.values(), [[torch.zeros(1, 3, 5), {}]], {"samples": None}, [[1, {}]]]
+
+        def attempt(chance: random.Random) -> Iterator[str]:
+            name = chance.choice(sorted(host.nodes))
+            sockets = host.nodes[name].define_schema().inputs
+            values = {socket.id: links[socket.get_io_type()] for socket in sockets if not socket.widget}
+            values |= {socket.id: socket.default for socket in sockets if socket.widget}
+            values |= {"area": "0.06M"} if name == "MoSs_InfinityDraft" else {}
+            rich = [socket for socket in sockets if socket.widget or socket.optional or chance.random() < 0.15] or sockets
+            for socket in chance.sample(rich, min(len(rich), chance.choice([1, 1, 2, 3]))):
+                value = chance.choice(wild) if chance.random() < 0.5 or socket.widget else chance.choice(odd_tensors())
+                if socket.widget and chance.random() < 0.7:
+                    value = near(chance, socket)
+                values[socket.id] = value
+                if chance.random() < 0.1:
+                    del values[socket.id]
+            yield f"{name}({', '.join(f'{key}={value!r}'[:60] for key, value in values.items())})"
+            with torch.inference_mode():
+                host.nodes[name].execute(**values)
+
+        return run(trials, seed, attempt)
+
+
+def odd_tensors() -> list[Any]:
+    """Shapes and values that neighbours pass."""
+    import torch
+
+    shapes = [(), (0,), (5,), (4, 4), (1, 4, 4), (2, 4, 4), (1, 1, 4, 4), (1, 4, 4, 1), (1, 4, 4, 2), (1, 4, 4, 4), (3, 4, 4, 3),
+              (1, 1, 4, 4, 3), (1, 0, 4, 3), (0, 4, 4, 3)]  # fmt: skip
+    plain = [torch.rand(shape) for shape in shapes]
+    others = [torch.full((1, 4, 4), float("nan")), torch.full((1, 4, 4, 3), float("inf")), torch.ones(1, 4, 4, dtype=torch.uint8)]
+    return [*plain, *others, torch.rand(1, 4, 4).half(), torch.rand(1, 4, 4, 3, dtype=torch.float64)]
+
+
+def near(chance: random.Random, socket: Any) -> Any:
+    """A value at or beyond the edges of a widget."""
+    kind = socket.get_io_type()
+    if kind in ("INT", "FLOAT"):
+        return chance.choice([socket.min, socket.min - 1, socket.max + 1, 1e9, float("nan"), -float("inf"), str(socket.default), "x"])
+    if kind == "COMBO":
+        return chance.choice([*socket.options, "", "gone.safetensors", "../../etc/passwd"])
+    if kind == "STRING":
+        return chance.choice(["80,70", "80", "a,b", "1e999", "4x4:AAA=", "99999x99999:AA==", "0x0:", "8 0", "x" * 5000, "é\0"])
+    return chance.choice([True, False, "true", 0, None])
+
+
+# --- recipes -----------------------------------------------------------------------------------------------------
+
+
+def recipes(trials: int, seed: int = 0) -> Findings:
+    """Mutate pictures that remember how they were made, and read, check and type their recipes again."""
+    import torch
+
+    from comfy_moss.images import png
+
+    recipe = {
+        "prompt": "a red circle", "negative": "", "seed": 7, "method": "moss", "bounds": [60.0, 30.0], "skip": None, "cssa": True,
+        "refine_guidance": True, "strength": 1.0, "window": 3, "cfg": 1.5, "tau": 0.5, "aspect": "1:1", "pixels": "0.06M",
+        "model": "nano", "model_id": "0", "noise": 1, "precision": "fp32", "device": "cpu", "version": "0.1.0", "torch": "2.13",
+    }  # fmt: skip
+    picture = torch.rand(8, 8, 3)
+    whole = png(picture, recipe)
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        path = Path(place) / "picture.png"
+
+        def attempt(chance: random.Random) -> Iterator[str]:
+            damaged = chance.random() < 0.3
+            changed = recipe if damaged else mutate_json(chance, recipe)
+            path.write_bytes(mutate_bytes(chance, whole) if damaged else png(picture, changed))
+            yield "bytes" if damaged else json.dumps(changed)[:300]
+            read_again(path)
+            if left := [file for file in path.parent.iterdir() if file != path]:
+                raise AssertionError(f"left behind: {left}")
+
+        return run(trials, seed, attempt)
+
+
+def read_again(path: Path) -> None:
+    """Up to where drawing would begin."""
+    from comfy_moss.cli import _parser
+    from comfy_moss.images import arguments, read_recipe
+    from comfy_moss.job import check
+
+    order = arguments(read_recipe(path))
+    check(_parser().parse_args([order[0], "-o", str(path.with_name("again.png")), *order[1:]]))
+
+
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests")]
     import conftest  # noqa: F401, puts the package on the path

@@ -80,7 +80,12 @@ def holds_model(path: Path) -> bool:
     """Whether a path is a model file, or a folder with an index of shards; a single shard is neither."""
     if path.is_dir():
         return any(not is_leftover(index.name) for index in path.glob("*.index.json"))
-    return is_model_name(path.name) and not SHARD.fullmatch(path.stem)
+    return is_whole_name(path.name)
+
+
+def is_whole_name(name: str) -> bool:
+    """Whether a file may be a whole model by its name."""
+    return is_model_name(name) and not SHARD.fullmatch(name.rpartition(".")[0])
 
 
 def kind_of(path: Path) -> str | None:
@@ -89,14 +94,11 @@ def kind_of(path: Path) -> str | None:
     Only headers are read, and those once for each file that does not change.
     """
     try:
-        stamps = tuple((entry.stat().st_size, entry.stat().st_mtime_ns) for entry in _read(path))
+        told = os.stat(path)
+        inside = [entry.stat() for entry in os.scandir(path)] if stat.S_ISDIR(told.st_mode) else []
     except OSError:
         return None
-    return _kind_of(path, stamps)
-
-
-def _read(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else [path]
+    return _kind_of(path, tuple((file.st_size, file.st_mtime_ns) for file in (told, *inside)))
 
 
 @functools.lru_cache(maxsize=4096)

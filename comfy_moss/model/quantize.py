@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import area_mean
 from .schedule import Grid
 
 
@@ -64,7 +65,7 @@ def quantize_scales(features: Tensor, grids: Sequence[Grid]) -> tuple[list[Tenso
     for grid in grids:
         residual = features - total
         if tuple(grid) != size:
-            residual = F.interpolate(residual, size=tuple(grid), mode="area")
+            residual = area_mean(residual, grid)
         bits.append(residual > 0)
         total = total + resample(bits_to_codes(bits[-1], features.shape[1]), size)
     return bits, total
@@ -79,7 +80,7 @@ def enlarge(image: Tensor, grid: Grid) -> Tensor:
 
 def shrink(image: Tensor, grid: Grid) -> Tensor:
     """Means over the cells of a smaller grid, (B, c, H, W) -> (B, c, h, w)."""
-    return image if image.shape[-2:] == torch.Size(grid) else F.adaptive_avg_pool2d(image, grid)
+    return image if image.shape[-2:] == torch.Size(grid) else area_mean(image, grid)
 
 
 def phi_index(scale: int, scales: int, count: int) -> int:

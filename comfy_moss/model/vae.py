@@ -181,11 +181,11 @@ class VAE(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""
-        return self.encoder(image)
+        return one_by_one(self.encoder, image)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Summed codes (B, c, h, w) -> image (B, 3, h * stride, w * stride) in [-1, 1]."""
-        return self.decoder(codes).clamp(-1, 1)
+        return one_by_one(self.decoder, codes).clamp(-1, 1)
 
 
 def plain_names(used: Iterable[str]) -> dict[str, str]:
@@ -281,14 +281,19 @@ class Tokenizer(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""
-        return self.quant_conv(self.encoder(image))
+        return one_by_one(lambda one: self.quant_conv(self.encoder(one)), image)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Summed codes (B, c, h, w) -> image (B, 3, h * stride, w * stride) in [-1, 1]."""
-        return self.decoder(self.post_quant_conv(codes)).clamp(-1, 1)
+        return one_by_one(lambda one: self.decoder(self.post_quant_conv(one)), codes).clamp(-1, 1)
 
 
 TILE, OVERLAP = 32, 8  # cells of the code map
+
+
+def one_by_one(code: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """A codec over a batch.  Kernels of other batch sizes round otherwise: a picture of a batch shall be the same alone."""
+    return torch.cat([code(one[None]) for one in batch]) if len(batch) > 1 else code(batch)
 
 
 def decode_as_fits(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -30,10 +29,10 @@ from ..model.vae import VAE
 from ..pipeline.kv_store import KVStore
 from ..pipeline.latent_rgb import LatentRGB, fit_latent_rgb
 from ..pipeline.stopwatch import Stopwatch
+from .notices import warn_of_unsupported, warn_of_weights
 
 ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly
 PREVIEW = 512  # pixels along the longest side of a preview, at most
-WEIGHTED = re.compile(r"\([^()]+:\d*\.?\d+\)")  # (word:1.2)
 log = logging.getLogger(__name__)
 
 
@@ -161,7 +160,6 @@ def seconds_in_queue() -> float | None:
 # --- text encoder -----------------------------------------------------------------------------------------------
 
 
-WEIGHTED = re.compile(r"\([^()]+:\d*\.?\d+\)")  # (word:1.2)
 
 
 class Tokenizer:
@@ -172,8 +170,7 @@ class Tokenizer:
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, list[list[tuple]]]:
         """One list of (token id, weight 1.0), or with the word's number too."""
-        if found := WEIGHTED.search(text):
-            log.warning(f"This model has no prompt weights: {found[0]!r} is read as plain text.")
+        warn_of_weights(text)
         ids = self.encoder.ids(text)
         return {"t5": [[(token, 1.0, n) if return_word_ids else (token, 1.0) for n, token in enumerate(ids)]]}
 
@@ -239,9 +236,13 @@ def text_features(conditioning: list, name: str) -> tuple[Tensor, ...]:
             f"the {name} input holds {len(conditioning)} combined conditionings and this model reads one; "
             "use Conditioning (Concat), or write one prompt"
         )
-    features = conditioning[0][0]
-    if not isinstance(features, Tensor) or features.dim() != 3:
+    try:
+        features, settings = conditioning[0]
+    except (TypeError, ValueError):
+        features, settings = None, {}
+    if not isinstance(features, Tensor) or features.dim() != 3 or not features.numel():
         raise ValueError(f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of Load Infinity")
+    warn_of_unsupported(settings, name)
     if not torch.isfinite(features).all():
         raise ValueError(f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode")
     return tuple(features.to(torch.float32).unbind(0))

@@ -1,7 +1,7 @@
 """Load Infinity and Load HART: the embedded model, or files from the models folders.
 
-Menus, checks and fingerprints are asked for at every turn, so they read the host's cached listings; nothing is searched for and
-no file is opened before a model is really loaded.
+Menus, checks and fingerprints are asked for at every turn, so they read the host's cached listings; nothing is searched for,
+and of a file only its header is read, once, to tell what it is.
 """
 
 from __future__ import annotations
@@ -18,22 +18,31 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..model.catalog import model_entries
+from ..model.catalog import is_whole_name, kind_of, model_entries
 from ..model.checkpoint import RELEASED_VAES
-from ..model.contents import MODEL_SUFFIXES
+from ..model.contents import CODEC, TRANSFORMER
+from ..model.hart_checkpoint import PARTS
 from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model
 from ..model.tensors import CheckpointError
 from ..model.tokenizer import QWEN
 from ..ops import choose
 from .host import InfinityCLIP, InfinityVAE, MossModel, log, manage
+from .inputs import MossNode
 from .wires import Model, schema
 
 NANO = "nano (embedded)"
 AUTOMATIC = "automatic"
 NONE = "none found"  # a menu may not be empty
 HART = "hart"
-INFINITY_FOLDERS = {"transformer": ("infinity",), "vae": ("infinity", "vae"), "text": ("infinity", "text_encoders")}
+OURS = "infinity"
+INFINITY_FOLDERS = {
+    "transformer": (OURS, "diffusion_models", "checkpoints"),
+    "vae": (OURS, "vae"),
+    "text": (OURS, "text_encoders"),
+}
 HART_FOLDERS = (HART, "text_encoders")
+HERE = "models/hart"  # in the menu: the released folder's contents lie there themselves
+KINDS = {"transformer": TRANSFORMER, "vae": CODEC}
 CONFIG = "config.json"
 VAE_STEMS = {Path(name).stem for name in (*RELEASED_VAES.values(), EMBEDDED.vae)}
 
@@ -43,7 +52,7 @@ VAE_STEMS = {Path(name).stem for name in (*RELEASED_VAES.values(), EMBEDDED.vae)
 
 def register_folders() -> None:
     """Make models/infinity and models/hart known to the host; folders that the user added under those names stay."""
-    for name in ("infinity", HART):
+    for name in (OURS, HART):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name), is_default=True)
 
 
@@ -91,20 +100,36 @@ def folders(paths: tuple[str, ...], wanted: str) -> tuple[str, ...]:
 
 
 def choices(part: str) -> list[str]:
-    """Names in the menu of everything that may be a "transformer", a "vae" or a "text" encoder, by its name."""
+    """Names in the menu of everything that is a "transformer", a "vae" or a "text" encoder, by its content."""
     kinds = known(*INFINITY_FOLDERS[part])
     if part == "text":
         return [*dict.fromkeys(name for kind in kinds for name in text_folders(kind))]
-    return [*dict.fromkeys(name for kind in kinds for name in weights(listed(kind), part == "vae"))]
+    found = (weights(listed(kind), kind, tuple(roots(kind)), part) for kind in kinds)
+    return [*dict.fromkeys(name for names in found for name in names)]
+
+
+def is_part(part: str, kind: str, name: str) -> bool:
+    """Whether a weight file is a "transformer" or a "vae"; one that cannot be read is told by its name."""
+    base = name.rpartition("/")[2].lower()
+    if kind not in (OURS, "vae") and not base.endswith(".safetensors") and OURS not in base:
+        return False  # other people's checkpoints, slow to look into
+    content = kind_of(path) if (path := located(name, kind)) else None
+    if content is not None:
+        return content == KINDS[part]
+    return (kind == OURS or OURS in base or part == "vae") and ("vae" in base) == (part == "vae")
 
 
 @lru_cache(maxsize=16)
-def weights(paths: tuple[str, ...], vae: bool) -> tuple[str, ...]:
-    """Listed weights that are a VAE's, by name, or not; folders of shards as one, without those of text encoders."""
+def weights(paths: tuple[str, ...], kind: str, places: tuple[Path, ...], part: str) -> tuple[str, ...]:
+    """Listed weights that are such a part; folders of shards as one, without those of text encoders.
+
+    Args:
+        places: the folders that the paths are listed in.
+    """
     shards = {parent(path) for path in paths if path.endswith(".index.json")} - {""}
     texts = {parent(path) for path in paths if path.endswith(f"/{CONFIG}")}
-    files = [path for path in paths if path.endswith(tuple(MODEL_SUFFIXES)) and parent(path) not in shards | texts]
-    return tuple(name for name in (*files, *sorted(shards - texts)) if ("vae" in name.rpartition("/")[2].lower()) == vae)
+    files = [path for path in paths if is_whole_name(path.rpartition("/")[2]) and parent(path) not in shards | texts]
+    return tuple(name for name in (*files, *sorted(shards - texts)) if is_part(part, kind, name))
 
 
 def chosen(part: str, name: str) -> Path | None:
@@ -121,16 +146,21 @@ def chosen(part: str, name: str) -> Path | None:
     return path
 
 
-def stamps(kinds: tuple[str, ...], belongs: Callable[[str], bool]) -> list[tuple[str, float]]:
-    """Path and time of change of the listed files that belong to a choice: differs when one of them was replaced."""
+def stamps(kinds: tuple[str, ...], belongs: Callable[[str], bool]) -> list[tuple[str, int, int]]:
+    """Path, time and size of the listed files that belong to a choice, and of those beside a config.json: differs when one of
+    them was replaced, in place as well."""
     paths = [(kind, path) for kind in known(*kinds) for path in listed(kind) if belongs(path)]
-    found = [full for kind, path in paths if (full := folder_paths.get_full_path(kind, path))]
-    return [(path, os.path.getmtime(path)) for path in found]
+    found = {full: None for kind, path in paths if (full := folder_paths.get_full_path(kind, path))}
+    folders = {os.path.dirname(path) for path in found}
+    whole = [folder for folder in folders if os.path.exists(os.path.join(folder, CONFIG))]
+    inside = [entry.path for folder in whole for entry in os.scandir(folder) if entry.is_file()]
+    told = {path: os.stat(path) for path in sorted({*found, *inside})}
+    return [(path, stamp.st_mtime_ns, stamp.st_size) for path, stamp in told.items()]
 
 
 def below(name: str) -> Callable[[str], bool]:
     """Whether a path is the file `name`, or lies in the folder of that name."""
-    return lambda path: path == name or path.startswith(f"{name}/")
+    return lambda path: not name or path == name or path.startswith(f"{name}/")
 
 
 # --- loading ----------------------------------------------------------------------------------------------------
@@ -183,7 +213,7 @@ def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     return io.NodeOutput(MossModel(backbone, files, patcher, codec.patcher), clip, codec)
 
 
-class LoadInfinity(io.ComfyNode):
+class LoadInfinity(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -232,9 +262,9 @@ class LoadInfinity(io.ComfyNode):
 
 def hart_folders() -> list[str]:
     """Names in the menu of the folders that hold a HART model."""
-    paths = listed(HART)
-    inside = [{path.partition(f"/{part}/")[0] for path in paths if f"/{part}/" in path} for part in ("llm", "tokenizer")]
-    return sorted(set.intersection(*inside))
+    paths = [f"/{path}" for path in listed(HART)]
+    inside = [{path.partition(f"/{part}/")[0][1:] for path in paths if f"/{part}/" in path} for part in PARTS]
+    return sorted(name or HERE for name in set.intersection(*inside))
 
 
 def hart_texts() -> list[str]:
@@ -248,7 +278,8 @@ def hart_files(model: str, text_encoder: str) -> ModelFiles:
     Raises:
         CheckpointError: something is missing.
     """
-    if model not in hart_folders() or (folder := located(model, HART)) is None:
+    name = "" if model == HERE else model
+    if model not in hart_folders() or (folder := located(name, HART)) is None:
         raise CheckpointError(
             f"there is no HART model {model!r} in models/{HART}; put the folder hart-0.7b-1024px (llm and tokenizer) there"
         )
@@ -258,7 +289,7 @@ def hart_files(model: str, text_encoder: str) -> ModelFiles:
     return find_hart(folder, model_entries(roots(*HART_FOLDERS)), text)
 
 
-class LoadHART(io.ComfyNode):
+class LoadHART(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -308,7 +339,7 @@ class LoadHART(io.ComfyNode):
     def fingerprint_inputs(cls, model: str, text_encoder: str, **settings: object) -> str:
         """Changes when a file was replaced, so that it is loaded again."""
         texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: QWEN in path
-        files = stamps((HART,), below(model))
+        files = stamps((HART,), below("" if model == HERE else model))
         return repr([files, stamps(HART_FOLDERS, texts)]) if files else "missing"
 
     @classmethod

@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from .. import typed
 from ..images import psnr, ssim
 from ..model.backbone import PAPER, Published
 from ..pipeline.contribution import contribution
@@ -18,9 +19,10 @@ from ..pipeline.dispatch import DispatchConfig, dispatch_tokens
 from ..pipeline.frequency import frequency_map
 from ..pipeline.heatmap import enlarge, heatmap, overlay, percentile
 from ..pipeline.inspection import inspection
-from ..pipeline.painting import join_masks, read_painting
+from ..pipeline.painting import as_picture, join_masks, read_painting
 from ..pipeline.report import report
 from ..pipeline.stopwatch import Stopwatch
+from .inputs import MossNode
 from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, schema
 
 AUTOMATIC, PRINTED = "automatic", "paper"
@@ -61,12 +63,7 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
             f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
             "or preset to custom bounds"
         )
-    try:
-        numbers = tuple(float(part) for part in values.replace("%", "").replace(";", ",").split(","))
-    except ValueError:
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"values {values!r} are not numbers; write percentages with commas, such as 80, 70, 30, 10")
+    numbers = typed.percentages(values)
     if len(numbers) != k:
         raise ValueError(
             f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"
@@ -80,10 +77,10 @@ def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> 
     Raises:
         ValueError: another number of pictures.
     """
-    if image is not None and len(image) not in (1, len(sketch)):
-        raise ValueError(f"the image input holds {len(image)} pictures, the draft {len(sketch)}; give one, or as many")
-    picture = sketch if image is None else image[..., :3].to(torch.float32).cpu().expand(len(sketch), -1, -1, -1)
-    return enlarge(picture, size)
+    picture = sketch if image is None else as_picture(image)
+    if len(picture) not in (1, len(sketch)):
+        raise ValueError(f"the image input holds {len(picture)} pictures, the draft {len(sketch)}; give one, or as many")
+    return enlarge(picture.expand(len(sketch), -1, -1, -1), size)
 
 
 def inspector(
@@ -101,7 +98,7 @@ def inspector(
     return {"moss_inspector": [{**data, "kind": kind, "known": dict(known), "pictures": drafted.pictures}]}
 
 
-class FrequencyMap(io.ComfyNode):
+class FrequencyMap(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -140,7 +137,7 @@ class FrequencyMap(io.ComfyNode):
         return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)
 
 
-class TokenDispatch(io.ComfyNode):
+class TokenDispatch(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -203,7 +200,7 @@ class TokenDispatch(io.ComfyNode):
         return io.NodeOutput(Dispatched(drafted, config, dispatch, cost), colours, ui=shown)
 
 
-class ContributionMap(io.ComfyNode):
+class ContributionMap(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -258,11 +255,12 @@ def likeness(image: Tensor | None, reference: Tensor | None) -> tuple[float | No
         return None, None
     if image is None or reference is None:
         raise ValueError("PSNR and SSIM compare two pictures; wire both image and reference_image, or neither")
+    image, reference = as_picture(image), as_picture(reference)
     error = (10 ** (-psnr(image, reference) / 10)).mean().item()
     return (-10 * math.log10(error) if error > 0 else math.inf), ssim(image, reference).mean().item()
 
 
-class MossReport(io.ComfyNode):
+class MossReport(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

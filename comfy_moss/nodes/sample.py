@@ -22,6 +22,7 @@ from ..pipeline.kv_store import Stored
 from ..pipeline.refine import RefineConfig, refine
 from ..pipeline.stopwatch import Stopwatch
 from .host import PREVIEW, MossModel, Progress, text_features
+from .inputs import MossNode
 from .wires import Dispatched, DispatchIO, Drafted, DraftIO, Model, Refined, ResidualIO, check_same_shape, latent, schema
 
 ASPECTS = ("1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3")
@@ -67,7 +68,7 @@ def make_recipe(
     return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
 
 
-class InfinityDraft(io.ComfyNode):
+class InfinityDraft(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -178,7 +179,7 @@ def stored(progress: Progress, drafted: Drafted) -> Stored:
         return model.store.of(model.backbone, draft, progress)
 
 
-class MossRefine(io.ComfyNode):
+class MossRefine(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -229,7 +230,7 @@ class MossRefine(io.ComfyNode):
         return io.NodeOutput(Refined(draft, residual, dispatch.cost.plus(progress.seconds, **changes)))
 
 
-class MossComposite(io.ComfyNode):
+class MossComposite(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -262,7 +263,7 @@ class MossComposite(io.ComfyNode):
         return io.NodeOutput(latent(total, residual.cost.plus(watch.seconds)))
 
 
-class DenseRefine(io.ComfyNode):
+class DenseRefine(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
@@ -312,7 +313,7 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
     return config
 
 
-class FastVARRefine(io.ComfyNode):
+class FastVARRefine(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.backbone import PAPER_BOUNDS
 from ..model.schedule import Grid, Schedule
+from ..ops import area_mean
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def token_scores(frequency: Tensor, grid: Grid, painted: Tensor | None = None) -
     Raises:
         ValueError: a mask for another number of pictures.
     """
-    score = F.adaptive_avg_pool2d(frequency, grid)
+    score = area_mean(frequency, grid)
     if painted is not None:
         score = score / score.amax((1, 2), keepdim=True).clamp_min(1e-20) + _fit_mask(painted, score)
     return score
@@ -143,5 +143,5 @@ def dispatch_tokens(
 def _fit_mask(painted: Tensor, score: Tensor) -> Tensor:
     if painted.dim() != 3 or painted.shape[0] not in (1, len(score)):
         raise ValueError(f"the painted mask is {tuple(painted.shape)}; it needs one mask, or one each for {len(score)} pictures")
-    fitted = F.adaptive_avg_pool2d(painted.to(score).clamp(0, 1), score.shape[1:])
+    fitted = area_mean(painted.to(score).clamp(0, 1), score.shape[1:])
     return torch.nan_to_num(fitted)

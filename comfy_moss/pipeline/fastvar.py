@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.backbone import Backbone, Branch, Noise, Pruning, Update, run_whole
 from ..model.cache import KVCache
 from ..model.sampling import bit_noise
 from ..model.schedule import Grid, Schedule
+from ..ops import area_mean
 from .draft import Draft, OnScale, Recipe, Run, draw_scales, empty_total
 
 
@@ -100,7 +100,7 @@ class Pruner:
     def _enlarged(self, saved: Tensor, scale: int, grid: Grid) -> Tensor:
         """A saved update (R, n, C) area-resampled to another grid, (R, h*w, C)."""
         image = saved.transpose(1, 2).unflatten(2, self.schedule.grids[scale])
-        return F.adaptive_avg_pool2d(image, grid).flatten(2).transpose(1, 2)
+        return area_mean(image, grid).flatten(2).transpose(1, 2)
 
 
 def most_active(x: Tensor, count: int) -> Tensor:

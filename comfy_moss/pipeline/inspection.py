@@ -10,11 +10,11 @@ import base64
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.backbone import TokenWork
 from ..model.schedule import Grid, Schedule
+from ..ops import area_mean
 from .cost import in_order_work
 from .dispatch import DispatchConfig, busiest_first, refine_counts, token_scores
 from .heatmap import colour_map, percentile, scale_colours
@@ -55,7 +55,7 @@ def inspection(
     first = len(schedule) - config.k
     grids = schedule.grids[first:]
     ranks = [_ranks(frequency, grid, painted) for grid in grids]
-    shown = F.adaptive_avg_pool2d(frequency, grids[-1])
+    shown = area_mean(frequency, grids[-1])
     return {
         "version": VERSION,
         "scales": list(range(first, len(schedule))),
