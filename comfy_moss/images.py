@@ -9,19 +9,23 @@ would try to open such a chunk as a graph.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 KEY = "moss"
+NO_RECIPE = "holds no recipe; only pictures that `generate` wrote carry one"
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _C1, _C2 = 0.01**2, 0.03**2  # (K L)^2 with values up to L = 1
 _OPTIONS = (
@@ -59,9 +63,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             image.load()  # text may stand behind the pixels
-            return json.loads(getattr(image, "text", {})[KEY])
-    except (KeyError, json.JSONDecodeError, UnidentifiedImageError):
-        raise ValueError(f"{path} holds no recipe; only pictures that `generate` wrote carry one") from None
+            recipe = json.loads(getattr(image, "text", {})[KEY])
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # Pillow raises many kinds over damaged files
+        raise ValueError(f"{path} {NO_RECIPE}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} {NO_RECIPE}")
+    return recipe
 
 
 def arguments(recipe: Mapping[str, Any]) -> list[str]:
@@ -83,13 +92,28 @@ def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written; None and "-" (standard output) are no file.
 
     Raises:
-        ValueError: it is a folder, or the nearest folder above that exists cannot be written to.
+        ValueError: it is a folder, its name is none that the file system can hold, or its folder (or the nearest one
+            above that exists) cannot be written to.
     """
     if path is None or str(path) == "-":
         return
-    nearest = next(p for p in path.absolute().parents if p.exists())
-    if path.is_dir() or not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise ValueError(f"{path} cannot be written; name a file in another folder")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # tells of names that are too long or not allowed here
+        nearest = next(p for p in path.absolute().parents if p.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+        writable = not path.is_dir() and (not path.exists() or os.access(path, os.W_OK))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "its name is not allowed"
+        raise ValueError(f"{_shortened(path)} cannot be written ({reason}); name a file in another folder") from error
+    if not writable:
+        raise ValueError(f"{_shortened(path)} cannot be written; name a file in another folder")
+
+
+def _shortened(path: Path) -> str:
+    text = str(path)
+    return text if len(text) < 200 else f"{text[:120]}...{text[-40:]}"
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
@@ -98,11 +122,13 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
+    parts = {path: path.with_name(f".{os.getpid()}-{number}.part") for number, path in enumerate(files)}  # short names
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             parts[path].write_bytes(data)
+        if folder := next((path for path in files if path.is_dir()), None):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder))
         for path, part in parts.items():
             part.replace(path)
     finally:

@@ -428,11 +428,14 @@ def use(model: Path, path: Path, chance: random.Random) -> None:
         found.load()
 
 
-# --- workflows ---------------------------------------------------------------------------------------------------
+# --- workflows
+# ---------------------------------------------------------------------------------------------------
 
 
 def workflows(trials: int, seed: int = 0) -> Findings:
-    """Run one node of a graph with widgets and links that are missing, of another kind, out of range or no numbers."""
+    """Run one node of a graph with widgets and links that are missing, of another kind, out of range or no
+    numbers.
+    """
     import torch
     from fakehost import installed
 
@@ -488,7 +491,8 @@ def near(chance: random.Random, socket: Any) -> Any:
     """A value at or beyond the edges of a widget."""
     kind = socket.get_io_type()
     if kind in ("INT", "FLOAT"):
-        return chance.choice([socket.min, socket.min - 1, socket.max + 1, 1e9, float("nan"), -float("inf"), str(socket.default), "x"])
+        edges = [socket.min, socket.min - 1, socket.max, socket.max + 1]
+        return chance.choice([*edges, 1e9, float("nan"), -float("inf"), str(socket.default), "x"])
     if kind == "COMBO":
         return chance.choice([*socket.options, "", "gone.safetensors", "../../etc/passwd"])
     if kind == "STRING":
@@ -496,7 +500,8 @@ def near(chance: random.Random, socket: Any) -> Any:
     return chance.choice([True, False, "true", 0, None])
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------
+# --- recipes
+# -----------------------------------------------------------------------------------------------------
 
 
 def recipes(trials: int, seed: int = 0) -> Findings:

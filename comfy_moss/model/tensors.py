@@ -335,7 +335,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], target: Path, dtype: torch.
         header[name] = {"dtype": SAFETENSORS_TYPES[kind], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:

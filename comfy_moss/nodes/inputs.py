@@ -1,6 +1,7 @@
 """What reaches a node, checked before it runs: kinds and ranges as its schema says.
 
-The host checks widgets, but not what comes along a wire or from another pack, and it lets values through that are no
+The host checks widgets, but not what comes along a wire or from another pack, and it lets values through that
+are no
 numbers.
 """
 
@@ -19,7 +20,7 @@ from .wires import Dispatched, Drafted, Measured, Refined
 
 MENUS = ("model", "vae", "text_encoder")  # of files: a choice that is gone is told by the loader
 SOURCES = {  # kind of wire -> its Python type, and the node that makes it
-    "MOSS_MODEL": (MossModel, "Load Infinity or Load HART"),
+    "MOSS_MODEL": (MossModel, "a loader of this pack"),
     "MOSS_DRAFT": (Drafted, "Infinity Draft"),
     "MOSS_FREQUENCY": (Measured, "Frequency Map"),
     "MOSS_DISPATCH": (Dispatched, "Token Dispatch"),

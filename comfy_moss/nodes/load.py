@@ -111,8 +111,9 @@ def choices(part: str) -> list[str]:
 def is_part(part: str, kind: str, name: str) -> bool:
     """Whether a weight file is a "transformer" or a "vae"; one that cannot be read is told by its name."""
     base = name.rpartition("/")[2].lower()
-    if kind not in (OURS, "vae") and not base.endswith(".safetensors") and OURS not in base:
-        return False  # other people's checkpoints, slow to look into
+    ours = OURS in base or "vae" in base
+    if not ours and not base.endswith(".safetensors") and (kind not in (OURS, "vae") or base.endswith(".bin")):
+        return False  # other people's checkpoints, and shards of text encoders: slow to look into
     content = kind_of(path) if (path := located(name, kind)) else None
     if content is not None:
         return content == KINDS[part]

@@ -1,4 +1,6 @@
-"""What an artist asked for and this family of models does not have: said in the page and the log, never dropped silently."""
+"""What an artist asked for and this family of models does not have: said in the page and the log, never
+dropped silently.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def warn(text: str) -> None:
 
 
 def warn_of_unsupported(settings: Mapping[str, Any], name: str) -> None:
-    """Say what a conditioning asks for that this family of models does not have: the picture is the same without it."""
+    """Say what a conditioning asks for that this family of models does not have: the picture is the same
+    without it.
+    """
     asked = dict.fromkeys(what for key, what in UNSUPPORTED.items() if settings.get(key) is not None)
     if settings.get("strength", 1.0) != 1.0:
         asked["a strength other than 1"] = None
