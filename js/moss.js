@@ -1,5 +1,6 @@
 /** ComfyUI's entry: the inspector on Frequency Map and Token Dispatch, the text of MoSs Report and Contribution Map. */
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { hidePaintingText, lastOutput, locator } from "./graph.mjs";
 import { Inspector } from "./inspector.mjs";
@@ -96,8 +97,16 @@ function attachText(node) {
 
 addStyle();
 
+/** What the nodes cannot follow, such as an area or a prompt weight. */
+function showWarning({ detail }) {
+  app.extensionManager?.toast?.add({ severity: "warn", summary: "MoSs", detail: detail.text, life: 10000 });
+}
+
 app.registerExtension({
   name: "MoSs.Inspector",
+  setup() {
+    api.addEventListener("moss.warning", showWarning);
+  },
   nodeCreated(node) {
     if (node.comfyClass in FIRST_VIEW) attach(node);
     else if (REPORTING.includes(node.comfyClass)) attachText(node);

@@ -112,9 +112,11 @@ def notices(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What the page is sent."""
     sent: list[dict] = []
     server = ModuleType("server")
-    server.PromptServer = SimpleNamespace(
-        instance=SimpleNamespace(send_sync=lambda event, data: sent.append({event: data}))
+    queue = SimpleNamespace(currently_running={})
+    instance = SimpleNamespace(
+        send_sync=lambda event, data: sent.append({event: data}), prompt_queue=queue
     )
+    server.PromptServer = SimpleNamespace(instance=instance)
     monkeypatch.setitem(sys.modules, "server", server)
     return sent
 

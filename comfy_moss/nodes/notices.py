@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 # (word:1.2), ((word)), [word:0.5], <lora:name:1>, embedding:name, BREAK
 SYNTAX = re.compile(
-    r"\([^()]+:\s*\d*\.?\d+\s*\)|\(\([^()]+\)\)|\[[^\[\]]+:\s*[\d.]+\s*\]|<lora:[^<>]+>|\bembedding:[^\s,]+|\bBREAK\b"
+    r"\([^()]+:\s*\d*\.?\d+\s*\)|\(\([^()]+\)\)|\[[^\[\]]+:\s*[\d.]+\s*\]"
+    r"|<lora:[^<>]+>|\bembedding:[^\s,]+|\bBREAK\b"
 )
 UNSUPPORTED = {  # what other nodes write into a conditioning, and what it asks for
     "area": "Set Area",
@@ -32,12 +34,9 @@ log = logging.getLogger(__name__)
 def warn(text: str) -> None:
     """Tell the artist, in the page and in the log, and go on."""
     log.warning(text)
-    try:
-        from server import PromptServer  # the page may be absent: tests, other front-ends
-
-        PromptServer.instance.send_sync("moss.warning", {"text": text})
-    except (ImportError, AttributeError):
-        return
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None:
+        server.send_sync("moss.warning", {"text": text})
 
 
 def warn_of_unsupported(settings: Mapping[str, Any], name: str) -> None:
