@@ -25,7 +25,8 @@ from torch import Tensor  # noqa: E402
 
 from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
 from comfy_moss.benchmarks.bench.measure import run_rounds  # noqa: E402
-from comfy_moss.benchmarks.bench.shapes import SHAPES, fill_at_random  # noqa: E402
+from comfy_moss.benchmarks.bench.random_weights import fill_at_random  # noqa: E402
+from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
 from comfy_moss.model.quantize import resample  # noqa: E402
 from comfy_moss.model.vae import VAE, decode_in_tiles  # noqa: E402
 

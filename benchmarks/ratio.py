@@ -28,9 +28,8 @@ from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
 from comfy_moss.benchmarks.bench.variants import Variant, parse_methods  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.ops import choose  # noqa: E402
-from comfy_moss.pipeline.cost import dense_share  # noqa: E402
-from comfy_moss.pipeline.dispatch import refine_counts  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
+from comfy_moss.pipeline.plan import share_of_dense  # noqa: E402
 
 LENGTH = 20  # tokens of the prompt, where the model reads as many as there are
 
@@ -69,8 +68,7 @@ def main() -> None:
         times, cost = seconds[method.label], samples[variants[method.label].run][-1].result
         sys.stdout.write(f"{method.label}: {sum(cost.tokens_per_scale)} tokens, {spread(times)['median']:.1f} s {times}\n")
         if method.name == "moss":
-            refined = sum(refine_counts(schedule, method.bounds))
-            bound = 1 / dense_share(schedule, len(schedule) - method.k, refined, backbone.work)
+            bound = 1 / share_of_dense(method, schedule, backbone.work, guided=True)
             ratio = times_as_fast(times, seconds["dense"])["median"]
             sys.stdout.write(f"dense : {method.label} = {ratio:.2f} measured, {bound:.2f} by arithmetic\n")
 

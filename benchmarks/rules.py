@@ -42,10 +42,10 @@ from comfy_moss.cli import add_drawing  # noqa: E402
 from comfy_moss.images import to_image  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.schedule import Grid, Schedule  # noqa: E402
-from comfy_moss.pipeline.dispatch import Dispatch, band, busiest_first, refine_counts  # noqa: E402
-from comfy_moss.pipeline.draft import Draft  # noqa: E402
+from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, band, busiest_first  # noqa: E402
+from comfy_moss.pipeline.draft import Draft, Residual  # noqa: E402
 from comfy_moss.pipeline.frequency import frequency_map  # noqa: E402
-from comfy_moss.pipeline.refine import RefineConfig, Residual, refine  # noqa: E402
+from comfy_moss.pipeline.refine import refine  # noqa: E402
 
 SHOWN = ("latent", "psnr", "texture", "overall")
 
@@ -134,13 +134,13 @@ def choose(backbone: Backbone, draft: Draft, bounds: Bounds, rule: Rule) -> Disp
 
 def spent(schedule: Schedule, bounds: Bounds, rule: Rule) -> int:
     if rule.bands != "nested":
-        return sum(refine_counts(schedule, bounds))
+        return sum(RefinePass.of_last(bounds).counts(schedule))
     return sum(len(band(h * w, up, 0.0)) for (h, w), up in zip(schedule.grids[-len(bounds) :], bounds, strict=True))
 
 
 def equal_bounds(schedule: Schedule, bounds: Bounds, rule: Rule) -> Bounds:
     """The bounds, lowered by one factor where the rule would spend more tokens on them."""
-    budget, low, high = sum(refine_counts(schedule, bounds)), 0.0, 1.0
+    budget, low, high = sum(RefinePass.of_last(bounds).counts(schedule)), 0.0, 1.0
     if spent(schedule, bounds, rule) <= budget:
         return bounds
     for _ in range(40):
@@ -182,7 +182,7 @@ def lay(backbone: Backbone, draft: Draft, residual: Residual, rule: Rule) -> Ten
 def draw(measure: Measure, batch: Batch, bounds: Bounds, rule: Rule) -> Drawn:
     backbone, method = measure.backbone, measure.method
     dispatch = choose(backbone, batch.draft, bounds, rule)
-    residual = refine(backbone, batch.draft, dispatch, RefineConfig(method.cross_scale, method.guidance), batch.cache)
+    residual = refine(backbone, batch.draft, dispatch, replace(method.passes[0], bounds=tuple(bounds)), batch.cache)
     total = lay(backbone, batch.draft, residual, rule)
     return Drawn(total, to_image(backbone.decode(total)))
 
@@ -224,7 +224,7 @@ def main(write: Callable[[str], object] = sys.stdout.write) -> None:
     studio = load(checked.job, checked.prompts)
     schedule = checked.job.schedule
     paper = studio.backbone.published.bounds[args.k]
-    tokens = checked.tokens or sum(refine_counts(schedule, paper))
+    tokens = checked.tokens or sum(RefinePass.of_last(paper).counts(schedule))
     named = [tuple(map(float, text.split(","))) for text in args.bounds or ()] or [paper]
     tried = [bounds if bounds == paper and not checked.tokens else at_tokens(bounds, schedule, tokens) for bounds in named]
     quality = replace(METRICS["combined"], needs_cases=False)

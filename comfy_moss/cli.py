@@ -19,9 +19,8 @@ from .model.schedule import PRESETS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .job import Job
     from .pipeline.draft import OnScale
-    from .pipeline.generate import Picture
+    from .pipeline.plan import Picture
 
 EXAMPLES = """examples:
   python -m comfy_moss generate "two red circles" -o circles.png
@@ -120,6 +119,7 @@ def _absent(*_line: object) -> NoReturn:
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", help="dense, draft, fastvar, moss, or moss2 to moss5 with the model's or the paper's bounds (default: moss4)")
+    add("--plan", metavar="TEXT", help='all of it in one text, for example "draft-3; -1@45 unguided", or a named plan')
     add("--bounds", type=_numbers, metavar="T1,T2,...", help="percentages for moss, coarsest refine scale first")
     add("--skip", type=int, metavar="K", help="method draft: leave out the last K scales (default: 4)")
 
@@ -156,10 +156,10 @@ def _numbers(text: str) -> float | list[float]:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from . import job as jobs
-    from .pipeline.generate import generate
+    from . import request as requests
+    from .pipeline.plan import generate
 
-    job = jobs.check(args)
+    checked = requests.check(requests.Request.of(args))
     previews: list[tuple[int, Tensor]] = []
     bar = _progress_bar() if sys.stderr.isatty() and not args.json else None
 
@@ -169,15 +169,15 @@ def _generate(args: argparse.Namespace) -> int:
         if args.maps:
             previews.append((done - 1, total.cpu()))
 
-    backbone, recipe, seconds = jobs.load(job)
-    picture = generate(backbone, recipe, job.method, on_scale)
-    seconds |= picture.seconds
+    backbone, recipe, seconds = requests.load(checked)
+    picture = generate(backbone, recipe, checked.method, on_scale)
+    seconds |= picture.cost.seconds
     seconds["total"] = sum(seconds.values())
-    paths = jobs.write(job, backbone, picture, previews)
+    paths = requests.write(checked, backbone, picture, previews)
     if args.json:
-        print(json.dumps(jobs.facts(job, backbone, picture, seconds, paths), ensure_ascii=False))
+        print(json.dumps(requests.facts(checked, backbone, picture, seconds, paths), ensure_ascii=False))
     else:
-        print(*paths, _summary(job, picture, seconds), sep="\n")
+        print(*paths, _summary(picture, seconds), sep="\n")
     return 0
 
 
@@ -194,11 +194,11 @@ def _progress_bar() -> OnScale:
     return show
 
 
-def _summary(job: Job, picture: Picture, seconds: dict[str, float]) -> str:
+def _summary(picture: Picture, seconds: dict[str, float]) -> str:
     height, width = picture.image.shape[2:]
-    tokens, memory = sum(picture.tokens_per_scale), picture.kv_bytes / 2**20
+    tokens, memory = sum(picture.cost.tokens_per_scale), picture.cost.kv_bytes / 2**20
     drawing = seconds["total"] - seconds["load"]
-    return f"{width} x {height}, {job.method.label}: {tokens} tokens, {memory:.1f} MiB of KV cache, {drawing:.2f} s"
+    return f"{width} x {height}, {picture.cost.label}: {tokens} tokens, {memory:.1f} MiB of KV cache, {drawing:.2f} s"
 
 
 # --- the other commands -----------------------------------------------------------------------------------------

@@ -11,26 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import bisect
 import io
 import json
 import math
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 KEY = "moss"
 NO_RECIPE = "holds no recipe; only pictures that `generate` wrote carry one"
+INK, QUIET, PAPER = (28, 30, 36), (112, 116, 126), (255, 255, 255)  # text, side notes, background
 _WINDOW, _SIGMA = 11, 1.5  # pixels
 _C1, _C2 = 0.01**2, 0.03**2  # (K L)^2 with values up to L = 1
-_OPTIONS = (
-    "model", "method", "bounds", "skip", "seed", "aspect", "pixels", "negative", "cfg", "tau", "strength", "window", "precision",
-)  # fmt: skip
 
 
 def to_image(pictures: Tensor) -> Tensor:
@@ -71,21 +71,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} {NO_RECIPE}")
     return recipe
-
-
-def arguments(recipe: Mapping[str, Any]) -> list[str]:
-    """The command line that draws the recipe again: `cli.main(arguments(read_recipe(path)))`.
-
-    The model is stored by name, without its folder; where that does not find it, set recipe["model"] to its place.
-    """
-    options = [f"--{name}={_typed(recipe[name])}" for name in _OPTIONS if recipe[name] is not None]
-    switches = ["--no-cssa"] * (not recipe["cssa"]) + ["--no-refine-guidance"] * (not recipe["refine_guidance"])
-    return ["generate", *options, *switches, "--", recipe["prompt"]]
-
-
-def _typed(value: str | float | Sequence[float]) -> str:
-    """A value as it is typed on the command line, with all its digits."""
-    return value if isinstance(value, str) else ",".join(map(repr, value)) if isinstance(value, Sequence) else repr(value)
 
 
 def check_writable(path: Path | None) -> None:
@@ -191,3 +176,79 @@ def _blur(image: Tensor) -> Tensor:
             total.add_(image.narrow(axis, n, places), alpha=weight / sum(weights))
         image = total
     return image
+
+
+# --- posters ----------------------------------------------------------------------------------------------------
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    flat = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return flat.view(1, image.height, image.width, 3) / 255
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, or as much of its beginning as fits, ending in dots.  Pillow's own font knows plain Latin letters only."""
+    text = " ".join(unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().split())
+    if font.getlength(text) <= width:
+        return text
+    kept = bisect.bisect_right(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[: max(kept - 1, 0)].rstrip() + "..."
+
+
+def poster(
+    panels: Sequence[Tensor],
+    titles: Sequence[str],
+    notes: Sequence[str] = (),
+    footers: Sequence[Tensor | None] = (),
+    heading: str = "",
+    margin: float = 0.07,
+) -> Tensor:
+    """Panels side by side on white, ready to print.
+
+    Args:
+        panels: images (B, H, W, 3), all of the first one's size.
+        titles: one a panel.
+        notes: a quiet line under each title.
+        footers: an image (1, h, W, 3) under each panel, such as a legend; None = nothing.
+        heading: a line above all, cut where it does not fit; the prompt.
+        margin: width of the border, as a part of a panel's width.
+
+    Returns:
+        (B, H', W', 3).
+    """
+    footers = list(footers) or [None] * len(panels)
+    notes = list(notes) or [""] * len(panels)
+    sheets = [_sheet([p[n] for p in panels], titles, notes, footers, heading, margin) for n in range(len(panels[0]))]
+    return torch.cat([from_pillow(sheet) for sheet in sheets])
+
+
+def _sheet(
+    panels: Sequence[Tensor],
+    titles: Sequence[str],
+    notes: Sequence[str],
+    footers: Sequence[Tensor | None],
+    heading: str,
+    margin: float,
+) -> Image.Image:
+    height, width = panels[0].shape[:2]
+    unit, border, gap = min(width, 1.4 * height), round(width * margin), round(width * 0.05)
+    fonts = [ImageFont.load_default(unit * size) for size in (0.072, 0.058, 0.042)]
+    top = border + round(unit * (0.13 if heading else 0))
+    first = top + round(unit * (0.165 if any(notes) else 0.1))  # first row of the panels
+    below = max((f.shape[1] + gap // 2 for f in footers if f is not None), default=0)
+    whole = 2 * border + len(panels) * width + (len(panels) - 1) * gap
+    sheet = Image.new("RGB", (whole, first + height + below + border), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((border, border), _fit(heading, fonts[0], whole - 2 * border), INK, fonts[0], "lt")
+    for n, (panel, title, note, footer) in enumerate(zip(panels, titles, notes, footers, strict=True)):
+        left = border + n * (width + gap)
+        draw.text((left, top + unit * 0.055), _fit(title, fonts[1], width), INK, fonts[1], "ls")
+        draw.text((left, top + unit * 0.125), _fit(note, fonts[2], width), QUIET, fonts[2], "ls")
+        sheet.paste(to_pillow(panel), (left, first))
+        if footer is not None:
+            sheet.paste(to_pillow(footer[0]), (left, first + height + gap // 2))
+    return sheet

@@ -29,14 +29,14 @@ from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.checkpoint import load_infinity  # noqa: E402
 from comfy_moss.model.library import find_model  # noqa: E402
 from comfy_moss.model.sampling import Guidance, Sampling  # noqa: E402
-from comfy_moss.model.schedule import make_schedule  # noqa: E402
+from comfy_moss.model.schedule import Schedule, make_schedule  # noqa: E402
 from comfy_moss.model.text import TextEncoder  # noqa: E402
-from comfy_moss.pipeline.contribution import contribution  # noqa: E402
 from comfy_moss.pipeline.cost import Cost  # noqa: E402
-from comfy_moss.pipeline.dispatch import refine_counts  # noqa: E402
+from comfy_moss.pipeline.dispatch import RefinePass  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
-from comfy_moss.pipeline.generate import Picture, generate, parse_method  # noqa: E402
+from comfy_moss.pipeline.frequency import contribution  # noqa: E402
 from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
+from comfy_moss.pipeline.plan import Picture, Plan, generate, parse_method  # noqa: E402
 from comfy_moss.pipeline.report import report  # noqa: E402
 
 PROMPT = "a red heart on a gradient white background"
@@ -67,7 +67,7 @@ class Drawn:
     @property
     def draft(self) -> Tensor:
         """The draft as an image."""
-        return self.scales[self.moss.draft.scales - 1]
+        return self.scales[self.moss.passes[0].draft.scales - 1]
 
 
 def load() -> tuple[Backbone, Recipe]:
@@ -84,12 +84,12 @@ def draw(backbone: Backbone, recipe: Recipe) -> Drawn:
     with torch.inference_mode():
         scales = [to_image(backbone.decode(total)) for total in sums]
     moss = parse_method("moss4")
-    methods = (parse_method("dense"), moss, replace(moss, strength=0.5), parse_method("fastvar"))
+    methods = (parse_method("dense"), moss, Plan.moss(moss.passes[0].bounds, strength=0.5), parse_method("fastvar"))
     return Drawn(scales, *(fastest([generate(backbone, recipe, method) for _ in range(RUNS)]) for method in methods))
 
 
 def fastest(pictures: Sequence[Picture]) -> Picture:
-    return min(pictures, key=lambda picture: sum(picture.seconds.values()))
+    return min(pictures, key=lambda picture: picture.cost.total_seconds)
 
 
 def to_pillow(image: Tensor, width: int) -> Image.Image:
@@ -135,11 +135,18 @@ def table(text: str) -> Image.Image:
     return page
 
 
-def scale_bars(sides: Sequence[int], refined: Sequence[int]) -> Image.Image:
+def late_colours(k: int, schedule: Schedule) -> Tensor:
+    """(k, 3) colours of the last k scales."""
+    return scale_colours(range(len(schedule) - k, len(schedule)), schedule)
+
+
+def scale_bars(schedule: Schedule, refined: Sequence[int]) -> Image.Image:
     """A column for every scale, as high as it is wide in tokens; the last ones in colour, with the tokens that are redrawn."""
+    sides = [side for side, _ in schedule.grids]
     step, height, font = (WIDTH - 2 * MARGIN) / len(sides), 300, ImageFont.load_default(20)
     page = Image.new("RGB", (WIDTH, height + 4 * TEXT), PAPER)
-    pen, colours = ImageDraw.Draw(page), [tuple(round(255 * c) for c in rgb.tolist()) for rgb in scale_colours(len(refined))]
+    pen = ImageDraw.Draw(page)
+    colours = [tuple(round(255 * c) for c in rgb.tolist()) for rgb in late_colours(len(refined), schedule)]
     for n, side in enumerate(sides):
         late = n - len(sides) + len(refined)
         left, top, bottom = MARGIN + n * step, 2 * TEXT + height * (1 - side / sides[-1]), 2 * TEXT + height
@@ -153,32 +160,33 @@ def scale_bars(sides: Sequence[int], refined: Sequence[int]) -> Image.Image:
 
 def hart_scales() -> Image.Image:
     """HART's scales and what MoSs2 redraws of the last two, by arithmetic."""
-    counts = refine_counts(HART_07B.schedule(1.0, "1M"), HART_07B.published.bounds[2])
-    return scale_bars(HART_07B.transformer.sides, counts)
+    schedule, moss2 = HART_07B.schedule(1.0, "1M"), RefinePass.of_last(HART_07B.published.bounds[2])
+    return scale_bars(schedule, moss2.counts(schedule))
 
 
 def cost(label: str, picture: Picture) -> Cost:
     """What drawing took, without the decoding."""
-    seconds = {stage: spent for stage, spent in picture.seconds.items() if stage != "decode"}
-    return Cost(label, picture.tokens_per_scale, picture.kv_bytes, seconds)
+    seconds = {stage: spent for stage, spent in picture.cost.seconds.items() if stage != "decode"}
+    return replace(picture.cost, label=label, seconds=seconds)
 
 
 def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
     """File in js/docs -> picture."""
     schedule, moss, inner = recipe.schedule, drawn.moss, WIDTH - 2 * MARGIN
+    (maps,) = moss.passes
     result, half, dense, fastvar = (to_image(p.image) for p in (moss, drawn.half, drawn.dense, drawn.fastvar))
     before, size = ("Draft", drawn.draft), (inner, inner)
     grown = [(f"{w} x {h}", image) for (h, w), image in zip(schedule.grids, drawn.scales, strict=True)]
-    parts = contribution(moss.draft.total, moss.total, moss.frequency)
+    parts = contribution(maps.draft.total, moss.total, maps.frequency)
     likeness = psnr(result, dense).item(), ssim(result, dense).item()
     return {
         "MoSs_LoadInfinity/picture.jpg": sheet([grown[n] for n in (0, 2, 4, 6, 8, 9)], 3),
         "MoSs_LoadHART/picture.png": hart_scales(),
-        "MoSs_InfinityDraft/picture.jpg": sheet(grown[: moss.draft.scales], 3),
-        "MoSs_FrequencyMap/picture.png": sheet([before, ("Frequency", heatmap(moss.frequency, size))], 2, colour_bar(inner)),
+        "MoSs_InfinityDraft/picture.jpg": sheet(grown[: maps.draft.scales], 3),
+        "MoSs_FrequencyMap/picture.png": sheet([before, ("Frequency", heatmap(maps.frequency, size))], 2, colour_bar(inner)),
         "MoSs_TokenDispatch/picture.png": sheet(
-            [before, ("Dispatch", overlay(enlarge(drawn.draft, size), moss.dispatch, schedule))], 2,
-            legend(moss.dispatch, schedule, inner),
+            [before, ("Dispatch", overlay(enlarge(drawn.draft, size), maps.dispatch, schedule))], 2,
+            legend(maps.dispatch, schedule, inner),
         ),
         "MoSs_Refine/picture.jpg": sheet([before, ("Refined", result)], 2),
         "MoSs_Composite/picture.jpg": sheet([("0", drawn.draft), ("0.5", half), ("1", result)], 3),
@@ -206,7 +214,7 @@ def encode(picture: Image.Image, suffix: str) -> bytes:
 
 def icon() -> Image.Image:
     """Tokens from coarse at the border to fine in the middle, in the colours of the overlay."""
-    times, colours = 4, [tuple(round(255 * c) for c in colour.tolist()) for colour in scale_colours(4)]
+    times, colours = 4, [tuple(round(255 * c) for c in colour.tolist()) for colour in late_colours(4, make_schedule())]
     page = Image.new("RGBA", (ICON * times, ICON * times))
     pen = ImageDraw.Draw(page)
     pen.rounded_rectangle((0, 0, page.width - 1, page.height - 1), page.width * 0.18, INK)

@@ -26,7 +26,7 @@ from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import Method, parse_method
+from comfy_moss.pipeline.plan import Method, Plan, parse_method
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_the_shapes_have_as_many_parameters_as_the_released_models(shape: str, t
 )
 def test_the_2b_shape_takes_as_many_operations_as_counted_by_hand(method: str, linear: float, attention: float) -> None:
     model = _unfilled("2b")
-    passes = work.spans(parse_methods(method)[-1], make_schedule(1.0, "1M"), model.depth, guided=True)
+    passes = parse_methods(method)[-1].forward_passes(make_schedule(1.0, "1M"), True, depth=model.depth)
     flops = sum(map(work.Model(model.work, model.depth, 2).flops, passes))
     assert flops == pytest.approx((linear + attention) * 1e12, abs=0.02e12)
 
@@ -126,8 +126,9 @@ TRITON = replace(ops.TORCH, name="triton")
 def test_the_ablation_changes_one_thing_a_row(kernels: ops.Kernels, guided: bool, labels: list[str]) -> None:
     rows = ablation(parse_methods("moss2,moss4,moss5"), kernels, guided)
     assert [row.label.removeprefix("moss4, ") for row in rows] == labels
-    assert [row.method.cross_scale for row in rows] == [False] + [True] * (len(rows) - 1)
-    assert [row.method.guidance for row in rows] == [not row.label.endswith("no guidance in refine") for row in rows]
+    steps = [row.method.passes[0] for row in rows]
+    assert [step.cross_scale for step in steps] == [False] + [True] * (len(rows) - 1)
+    assert [step.guided for step in steps] == [not row.label.endswith("no guidance in refine") for row in rows]
     assert [row.kernels.name for row in rows] == ["triton" if "kernels" in row.label else "torch" for row in rows]
     assert len({row.run for row in rows}) == len(rows)
 
@@ -178,16 +179,15 @@ def test_the_operations_are_those_that_a_picture_multiplies(
     calls.generate(backbone, recipe, method)
 
     model = work.Model(backbone.work, backbone.depth, 4)
-    predicted = sum(map(model.flops, work.spans(method, SCHEDULE, backbone.depth, guided)))
+    passes = method.forward_passes(SCHEDULE, guided, depth=backbone.depth)
+    predicted = sum(map(model.flops, passes))
     assert predicted == pytest.approx(2 * counted.total, rel=1e-12)
 
 
 def test_what_the_ablations_save_is_not_counted() -> None:
-    method = Method("moss", (100.0, 50.0))  # of 2 and 4 tokens: 1 and 2 of them, behind 1 token
-    whole, apart, unguided = (
-        work.spans(m, SMALL, 1, True)[-1]
-        for m in (method, replace(method, cross_scale=False), replace(method, guidance=False))
-    )
+    settings = ({}, {"cross_scale": False}, {"guidance": False})
+    plans = [Plan.moss((100.0, 50.0), **how) for how in settings]  # of 2 and 4 tokens: 1 and 2, behind 1 token
+    whole, apart, unguided = (plan.forward_passes(SMALL, guided=True)[-1] for plan in plans)
     assert (whole.tokens, whole.past, whole.attended, whole.rows) == (3, 1, 3 * (1 + 3), 2)
     assert apart == replace(whole, attended=1 * (1 + 1) + 2 * (1 + 2))
     assert unguided == replace(whole, rows=1)
@@ -195,7 +195,7 @@ def test_what_the_ablations_save_is_not_counted() -> None:
 
 def test_the_bytes_are_weights_once_a_pass_and_every_row_of_the_cache() -> None:
     model = work.Model(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)  # 10 keys and values a token and layer
-    first, second, last = work.spans(Method("dense"), SMALL, 2, guided=True)
+    first, second, last = Plan(0).forward_passes(SMALL, guided=True)
     assert model.bytes(first) == 2 * (1000 + 2 * 20 * (0 + 1))  # nothing to read, one token written
     assert model.bytes(second) == 2 * (1000 + 2 * 20 * (1 + 2))
     assert model.bytes(last) == 2 * (1000 + 2 * 20 * 3)  # the last scale is not kept
@@ -203,7 +203,7 @@ def test_the_bytes_are_weights_once_a_pass_and_every_row_of_the_cache() -> None:
 
 def test_each_pass_takes_the_longer_of_its_two_times() -> None:
     model = work.Model(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)
-    spans = work.spans(Method("dense"), SMALL, 2, guided=True)
+    spans = Plan(0).forward_passes(SMALL, guided=True)
     flops, moved = [model.flops(s) for s in spans], [model.bytes(s) for s in spans]
     assert flops[0] / 4000 < moved[0] / 2000 and flops[2] / 4000 > moved[2] / 2000  # bound by bytes, by operations
     expected = sum(max(f / 4000, b / 2000) for f, b in zip(flops, moved, strict=True))

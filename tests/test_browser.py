@@ -14,8 +14,8 @@ from browser import Page, chromium, opened
 from hosting import Host, checkout
 
 from comfy_moss.model.backbone import NANO
-from comfy_moss.pipeline.dispatch import DispatchConfig, band
-from comfy_moss.pipeline.painting import read_painting
+from comfy_moss.pipeline.dispatch import RefinePass, band
+from comfy_moss.pipeline.inspection import read_painting
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="NO PLAYWRIGHT: THE BROWSER'S PART WAS NOT TESTED; pip install playwright"
@@ -107,7 +107,7 @@ def test_shares_mean_the_same_bounds_as_in_python(opened_page: Page) -> None:
     cases = [[round(rng.uniform(0, 100 / 5), 1) for _ in range(rng.randint(1, 5))] for _ in range(300)]
     found = opened_page.module("dispatch", "value.map(module.boundsFromShares)", cases)
     for shares, bounds in zip(cases, found, strict=True):
-        assert bounds == pytest.approx(DispatchConfig.from_shares(shares).bounds, abs=1e-9)
+        assert bounds == pytest.approx(RefinePass.from_shares(shares).bounds, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from comfy_moss.benchmarks.evaluation.calibration import order as orders
 from comfy_moss.benchmarks.evaluation.calibration.plot import Chart, draw_chart, ticks
 from comfy_moss.benchmarks.evaluation.calibration.search import CalibrationConfig, calibrate, calibrate_within
 from comfy_moss.benchmarks.evaluation.calibration.trials import Bounds, Metric, Trials
+from comfy_moss.model.backbone import PAPER_BOUNDS
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, refine_counts
-from comfy_moss.pipeline.generate import generate, parse_method
+from comfy_moss.pipeline.dispatch import RefinePass
+from comfy_moss.pipeline.plan import generate, parse_method
 
 SCHEDULE = make_schedule(1.0, "0.25M")
 
@@ -68,7 +69,7 @@ def test_every_pair_of_bounds_that_is_tried_is_valid(order: str) -> None:
         chance, tried = np.random.default_rng(seed), []
 
         def metric(bounds: Bounds, chance: np.random.Generator = chance, tried: list = tried) -> float:
-            DispatchConfig(bounds)  # refuses bounds that rise
+            RefinePass.of_last(bounds)  # refuses bounds that rise
             tried.append(bounds)
             return float(chance.random())
 
@@ -104,10 +105,10 @@ def test_a_budget_is_kept_and_used(order: str) -> None:
 
     config, trials, values = CalibrationConfig(3, 0, step=1, order=order), Trials(), []
     for tokens in (0, 100, 300, 800, 2000):
-        found = calibrate_within(metric, config, tokens, lambda b: sum(refine_counts(SCHEDULE, b)), trials)
-        spent = sum(refine_counts(SCHEDULE, found.bounds))
+        found = calibrate_within(metric, config, tokens, lambda b: sum(RefinePass.of_last(b).counts(SCHEDULE)), trials)
+        spent = sum(RefinePass.of_last(found.bounds).counts(SCHEDULE))
         assert 0.7 * min(tokens, 1024) <= spent <= tokens and found.value == metric(found.bounds)
-        assert found.value == max(v for b, v in trials.values.items() if sum(refine_counts(SCHEDULE, b)) <= tokens)
+        assert found.value == max(v for b, v in trials.values.items() if sum(RefinePass.of_last(b).counts(SCHEDULE)) <= tokens)
         values.append(found.value)
     assert values == sorted(values) and values[0] == 0 and values[-1] == 30
 
@@ -179,9 +180,9 @@ def test_a_file_that_is_no_state_is_refused_and_left_alone(tmp_path: Path, text:
 @pytest.mark.parametrize("tokens", [60, 250, 900])
 def test_bounds_are_brought_to_a_number_of_tokens(bounds: Bounds, tokens: int) -> None:
     scaled = compare.at_tokens(bounds, SCHEDULE, tokens)
-    DispatchConfig(scaled)
-    spent = sum(refine_counts(SCHEDULE, scaled))
-    limit = sum(refine_counts(SCHEDULE, tuple(100.0 * (b > 0) for b in bounds)))
+    RefinePass.of_last(scaled)
+    spent = sum(RefinePass.of_last(scaled).counts(SCHEDULE))
+    limit = sum(RefinePass.of_last(tuple(100.0 * (b > 0) for b in bounds)).counts(SCHEDULE))
     assert min(tokens, limit) - 8 <= spent <= tokens
     factors = {round(s / b, 6) for s, b in zip(scaled, bounds, strict=True) if b and s < 100}
     assert len(factors) <= 1
@@ -194,7 +195,7 @@ def test_nothing_refined_stays_nothing() -> None:
 def test_random_rivals_spend_the_same_and_differ_from_each_other() -> None:
     rivals = compare.random_bounds(4, SCHEDULE, 300, 5)
     assert len(set(rivals)) == 5 and rivals == compare.random_bounds(4, SCHEDULE, 300, 5)
-    assert all(292 <= sum(refine_counts(SCHEDULE, bounds)) <= 300 for bounds in rivals)
+    assert all(292 <= sum(RefinePass.of_last(bounds).counts(SCHEDULE)) <= 300 for bounds in rivals)
 
 
 def test_the_gain_is_paired_by_picture() -> None:
@@ -207,7 +208,7 @@ def test_the_gain_is_paired_by_picture() -> None:
 
     rivals = {"paper": (50.0, 25.0), "found": (60.0, 20.0)}
     rows = compare.compare(Made(), SCHEDULE, rivals, ["counting"] * 24, lambda *_: None)
-    assert rows[0].gain is None and rows[0].tokens == sum(refine_counts(SCHEDULE, (50, 25)))
+    assert rows[0].gain is None and rows[0].tokens == sum(RefinePass.of_last((50, 25)).counts(SCHEDULE))
     assert (rows[1].gain.value, rows[1].gain.low, rows[1].gain.high) == pytest.approx((1, 1, 1))
     assert rows[1].value.high - rows[1].value.low > 20
 
@@ -250,7 +251,7 @@ def test_a_try_gives_what_generate_would_draw(line: Line) -> None:
 def test_a_try_draws_no_draft(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = _prepared(line, "--k", "3", "--metric", "latent")
     monkeypatch.setattr(measure, "draw_draft", lambda *_: pytest.fail("a draft was drawn"))
-    monkeypatch.setattr("comfy_moss.pipeline.refine.rebuild_cache", lambda *_: pytest.fail("a cache was rebuilt"))
+    monkeypatch.setattr("comfy_moss.pipeline.refine.rebuild", lambda *_: pytest.fail("a cache was rebuilt"))
     first = prepared((50.0, 25.0, 10.0))
     assert prepared((100.0, 100.0, 100.0)) != first and prepared((50.0, 25.0, 10.0)) == first
 
@@ -284,7 +285,8 @@ def test_the_command_finds_compares_plots_and_goes_on(
     assert cli.main([*argv, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert f"--bounds {','.join(f'{b:g}' for b in facts['found']['bounds'])}" in out
-    assert {row["tokens"] for row in facts["equal_tokens"][:1]} == {sum(refine_counts(make_schedule(1.0, "0.06M"), (50, 25)))}
+    paper = RefinePass.of_last((50, 25)).counts(make_schedule(1.0, "0.06M"))
+    assert {row["tokens"] for row in facts["equal_tokens"][:1]} == {sum(paper)}
 
 
 def test_what_was_found_is_stored_and_becomes_a_part_of_the_page(line: Line, tmp_path: Path, model_dir: Path) -> None:

@@ -14,7 +14,7 @@ from builders import tiny_text_dir, tiny_vae
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from comfy_moss import cli, images, job
+from comfy_moss import cli, images, request
 from comfy_moss.model.sampling import NOISE_ID
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +80,7 @@ def test_a_recipe_read_from_a_picture_draws_it_again(order: list[str], model_dir
     options = ["--seed", "9", "--aspect", "2:3", "--bounds", "70.5,30", "--cfg", "2.5", "--tau", "0.7", "--negative", "a dog"]
     assert cli.main([*order, *options, "--no-cssa", "--strength", "0.5", "--window", "5"]) == 0
     recipe = images.read_recipe(first)
-    line = images.arguments({**recipe, "model": str(model_dir)})
+    line = request.arguments({**recipe, "model": str(model_dir)})
     assert cli.main([line[0], "-o", str(again), *line[1:]]) == 0
     assert torch.equal(_pixels(first), _pixels(again))
     assert images.read_recipe(again) == recipe
@@ -173,7 +173,7 @@ def test_wrong_orders_are_refused_before_the_model_is_loaded(
     options: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr(job, "load", lambda _job: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(request, "load", lambda _job: pytest.fail("the model was loaded"))
     _fails(capsys, tmp_path, [*order, *options], message)
 
 
@@ -289,18 +289,18 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_too_little_memory_is_said_in_one_sentence(
     order: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(_job: job.Job) -> None:
+    def load(_checked: request.Checked) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(job, "load", load)
+    monkeypatch.setattr(request, "load", load)
     _fails(capsys, tmp_path, order, "too little memory")
 
 
 def test_errors_of_our_own_making_are_not_hidden(order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_job: job.Job) -> None:
+    def load(_checked: request.Checked) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(job, "load", load)
+    monkeypatch.setattr(request, "load", load)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         cli.main(order)
 

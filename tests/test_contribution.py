@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from comfy_moss.pipeline.contribution import contribution
+from comfy_moss.pipeline.frequency import contribution
 
 FREQUENCY = torch.tensor([[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]])
 

@@ -14,10 +14,11 @@ from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Schedule, make_schedule
-from comfy_moss.pipeline.cost import Cost, dense_share, in_order_work, refine_work
-from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens
+from comfy_moss.pipeline.cost import Cost, whole_scales
+from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.frequency import frequency_map
+from comfy_moss.pipeline.plan import Plan, parse_plan, run, share_of_dense
 from comfy_moss.pipeline.refine import refine
 
 SCHEDULE = make_schedule(1.5, "0.06M")
@@ -52,6 +53,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Multiplications:
     return mode
 
 
+def macs(plan: Plan, schedule: Schedule, work: TokenWork) -> float:
+    return sum(step.macs(work) for step in plan.forward_passes(schedule, guided=True))
+
+
 def _recipe(schedule: Schedule, **changes) -> Recipe:
     text = torch.randn(TEXT, 32, generator=torch.Generator().manual_seed(0))
     return replace(Recipe((text,), None, (0,), schedule), **changes)
@@ -64,34 +69,53 @@ def test_drawing_in_order_multiplies_what_was_predicted(
 ) -> None:
     backbone = tiny_backbone(depth=3, hidden=80)
     draw_draft(backbone, _recipe(SCHEDULE, guidance=guidance), scales)
-    assert counted.total == rows * in_order_work(SCHEDULE, scales, backbone.work) > 0
+    assert counted.total == sum(p.macs(backbone.work) for p in whole_scales(SCHEDULE, scales, rows)) > 0
 
 
 def test_refining_multiplies_what_was_predicted(counted: Multiplications) -> None:
     backbone = tiny_backbone(depth=3, hidden=80)
     draft, cache = draw_draft(backbone, _recipe(SCHEDULE), 4)
-    dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig((80.0, 40.0, 10.0)))
+    plan = Plan.moss((80.0, 40.0, 10.0))
+    dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, plan.passes[0])
     drawn, counted.total = counted.total, 0
 
-    refine(backbone, draft, dispatch, cache=cache)
+    refine(backbone, draft, dispatch, plan.passes[0], cache)
 
-    refined = sum(dispatch.counts)
-    assert counted.total == 2 * refine_work(SCHEDULE.tokens(0, 4), refined, backbone.work) > 0
-    dense = 2 * in_order_work(SCHEDULE, len(SCHEDULE), backbone.work)
-    assert dense_share(SCHEDULE, 4, refined, backbone.work) == pytest.approx((drawn + counted.total) / dense, rel=1e-12)
+    assert counted.total == plan.forward_passes(SCHEDULE, guided=True)[-1].macs(backbone.work) > 0
+    dense = macs(Plan(0), SCHEDULE, backbone.work)
+    share = share_of_dense(plan, SCHEDULE, backbone.work, guided=True)
+    assert share == pytest.approx((drawn + counted.total) / dense, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["draft-3; -3@70; -1@45 unguided", "draft 3; 3@50; 4@80 6@20", "draft-4 cfg 1; -2@30"])
+@pytest.mark.parametrize("patchify", [False, True])
+def test_a_plan_multiplies_what_was_predicted(counted: Multiplications, text: str, patchify: bool) -> None:
+    backbone, plan = tiny_backbone(depth=3, hidden=80, patchify=patchify), parse_plan(text)
+    run(backbone, _recipe(SCHEDULE), plan)
+    assert counted.total == macs(plan, SCHEDULE, backbone.work) > 0
 
 
 def test_every_scale_attends_to_all_before_it_and_to_itself() -> None:
-    assert [in_order_work(SMALL, scales, WORK) for scales in range(4)] == [0, 101, 101 + 2 * 103, 101 + 2 * 103 + 4 * 107]
+    found = [sum(p.macs(WORK) for p in whole_scales(SMALL, scales, 1)) for scales in range(4)]
+    assert found == [0, 101, 101 + 2 * 103, 101 + 2 * 103 + 4 * 107]
 
 
 def test_refining_everything_that_was_left_of_one_scale_is_dense() -> None:
-    assert dense_share(SMALL, 2, 4, WORK) == 1
-    assert dense_share(SMALL, 2, 0, WORK) == pytest.approx((101 + 2 * 103) / (101 + 2 * 103 + 4 * 107))
+    whole, nothing = (Plan.moss((bound,)) for bound in (100.0, 0.0))
+    assert share_of_dense(whole, SMALL, WORK, guided=True) == 1
+    expected = (101 + 2 * 103) / (101 + 2 * 103 + 4 * 107)
+    assert share_of_dense(nothing, SMALL, WORK, guided=True) == pytest.approx(expected)
+
+
+def test_a_pass_without_guidance_is_half_the_work() -> None:
+    on, off = (Plan(-3, (RefinePass((-1,), (45.0,), guidance=guided),)) for guided in (True, False))
+    ours, half = (plan.forward_passes(SCHEDULE, guided=True)[-1].macs(WORK) for plan in (on, off))
+    assert ours == 2 * half
 
 
 def test_fewer_tokens_are_less_work() -> None:
-    shares = [dense_share(SCHEDULE, 4, tokens, WORK) for tokens in (0, 50, 100, 400)]
+    plans = [Plan.moss((bound, bound, bound)) for bound in (0.0, 10.0, 30.0, 90.0)]
+    shares = [share_of_dense(plan, SCHEDULE, WORK, guided=True) for plan in plans]
     assert shares == sorted(set(shares))
 
 
@@ -113,13 +137,7 @@ def test_a_field_that_does_not_exist_is_refused() -> None:
         Cost("dense", (1,), 0, {}).plus({"draft": 1.0}, tokens=(2,))
 
 
-@pytest.mark.parametrize(
-    ("label", "refined"), [("moss2", 5), ("moss3", 9), ("dense", 0), ("draft-2", 0), ("fastvar", 0)]
-)
-def test_only_moss_refines_and_only_its_last_scales(label: str, refined: int) -> None:
-    assert Cost(label, (1, 4, 3, 2), 0, {}).refine_tokens == refined
-
-
 def test_loading_rebuilding_and_previews_are_waited_for_but_are_no_part_of_the_method() -> None:
-    cost = Cost("moss2", (1, 4, 3, 2), 1000, {"load": 8.0, "draft": 2.0, "preview": 0.25, "rebuild": 1.0, "refine": 0.5})
+    seconds = {"load": 8.0, "draft": 2.0, "preview": 0.25, "rebuild": 1.0, "refine": 0.5}
+    cost = Cost("moss2", (1, 4, 3, 2), 1000, seconds)
     assert (cost.total_seconds, cost.method_seconds) == (11.75, 2.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfy_moss.job import choose_device
+from comfy_moss.request import choose_device
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.dispatch import DispatchConfig, band, dispatch_tokens, refine_counts
+from comfy_moss.pipeline.dispatch import RefinePass, band, bounds_of_shares, dispatch_tokens
 from comfy_moss.pipeline.frequency import frequency_map
 
 SCHEDULE = make_schedule(1.25, "0.25M")
@@ -35,7 +35,7 @@ def test_impossible_windows_are_refused(window):
 
 
 def test_each_scale_takes_its_band_of_ranks():
-    dispatch = dispatch_tokens(noise(), SCHEDULE, DispatchConfig((80, 40, 10)))
+    dispatch = dispatch_tokens(noise(), SCHEDULE, RefinePass.of_last((80, 40, 10)))
     finest = noise().flatten()
 
     chosen = finest[dispatch.cells[-1][0]]
@@ -49,12 +49,12 @@ def test_each_scale_takes_its_band_of_ranks():
 def test_cost_does_not_depend_on_the_picture():
     bounds = (90.0, 50.0, 15.0)
     for frequency in (noise(2), torch.zeros(2, *SCHEDULE.grids[-1])):
-        dispatch = dispatch_tokens(frequency, SCHEDULE, DispatchConfig(bounds))
-        assert dispatch.counts == refine_counts(SCHEDULE, bounds)
+        dispatch = dispatch_tokens(frequency, SCHEDULE, RefinePass.of_last(bounds))
+        assert dispatch.counts == RefinePass.of_last(bounds).counts(SCHEDULE)
 
 
 def test_ties_go_in_raster_order():
-    dispatch = dispatch_tokens(torch.zeros(1, *SCHEDULE.grids[-1]), SCHEDULE, DispatchConfig((50, 25)))
+    dispatch = dispatch_tokens(torch.zeros(1, *SCHEDULE.grids[-1]), SCHEDULE, RefinePass.of_last((50, 25)))
     n = SCHEDULE.tokens(9, 10)
     assert dispatch.cells[-1][0].tolist() == list(range(len(band(n, 25, 0))))
 
@@ -62,9 +62,9 @@ def test_ties_go_in_raster_order():
 def test_painted_places_come_first_and_the_budget_stays():
     painted = torch.zeros(1, 64, 64)
     painted[:, :16, :16] = 1
-    plain = dispatch_tokens(noise(), SCHEDULE, DispatchConfig((50, 25)))
+    plain = dispatch_tokens(noise(), SCHEDULE, RefinePass.of_last((50, 25)))
 
-    biased = dispatch_tokens(noise(), SCHEDULE, DispatchConfig((50, 25)), painted)
+    biased = dispatch_tokens(noise(), SCHEDULE, RefinePass.of_last((50, 25)), painted)
 
     h, w = SCHEDULE.grids[-1]
     inside = {r * w + c for r in range(h // 4) for c in range(w // 4)}
@@ -85,16 +85,16 @@ def test_bands_never_overlap_or_run_out():
 )
 def test_impossible_bounds_are_named(bounds, words):
     with pytest.raises(ValueError, match=words):
-        DispatchConfig(bounds)
+        RefinePass.of_last(bounds)
 
 
 def test_as_many_bounds_as_scales_are_refused():
     with pytest.raises(ValueError, match="10 refine scales leave no scale"):
-        dispatch_tokens(noise(), SCHEDULE, DispatchConfig((50.0,) * 10))
+        dispatch_tokens(noise(), SCHEDULE, RefinePass.of_last((50.0,) * 10))
 
 
 def test_shares_are_bounds_in_other_words():
-    assert DispatchConfig.from_shares([25, 25]).bounds == (50, 25)
+    assert bounds_of_shares([25, 25]) == (50, 25)
     for impossible in ([60, 60], [-1, 50], [float("nan"), 50], []):
         with pytest.raises(ValueError, match="at most 100"):
-            DispatchConfig.from_shares(impossible)
+            bounds_of_shares(impossible)

@@ -25,7 +25,7 @@ from comfy_moss.benchmarks.evaluation.methods import parse_methods
 from comfy_moss.benchmarks.evaluation.names import EVALUATED
 from comfy_moss.benchmarks.evaluation.rows import read_rows
 from comfy_moss.model.backbone import PAPER
-from comfy_moss.pipeline.generate import Method
+from comfy_moss.pipeline.plan import Plan
 
 METHODS = "dense,draft-3,moss3,moss3-unguided"
 
@@ -105,16 +105,17 @@ def test_names_of_methods_and_their_order() -> None:
     assert list(named) == [
         "dense", "fastvar", "draft-1", "draft-2", "moss2-sa-unguided", "draft-3", "draft-4", "moss4", "moss4-unguided", "draft-5",
     ]  # fmt: skip
-    assert named["moss2-sa-unguided"] == replace(Method("moss", (50, 25)), cross_scale=False, guidance=False)
-    assert named["moss4"].cross_scale and named["moss4"].guidance and named["draft-5"].skip == 5
+    assert named["moss2-sa-unguided"] == Plan.moss((50, 25), cross_scale=False, guidance=False)
+    assert named["moss4"] == Plan.moss(PAPER.bounds[4]) and named["draft-5"] == Plan(-5)
 
 
 def test_the_papers_bounds_stay_a_method_where_a_model_has_its_own() -> None:
     own = replace(PAPER, calibrated={4: (90.0, 20.0, 5.0, 1.0)})
     named = parse_methods("moss4-paper-sa,moss4-paper,moss4,moss2-paper", own)
     assert list(named) == ["dense", "draft-2", "moss2", "draft-4", "moss4", "moss4-paper", "moss4-paper-sa"]
-    assert named["moss4"].bounds == (90, 20, 5, 1) and named["moss4-paper"].bounds == (80, 70, 30, 10)
-    assert not named["moss4-paper-sa"].cross_scale and named["moss2"].bounds == (50, 25)
+    steps = {name: method.passes[0] for name, method in named.items() if method.name == "moss"}
+    assert steps["moss4"].bounds == (90, 20, 5, 1) and steps["moss4-paper"].bounds == (80, 70, 30, 10)
+    assert not steps["moss4-paper-sa"].cross_scale and steps["moss2"].bounds == (50, 25)
 
 
 def test_every_moss_has_its_draft_and_dense_beside_it() -> None:

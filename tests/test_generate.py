@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfy_moss.model.backbone import PAPER
+from comfy_moss.model.backbone import PAPER, PAPER_BOUNDS
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import STAGES, Method, generate, parse_method
+from comfy_moss.pipeline.plan import STAGES, Method, Plan, generate, parse_method
 
 SCHEDULE = make_schedule(1.0, "0.06M")  # 1 2 4 6 8 12 16
 TOKENS = (1, 4, 16, 36, 64, 144, 256)
@@ -30,23 +29,23 @@ def recipe() -> Recipe:
 
 @pytest.mark.parametrize("k", [2, 3, 4, 5])
 def test_the_names_moss2_to_moss5_carry_the_papers_bounds(k: int) -> None:
-    assert parse_method(f"moss{k}") == Method("moss", PAPER_BOUNDS[k])
+    assert parse_method(f"moss{k}") == Plan.moss(PAPER_BOUNDS[k])
 
 
 def test_a_model_with_bounds_of_its_own_gives_them_to_the_names() -> None:
     own = replace(PAPER, calibrated={3: (80.0, 10.0, 1.0)})
-    assert parse_method("moss3", published=own).bounds == (80, 10, 1)
-    assert parse_method("moss2", published=own).bounds == PAPER_BOUNDS[2]
+    assert parse_method("moss3", published=own).passes[0].bounds == (80, 10, 1)
+    assert parse_method("moss2", published=own).passes[0].bounds == PAPER_BOUNDS[2]
 
 
 def test_moss_takes_any_number_of_bounds() -> None:
     method = parse_method("moss", [60.0])
-    assert (method.k, method.label) == (1, "moss1")
+    assert (method.draft, method.label) == (-1, "moss1")
 
 
 def test_a_draft_skips_what_moss4_refines_unless_told_otherwise() -> None:
-    assert parse_method("draft").k == 4
-    assert parse_method("draft", skip=0).k == 0
+    assert parse_method("draft").label == "draft-4"
+    assert parse_method("draft", skip=0).label == "dense"
 
 
 @pytest.mark.parametrize(
@@ -69,13 +68,19 @@ def test_methods_that_make_no_sense_are_refused(text: str, options: dict, messag
         parse_method(text, **options)
 
 
-@pytest.mark.parametrize("change", [{"strength": 1.1}, {"strength": float("nan")}, {"window": 4}, {"window": 1}])
-def test_settings_out_of_range_are_refused(change: dict) -> None:
-    with pytest.raises(ValueError, match="strength|window"):
-        replace(parse_method("moss4"), **change)
+@pytest.mark.parametrize("strength", [1.1, -0.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(strength: float) -> None:
+    with pytest.raises(ValueError, match="strength"):
+        Plan.moss((50.0, 20.0), strength=strength)
 
 
-@pytest.mark.parametrize("method", [parse_method("draft", skip=7), Method("moss", (50.0,) * 7)])
+@pytest.mark.parametrize("window", [4, 1, -3])
+def test_a_window_out_of_range_is_refused(window: int) -> None:
+    with pytest.raises(ValueError, match="window"):
+        Plan(-2, window=window)
+
+
+@pytest.mark.parametrize("method", [parse_method("draft", skip=7), Plan.moss((50.0,) * 7)])
 def test_a_method_must_leave_a_scale_to_draw(backbone: InfinityBackbone, recipe: Recipe, method: Method) -> None:
     with pytest.raises(ValueError, match="this picture has 7 scales"):
         generate(backbone, recipe, method)
@@ -95,18 +100,18 @@ def test_one_refine_scale_taken_whole_is_dense(backbone: InfinityBackbone, recip
 
 
 def test_strength_zero_is_the_draft(backbone: InfinityBackbone, recipe: Recipe) -> None:
-    weak = generate(backbone, recipe, replace(parse_method("moss3"), strength=0.0))
+    weak = generate(backbone, recipe, Plan.moss(PAPER_BOUNDS[3], strength=0.0))
     assert torch.equal(weak.image, generate(backbone, recipe, parse_method("draft", skip=3)).image)
     assert not torch.equal(weak.image, generate(backbone, recipe, parse_method("moss3")).image)
 
 
 def test_tokens_are_counted_per_scale(backbone: InfinityBackbone, recipe: Recipe) -> None:
     counted = {name: generate(backbone, recipe, parse_method(name)) for name in ("dense", "draft", "moss2", "fastvar")}
-    assert counted["dense"].tokens_per_scale == TOKENS
-    assert counted["draft"].tokens_per_scale == (1, 4, 16, 0, 0, 0, 0)
-    assert counted["moss2"].tokens_per_scale == (1, 4, 16, 36, 64, 36, 64)  # a quarter of 144 and of 256
-    assert counted["fastvar"].tokens_per_scale == (1, 4, 16, 22, 32, 0, 0)
-    assert [p.refine_tokens for p in counted.values()] == [0, 0, 100, 0]
+    assert counted["dense"].cost.tokens_per_scale == TOKENS
+    assert counted["draft"].cost.tokens_per_scale == (1, 4, 16, 0, 0, 0, 0)
+    assert counted["moss2"].cost.tokens_per_scale == (1, 4, 16, 36, 64, 36, 64)  # a quarter of 144 and of 256
+    assert counted["fastvar"].cost.tokens_per_scale == (1, 4, 16, 22, 32, 0, 0)
+    assert [p.cost.refine_tokens for p in counted.values()] == [0, 0, 100, 0]
 
 
 @pytest.mark.parametrize(("name", "cached"), [("dense", 265), ("draft", 21), ("moss2", 121), ("moss5", 5)])
@@ -114,17 +119,17 @@ def test_kv_bytes_are_those_of_all_scales_that_later_ones_read(
     backbone: InfinityBackbone, recipe: Recipe, name: str, cached: int
 ) -> None:
     per_token = backbone.depth * 2 * 2 * backbone.transformer.config.width * 4  # keys and values, guided rows, fp32
-    assert generate(backbone, recipe, parse_method(name)).kv_bytes == cached * per_token
+    assert generate(backbone, recipe, parse_method(name)).cost.kv_bytes == cached * per_token
 
 
 def test_without_guidance_the_cache_is_half_as_large(backbone: InfinityBackbone, recipe: Recipe) -> None:
-    guided = generate(backbone, recipe, parse_method("moss2")).kv_bytes
+    guided = generate(backbone, recipe, parse_method("moss2")).cost.kv_bytes
     plain = replace(recipe, guidance=replace(recipe.guidance, cfg=1.0))
-    assert 2 * generate(backbone, plain, parse_method("moss2")).kv_bytes == guided
+    assert 2 * generate(backbone, plain, parse_method("moss2")).cost.kv_bytes == guided
 
 
 def test_every_stage_is_timed_and_only_where_it_runs(backbone: InfinityBackbone, recipe: Recipe) -> None:
-    moss, dense = (generate(backbone, recipe, parse_method(name)).seconds for name in ("moss2", "dense"))
+    moss, dense = (generate(backbone, recipe, parse_method(name)).cost.seconds for name in ("moss2", "dense"))
     assert tuple(moss) == tuple(dense) == STAGES
     assert all(seconds > 0 for seconds in moss.values())
     assert {stage for stage, seconds in dense.items() if seconds} == {"draft", "decode"}
@@ -154,10 +159,11 @@ def test_a_batch_of_four_equals_four_single_runs(backbone: InfinityBackbone, nam
     for n, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
         alone = generate(backbone, Recipe((text,), None, (seed,), SCHEDULE), method)
         assert torch.allclose(together.image[n], alone.image[0], atol=1e-4)
-        assert together.tokens_per_scale == alone.tokens_per_scale
+        assert together.cost.tokens_per_scale == alone.cost.tokens_per_scale
 
 
 def test_other_methods_keep_nothing_of_moss(backbone: InfinityBackbone, recipe: Recipe) -> None:
     dense, moss = (generate(backbone, recipe, parse_method(name)) for name in ("dense", "moss2"))
-    assert dense.draft is dense.frequency is dense.dispatch is None
-    assert moss.draft.scales == 5 and moss.frequency.shape == (1, 16, 16) and moss.dispatch.scales == (5, 6)
+    (maps,) = moss.passes
+    assert dense.passes == ()
+    assert maps.draft.scales == 5 and maps.frequency.shape == (1, 16, 16) and maps.dispatch.scales == (5, 6)

@@ -9,13 +9,11 @@ import torch
 from hart_builders import SCHEDULE, TINY, prompt, tiny_hart_backbone
 
 from comfy_moss.model.sampling import Guidance, Sampling
-from comfy_moss.pipeline.composite import composite
-from comfy_moss.pipeline.dense import finish_dense
-from comfy_moss.pipeline.dispatch import Dispatch, DispatchConfig, dispatch_tokens
-from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft, rebuild_cache
+from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, dispatch_tokens
+from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft
 from comfy_moss.pipeline.fastvar import FastVARConfig, finish_fastvar
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.refine import RefineConfig, refine
+from comfy_moss.pipeline.refine import composite, finish_dense, rebuild, refine
 
 SCALES = len(SCHEDULE)
 FINE = [80.0, 55.0]
@@ -28,9 +26,10 @@ def make_recipe(batch: int = 1, first: int = 0, **changes) -> Recipe:
     return replace(recipe, **changes)
 
 
-def moss(backbone, draft: Draft, bounds, config=RefineConfig(), cache=None) -> torch.Tensor:
-    dispatch = dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, DispatchConfig(tuple(bounds)))
-    return composite(backbone, draft, refine(backbone, draft, dispatch, config, cache))
+def moss(backbone, draft: Draft, bounds, cache=None, **how) -> torch.Tensor:
+    made_by = RefinePass.of_last(bounds, **how)
+    dispatch = dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, made_by)
+    return composite(backbone, draft, refine(backbone, draft, dispatch, made_by, cache)).total
 
 
 @pytest.fixture(scope="module", params=[{}, {"smooth": False}, {"passes": 3}], ids=["smooth", "hard", "passes"])
@@ -71,12 +70,13 @@ def test_guidance_of_one_is_no_guidance_pass(model):
 def test_a_batch_is_its_single_runs(model):
     """With one dispatch for both: rounding may swap tokens that are equally busy."""
     together, _ = draw_draft(model, make_recipe(3), SCALES - 2)
-    dispatch = dispatch_tokens(frequency_map(together.total), SCHEDULE, DispatchConfig(tuple(FINE)))
-    drawn = composite(model, together, refine(model, together, dispatch))
+    made_by = RefinePass.of_last(FINE)
+    dispatch = dispatch_tokens(frequency_map(together.total), SCHEDULE, made_by)
+    drawn = composite(model, together, refine(model, together, dispatch, made_by)).total
     for n in range(3):
         alone, _ = draw_draft(model, make_recipe(1, first=n), SCALES - 2)
         part = Dispatch(dispatch.scales, tuple(cells[n : n + 1] for cells in dispatch.cells))
-        single = composite(model, alone, refine(model, alone, part))
+        single = composite(model, alone, refine(model, alone, part, made_by)).total
 
         assert torch.allclose(alone.total[0], together.total[n], atol=1e-5)
         assert torch.allclose(single[0], drawn[n], atol=1e-3)
@@ -105,7 +105,7 @@ def test_refining_changes_neither_the_draft_nor_its_cache(model):
 def test_a_rebuilt_cache_gives_the_same_numbers(model):
     draft, cache = draw_draft(model, make_recipe(2), 4)
 
-    rebuilt = rebuild_cache(model, draft)
+    rebuilt = rebuild(model, draft)[1].cache
 
     assert rebuilt.lengths == cache.lengths == [TINY.text_length + 4 + 9 + 16] * model.depth
     for layer in range(model.depth):
@@ -113,12 +113,13 @@ def test_a_rebuilt_cache_gives_the_same_numbers(model):
 
 
 def test_cross_scale_attention_matters_only_between_scales():
-    model, apart = tiny_hart_backbone(), RefineConfig(cross_scale=False)
+    model = tiny_hart_backbone()
     one, one_cache = draw_draft(model, make_recipe(), SCALES - 1)
     two, two_cache = draw_draft(model, make_recipe(), SCALES - 2)
 
-    assert torch.allclose(moss(model, one, [60.0], cache=one_cache), moss(model, one, [60.0], apart, one_cache), atol=1e-5)
-    together, alone = (moss(model, two, [90, 60], config, two_cache) for config in (RefineConfig(), apart))
+    seen, unseen = (moss(model, one, [60.0], one_cache, cross_scale=on) for on in (True, False))
+    assert torch.allclose(seen, unseen, atol=1e-5)
+    together, alone = (moss(model, two, [90, 60], two_cache, cross_scale=on) for on in (True, False))
     assert not torch.allclose(together, alone, atol=1e-3)
 
 
@@ -127,7 +128,7 @@ def test_without_guidance_in_refine_only_the_prompts_rows_run(model):
     draft, cache = draw_draft(model, make_recipe(), SCALES - 2)
     same, _ = draw_draft(model, unguided, SCALES - 2, given=draft.bits)
 
-    off = moss(model, draft, FINE, RefineConfig(guidance=False), cache)
+    off = moss(model, draft, FINE, cache, guidance=False)
 
     assert torch.allclose(off, moss(model, same, FINE), atol=1e-3)
     assert not torch.equal(off, moss(model, draft, FINE, cache=cache))

@@ -15,7 +15,7 @@ from hart_builders import TINY, write_hart_model
 from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import generate, parse_method
+from comfy_moss.pipeline.plan import generate, parse_method
 
 NAME = "hart-0.7b-1024px"
 PROMPT = "a red star and two dogs"
@@ -58,8 +58,8 @@ def test_the_graph_draws_the_pipelines_picture_bit_for_bit(host: FakeHost, parts
     latent = finish(host, draw(host, parts, seed=5), method)
 
     assert torch.equal(latent["samples"], drawn.total)
-    assert latent["moss_cost"].tokens_per_scale == drawn.tokens_per_scale
-    assert latent["moss_cost"].kv_bytes >= drawn.kv_bytes > 0
+    assert latent["moss_cost"].tokens_per_scale == drawn.cost.tokens_per_scale
+    assert latent["moss_cost"].kv_bytes >= drawn.cost.kv_bytes > 0
     assert torch.equal(parts[2].decode(latent["samples"]), ((drawn.image + 1) / 2).movedim(1, -1))
 
 

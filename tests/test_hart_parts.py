@@ -27,16 +27,15 @@ from comfy_moss.model.hart_head import (
     strengths,
     truncate,
 )
+from comfy_moss.model.hart_tokenizer import Tokenizer
 from comfy_moss.model.quantize import Quantizer, phi_index
 from comfy_moss.model.rope import coordinates, picture_rotation, rotate
 from comfy_moss.model.sampling import Guidance, Sampling, bit_noise
 from comfy_moss.model.schedule import Positions
-from comfy_moss.model.vae import Tokenizer
-from comfy_moss.pipeline.composite import composite
-from comfy_moss.pipeline.cost import dense_share, in_order_work, refine_work
-from comfy_moss.pipeline.dispatch import Dispatch, refine_counts
-from comfy_moss.pipeline.draft import Recipe, draw_draft
-from comfy_moss.pipeline.refine import Residual, refine
+from comfy_moss.pipeline.dispatch import Dispatch, RefinePass
+from comfy_moss.pipeline.draft import Recipe, Residual, draw_draft
+from comfy_moss.pipeline.plan import Plan, share_of_dense
+from comfy_moss.pipeline.refine import composite, refine
 
 # --- the interface -----------------------------------------------------------------------------------------------
 
@@ -135,7 +134,8 @@ def test_a_drawn_token_does_not_depend_on_which_others_are_drawn():
     assert torch.equal(bit_noise((3,), some, entries), bit_noise((3,), positions, entries)[:, 10:20])
     recipe = Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(1.0), Sampling(1.0, 0, 0.0))
     draft, cache = draw_draft(model, recipe, 5)
-    alone = [refine(model, draft, Dispatch((5,), (torch.tensor([[cell]]),)), cache=cache).bits[0] for cell in (7, 40)]
+    ones, made_by = [Dispatch((5,), (torch.tensor([[cell]]),)) for cell in (7, 40)], RefinePass((5,), (1.0,))
+    alone = [refine(model, draft, one, made_by, cache).bits[0] for one in ones]
     assert not torch.equal(*alone)
 
 
@@ -237,8 +237,8 @@ def test_the_refined_bands_leave_everything_else_as_drafted():
     draft, cache = draw_draft(model, recipe, 4)
     dispatch = Dispatch((4, 5), (torch.tensor([[0, 1]]), torch.tensor([[62, 63]])))
 
-    residual: Residual = refine(model, draft, dispatch, cache=cache)
-    changed = (composite(model, draft, residual) - draft.total)[0].abs().amax(0) > 0
+    residual: Residual = refine(model, draft, dispatch, RefinePass.of_last((80.0, 55.0)), cache)
+    changed = (composite(model, draft, residual).total - draft.total)[0].abs().amax(0) > 0
 
     assert changed.nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [7, 6], [7, 7]]  # centres of cells 0 to 2 lie in the coarse two
 
@@ -263,17 +263,18 @@ def test_tokens_and_cache_of_the_released_model(large: HartBackbone):
 
 
 def test_bounds_of_80_and_55_refine_576_and_2253_tokens_counted_from_the_top():
-    assert refine_counts(HART_07B.schedule(1.0, "1M"), HART_07B.published.bounds[2]) == (576, 2253)
+    moss2 = RefinePass.of_last(HART_07B.published.bounds[2])
+    assert moss2.counts(HART_07B.schedule(1.0, "1M")) == (576, 2253)
 
 
 def test_moss2_takes_a_little_more_than_half_of_denses_multiply_adds(large: HartBackbone):
     schedule, work = HART_07B.schedule(1.0, "1M"), large.work
-    dense, draft = (2 * in_order_work(schedule, scales, work) for scales in (14, 12))
-    refined = 2 * refine_work(schedule.tokens(0, 12), 576 + 2253, work)
+    plans = (Plan(0), Plan.moss((80.0, 55.0)))
+    dense, moss2 = (sum(p.macs(work) for p in plan.forward_passes(schedule, True, work.prefix)) for plan in plans)
 
     assert dense == pytest.approx((13.25 + 8.83) * 1e12, rel=1e-3)
-    assert draft + refined == pytest.approx(12.0e12, rel=2e-3)
-    assert 1 / dense_share(schedule, 12, 576 + 2253, work) == pytest.approx(1.84, abs=0.005)
+    assert moss2 == pytest.approx(12.0e12, rel=2e-3)
+    assert 1 / share_of_dense(plans[1], schedule, work, guided=True) == pytest.approx(1.84, abs=0.005)
 
 
 def test_a_cache_is_as_large_as_it_is_said_to_be():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfy_moss.model.schedule import Schedule
+from comfy_moss import images
+from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.pipeline import heatmap
 from comfy_moss.pipeline.dispatch import Dispatch
+from comfy_moss.pipeline.draft import Draft, Recipe
+from comfy_moss.pipeline.plan import PassMaps
 
 SCHEDULE = Schedule(1.0, ((1, 1), (2, 2), (4, 4)), (4, 4))
 LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])
@@ -79,7 +82,7 @@ def test_undispatched_places_are_dimmed() -> None:
 def test_the_finest_scale_lies_on_top() -> None:
     white = torch.ones(1, 32, 32, 3)
     both = heatmap.overlay(white, _dispatch([0], [0]), SCHEDULE)
-    coarse, fine = heatmap.scale_colours(2)
+    coarse, fine = heatmap.scale_colours((1, 2), SCHEDULE)
     assert torch.allclose(both[0, 4, 4], fine)
     assert torch.allclose(both[0, 12, 12], coarse)
 
@@ -104,18 +107,25 @@ def test_the_picture_stays_visible_beneath_the_tokens() -> None:
 
 
 def test_the_finest_scale_keeps_its_colour_for_every_k() -> None:
-    assert all(torch.equal(heatmap.scale_colours(k)[-1], heatmap.scale_colours(1)[0]) for k in range(2, 13))
+    last, deep = heatmap.scale_colours((2,), SCHEDULE), make_schedule(1.0, "1M")
+    for k in range(2, 13):
+        assert torch.equal(heatmap.scale_colours(range(13 - k, 13), deep)[-1], last[0])
+
+
+def test_a_scale_has_one_colour_in_whatever_pass_it_is_redrawn() -> None:
+    alone, together = heatmap.scale_colours((1,), SCHEDULE), heatmap.scale_colours((1, 2), SCHEDULE)
+    assert torch.equal(alone[0], together[0]) and not torch.equal(alone[0], together[1])
 
 
 def test_the_colours_of_five_scales_differ_clearly() -> None:
-    colours = heatmap.scale_colours(5)
+    colours = heatmap.scale_colours(range(8, 13), make_schedule(1.0, "1M"))
     assert torch.pdist(colours).min() > 0.3
 
 
 def test_the_legend_has_a_row_a_scale_in_its_colour() -> None:
     strip = heatmap.legend(_dispatch([0], [3, 4]), SCHEDULE, 400)[0]
     step = strip.shape[0] // 3
-    coarse, fine = heatmap.scale_colours(2)
+    coarse, fine = heatmap.scale_colours((1, 2), SCHEDULE)
     assert strip.shape[1] == 400
     assert torch.allclose(strip[step // 2, 5], fine, atol=1 / 255)
     assert torch.allclose(strip[step + step // 2, 5], coarse, atol=1 / 255)
@@ -123,7 +133,7 @@ def test_the_legend_has_a_row_a_scale_in_its_colour() -> None:
 
 def test_the_poster_shows_every_panel_unchanged() -> None:
     panels = [torch.full((1, 100, 80, 3), level) for level in (0.2, 0.4, 0.6)]
-    page = heatmap.poster(panels, ["one", "two", "three"])
+    page = images.poster(panels, ["one", "two", "three"])
     found = [(page == (level * 255 + 0.5) // 1 / 255).all(-1).sum().item() for level in (0.2, 0.4, 0.6)]
     assert found == pytest.approx([8000] * 3, abs=40)  # some edges of letters have the same grey
     assert (page[0, 0] == 1).all() and (page[0, :, -1] == 1).all()
@@ -131,18 +141,21 @@ def test_the_poster_shows_every_panel_unchanged() -> None:
 
 def test_a_long_heading_stays_on_the_page() -> None:
     panels = [torch.zeros(1, 64, 64, 3)] * 2
-    page = heatmap.poster(panels, ["a", "b"], heading="word " * 500)
+    page = images.poster(panels, ["a", "b"], heading="word " * 500)
     assert (page[0, :, -4:] == 1).all()
 
 
 def test_headings_in_any_script_are_accepted() -> None:
     panels = [torch.zeros(1, 64, 64, 3)]
-    plain = heatmap.poster(panels, ["a"], heading="cafe")
-    assert torch.equal(heatmap.poster(panels, ["a"], heading="café \u732b\n"), plain)
+    plain = images.poster(panels, ["a"], heading="cafe")
+    assert torch.equal(images.poster(panels, ["a"], heading="café \u732b\n"), plain)
 
 
-def test_an_explanation_enlarges_small_pictures() -> None:
-    draft = torch.rand(2, 32, 16, 3)
-    shown = heatmap.explain(draft, draft, torch.rand(2, 4, 4), _dispatch([0], [3, 4], batch=2), SCHEDULE, "a cat")
-    assert shown["frequency"].shape == shown["dispatch"].shape == (2, 1024, 512, 3)
-    assert shown["poster"].shape[0] == 2 and shown["poster"].shape[2] > 4 * 512
+@pytest.mark.parametrize(("passes", "names"), [(1, ["frequency", "dispatch"]), (2, ["frequency", "dispatch_2"])])
+def test_an_explanation_enlarges_small_pictures_and_shows_every_pass(passes: int, names: list[str]) -> None:
+    image, recipe = torch.rand(2, 32, 16, 3), Recipe((torch.zeros(1, 1),) * 2, None, (0, 1), SCHEDULE)
+    draft = Draft(recipe, (), torch.zeros(2, 1, 4, 4), "")
+    maps = PassMaps(draft, torch.rand(2, 4, 4), _dispatch([0], [3, 4], batch=2))
+    shown = heatmap.explain(image, image, [maps] * passes, "a cat")
+    assert all(shown[name].shape == (2, 1024, 512, 3) for name in names) and len(shown) == 2 * passes + 1
+    assert shown["poster"].shape[0] == 2 and shown["poster"].shape[2] > (2 + 2 * passes) * 512

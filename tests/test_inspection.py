@@ -12,16 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from comfy_moss.model.backbone import TokenWork
+from comfy_moss.model.backbone import PAPER_BOUNDS, TokenWork
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.cost import dense_share
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, dispatch_tokens
+from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
+from comfy_moss.pipeline.draft import Draft, Recipe
 from comfy_moss.pipeline.heatmap import colour_map, percentile, scale_colours
 from comfy_moss.pipeline.inspection import inspection
+from comfy_moss.pipeline.plan import Plan, share_of_dense
 
 SCHEDULE = make_schedule(1.5, "0.25M")  # rows differ from columns on most grids
 WORK = TokenWork(25.0 * 3, 6.0)
-CONFIG = DispatchConfig((80.0, 50.0, 33.3, 10.0))
+CONFIG = RefinePass.of_last((80.0, 50.0, 33.3, 10.0))
 
 
 def _frequency(batch: int = 2) -> torch.Tensor:
@@ -37,8 +38,16 @@ def _painted(batch: int) -> torch.Tensor:
     return mask
 
 
-def _payload(frequency: torch.Tensor, config: DispatchConfig = CONFIG, painted: torch.Tensor | None = None) -> dict[str, Any]:
-    return json.loads(json.dumps(inspection(frequency, SCHEDULE, config, WORK, 12345, painted), allow_nan=False))
+def _payload(frequency: torch.Tensor, config: RefinePass = CONFIG, painted: torch.Tensor | None = None) -> dict[str, Any]:
+    draft = drafted(len(frequency), -len(config.scales))
+    return json.loads(json.dumps(inspection(draft, frequency, config, WORK, 12345, painted), allow_nan=False))
+
+
+def drafted(batch: int, left: int) -> Draft:
+    """A draft that leaves so many scales; of its values nothing is looked at but their number."""
+    recipe = Recipe((torch.zeros(1, 1),) * batch, None, (0,) * batch, SCHEDULE)
+    bits = tuple(torch.zeros(batch, h * w, 1) for h, w in SCHEDULE.grids[:left])
+    return Draft(recipe, bits, torch.zeros(batch, 1, 1, 1), "")
 
 
 def _array(text: str, dtype: str) -> np.ndarray:
@@ -63,7 +72,7 @@ def test_the_dispatch_is_redone_from_the_payload_alone_for_any_bounds(bounds: tu
     painted = None if masks is None else _painted(masks)
     payload = _payload(_frequency(), painted=painted)  # made for CONFIG, whatever the bounds are now
 
-    dispatch = dispatch_tokens(_frequency(), SCHEDULE, DispatchConfig(bounds), painted)
+    dispatch = dispatch_tokens(_frequency(), SCHEDULE, RefinePass.of_last(bounds), painted)
 
     expected = [[cells[n].tolist() for cells in dispatch.cells] for n in range(2)]
     assert _redo(payload, list(bounds)) == expected
@@ -91,18 +100,20 @@ def test_the_share_of_dense_is_computed_from_the_payloads_numbers() -> None:
 
     share = (work["draft"] + refined * (work["linear"] + work["attention"] * (drafted + refined))) / work["dense"]
 
-    assert share == dense_share(SCHEDULE, len(SCHEDULE) - 4, refined, WORK)
+    plan = Plan(-4, (CONFIG,))
+    assert refined == sum(CONFIG.counts(SCHEDULE))
+    assert share == share_of_dense(plan, SCHEDULE, WORK, guided=False)
     assert drafted == sum(h * w for h, w in SCHEDULE.grids[:-4])
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_the_settings_are_those_given_coarsest_scale_first(k: int) -> None:
     bounds = [60.0 - 10 * n for n in range(k)]
-    payload = _payload(_frequency(1), DispatchConfig(tuple(bounds)))
+    payload = _payload(_frequency(1), RefinePass.of_last(tuple(bounds)))
     assert (payload["version"], payload["kv_bytes"], payload["bounds"]) == (2, 12345, bounds)
     assert payload["grids"] == [list(grid) for grid in SCHEDULE.grids[-k:]]
     assert [len(scales) for scales in payload["ranks"]] == [k]
-    assert _rgb(payload["colours"]).tolist() == (255 * scale_colours(k)).round().tolist()
+    assert _rgb(payload["colours"]).tolist() == (255 * scale_colours(range(10 - k, 10), SCHEDULE)).round().tolist()
 
 
 def _rgb(codes: list[str]) -> torch.Tensor:
@@ -133,6 +144,8 @@ def test_the_map_is_the_frequency_on_the_last_grid() -> None:
 
 def test_what_dispatch_refuses_is_refused() -> None:
     with pytest.raises(ValueError, match="leave no scale"):
-        inspection(_frequency(), SCHEDULE, DispatchConfig((50.0,) * len(SCHEDULE)), WORK, 0)
+        inspection(drafted(2, -4), _frequency(), RefinePass.of_last((50.0,) * len(SCHEDULE)), WORK, 0)
+    with pytest.raises(ValueError, match="cannot come after scale 5"):
+        inspection(drafted(2, -4), _frequency(), RefinePass.of_last((50.0,) * 5), WORK, 0)
     with pytest.raises(ValueError, match="painted mask"):
-        inspection(_frequency(), SCHEDULE, CONFIG, WORK, 0, _painted(3))
+        inspection(drafted(2, -4), _frequency(), CONFIG, WORK, 0, _painted(3))

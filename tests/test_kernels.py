@@ -24,11 +24,11 @@ from comfy_moss.model.cache import KVCache
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.ops import TORCH, Kernels
-from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens
+from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.fastvar import FastVARConfig, finish_fastvar
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.refine import RefineConfig, refine
+from comfy_moss.pipeline.refine import refine
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -324,8 +324,8 @@ def test_a_model_computes_the_same_with_either_kernels(kernels, method):
             bits = finish_fastvar(backbone, recipe, FastVARConfig(first_layer=1), bits, store_last=True)[0].bits
         else:
             draft, cache = draw_draft(backbone, recipe, 4, bits)
-            dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig((50.0, 20.0, 5.0)))
-            refine(backbone, draft, dispatch, RefineConfig(method == "refine"), cache)
+            made_by = RefinePass.of_last((50.0, 20.0, 5.0), cross_scale=method == "refine")
+            refine(backbone, draft, dispatch_tokens(frequency_map(draft.total), SCHEDULE, made_by), made_by, cache)
             bits = draft.bits  # so that both see the same input, whatever a close call among the bits
         hook.remove()
 

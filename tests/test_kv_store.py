@@ -12,7 +12,7 @@ from comfy_moss.model.backbone import Condition
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft
+from comfy_moss.pipeline.draft import Draft, Recipe, Run, draw_draft
 from comfy_moss.pipeline.kv_store import KVStore, Stored
 
 
@@ -73,9 +73,9 @@ def test_a_new_cache_frees_the_old_one_and_two_never_stand_side_by_side(
     storage = weakref.ref(cache.layers[0])
     del cache
     freed = []
-    rebuild = draw_draft
+    begin = Run.begin
     monkeypatch.setattr(
-        "comfy_moss.pipeline.draft.draw_draft", lambda *a, **k: (freed.append(storage() is None), rebuild(*a, **k))[1]
+        Run, "begin", lambda *a, **k: (freed.append(storage() is None), begin(*a, **k))[1]
     )
     store.of(backbone, other)
     assert freed == [True]

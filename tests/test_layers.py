@@ -101,7 +101,7 @@ def test_what_breaks_the_layers_is_found(file: str, source: str) -> None:
         ("comfy_moss/nodes/load.py", "import folder_paths\nfrom ..pipeline.draft import Draft"),
         ("comfy_moss/ops.py", "from .kernels.reference import rope2d"),
         ("comfy_moss/cli.py", "from . import __version__, job\nfrom .benchmarks import commands"),
-        ("benchmarks/suite.py", "import comfy_moss\nfrom comfy_moss.job import check\nfrom .world import Scene"),
+        ("benchmarks/suite.py", "import comfy_moss\nfrom comfy_moss.request import check\nfrom .world import Scene"),
         ("kernels/rope2d.py", "import math\nimport triton.language as tl\nfrom .reference import rope2d"),
         ("comfy_moss/pipeline/draft.py", "def chart():\n    '''Infinity and HART'''\n    return 'chart'"),
     ],

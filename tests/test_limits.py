@@ -8,15 +8,14 @@ import pytest
 import torch
 from builders import tiny_backbone
 
+from comfy_moss.model.backbone import PAPER_BOUNDS
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.composite import composite
-from comfy_moss.pipeline.dense import finish_dense
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, DispatchConfig, dispatch_tokens
-from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft, rebuild_cache
+from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
+from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft
 from comfy_moss.pipeline.fastvar import FastVARConfig, finish_fastvar
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.refine import RefineConfig, refine
+from comfy_moss.pipeline.refine import composite, finish_dense, rebuild, refine
 
 SCHEDULE = make_schedule(1.0, "0.06M")
 
@@ -27,9 +26,10 @@ def make_recipe(batch: int = 1, first: int = 0, schedule=SCHEDULE, **changes) ->
     return replace(recipe, **changes)
 
 
-def moss(backbone, draft: Draft, bounds, config=RefineConfig(), cache=None) -> torch.Tensor:
-    dispatch = dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, DispatchConfig(tuple(bounds)))
-    return composite(backbone, draft, refine(backbone, draft, dispatch, config, cache))
+def moss(backbone, draft: Draft, bounds, cache=None, **how) -> torch.Tensor:
+    made_by = RefinePass.of_last(bounds, **how)
+    dispatch = dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, made_by)
+    return composite(backbone, draft, refine(backbone, draft, dispatch, made_by, cache)).total
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "patchify"])
@@ -128,7 +128,7 @@ def test_refining_changes_neither_the_draft_nor_its_cache(model):
 def test_a_rebuilt_cache_gives_the_same_numbers(model):
     draft, cache = draw_draft(model, make_recipe(2), 4)
 
-    rebuilt = rebuild_cache(model, draft)
+    rebuilt = rebuild(model, draft)[1].cache
 
     assert rebuilt.lengths == cache.lengths == [sum(h * w for h, w in SCHEDULE.grids[:4])] * model.depth
     for layer in range(model.depth):
@@ -136,12 +136,11 @@ def test_a_rebuilt_cache_gives_the_same_numbers(model):
 
 
 def test_cross_scale_attention_matters_only_between_scales(model):
-    apart = RefineConfig(cross_scale=False)
     one, one_cache = draw_draft(model, make_recipe(), 6)
     two, two_cache = draw_draft(model, make_recipe(), 5)
 
-    assert torch.equal(moss(model, one, [60.0], cache=one_cache), moss(model, one, [60.0], apart, one_cache))
-    assert not torch.equal(moss(model, two, [90, 60], cache=two_cache), moss(model, two, [90, 60], apart, two_cache))
+    assert torch.equal(moss(model, one, [60.0], cache=one_cache), moss(model, one, [60.0], one_cache, cross_scale=False))
+    assert not torch.equal(moss(model, two, [90, 60], cache=two_cache), moss(model, two, [90, 60], two_cache, cross_scale=False))
 
 
 def test_without_guidance_in_refine_only_the_prompts_rows_run(model):
@@ -149,7 +148,7 @@ def test_without_guidance_in_refine_only_the_prompts_rows_run(model):
     draft, cache = draw_draft(model, make_recipe(), 5)
     same_bits, _ = draw_draft(model, unguided, 5, given=draft.bits)
 
-    off = moss(model, draft, [90, 60], RefineConfig(guidance=False), cache)
+    off = moss(model, draft, [90, 60], cache, guidance=False)
 
     assert torch.equal(off, moss(model, same_bits, [90, 60]))
     assert not torch.equal(off, moss(model, draft, [90, 60], cache=cache))
@@ -167,10 +166,12 @@ def test_given_bits_replace_drawn_ones(model):
 
 def test_a_dispatch_for_another_draft_is_refused(model):
     draft, cache = draw_draft(model, make_recipe(), 5)
-    dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, DispatchConfig((50.0,)))
+    finer = draw_draft(model, make_recipe(), 6)[0]
+    made_by = RefinePass.of_last((50.0, 50.0))
+    dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, made_by)
 
-    with pytest.raises(ValueError, match="draft of 6 scales"):
-        refine(model, draft, dispatch, cache=cache)
+    with pytest.raises(ValueError, match="redraws scales from 5 on in 1 pictures, but the draft .* left: 6 to 6"):
+        refine(model, finer, dispatch, made_by, cache)
 
 
 def test_an_empty_dispatch_leaves_the_draft(model):

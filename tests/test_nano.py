@@ -15,16 +15,16 @@ from comfy_moss.benchmarks.detector import detect
 from comfy_moss.benchmarks.rendering import render
 from comfy_moss.benchmarks.texture import texture_of
 from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing
-from comfy_moss.model.backbone import NANO
+from comfy_moss.model.backbone import NANO, PAPER_BOUNDS
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.library import find_model
 from comfy_moss.model.quantize import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.text import TextEncoder
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, refine_counts
+from comfy_moss.pipeline.dispatch import RefinePass
 from comfy_moss.pipeline.draft import Recipe, draw_draft
-from comfy_moss.pipeline.generate import generate, parse_method
+from comfy_moss.pipeline.plan import generate, parse_method
 
 ASSETS = Path(comfy_moss.__file__).parent / "assets" / "nano"
 SCHEDULE = make_schedule(1.0, "0.25M")
@@ -118,18 +118,20 @@ def test_tokens_and_cache_are_the_arithmetic(nano, recipe):
         method = parse_method(name)
         picture = generate(nano, single(recipe, 0), method)
         whole = [h * w for h, w in SCHEDULE.grids]
-        if method.name == "moss":
-            assert picture.tokens_per_scale == (*whole[: -method.k], *refine_counts(SCHEDULE, PAPER_BOUNDS[method.k]))
-            assert picture.kv_bytes == per_token * sum(whole[: -method.k])
+        if method.label.startswith("moss"):
+            k = -method.draft
+            refined = RefinePass.of_last(PAPER_BOUNDS[k]).counts(SCHEDULE)
+            assert picture.cost.tokens_per_scale == (*whole[:-k], *refined)
+            assert picture.cost.kv_bytes == per_token * sum(whole[:-k])
         if name == "dense":
-            assert sum(picture.tokens_per_scale) == 2521
-            assert picture.kv_bytes == per_token * (2521 - 1024)
+            assert sum(picture.cost.tokens_per_scale) == 2521
+            assert picture.cost.kv_bytes == per_token * (2521 - 1024)
 
 
 def test_the_draft_is_the_same_whatever_k(nano, recipe):
     whole, _ = draw_draft(nano, single(recipe, 0), len(SCHEDULE))
     for k in PAPER_BOUNDS:
-        draft = generate(nano, single(recipe, 0), parse_method(f"moss{k}")).draft
+        draft = generate(nano, single(recipe, 0), parse_method(f"moss{k}")).passes[0].draft
         assert draft.scales == len(SCHEDULE) - k
         assert all(torch.equal(a, b) for a, b in zip(draft.bits, whole.bits, strict=False))
 

@@ -24,8 +24,8 @@ from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import Picture, generate, parse_method
-from comfy_moss.pipeline.painting import write_painting
+from comfy_moss.pipeline.inspection import write_painting
+from comfy_moss.pipeline.plan import Picture, generate, parse_method
 
 PROMPT = "a red heart on a gradient white background"
 TINY = "tiny/transformer.safetensors"

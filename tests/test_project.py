@@ -18,7 +18,7 @@ import comfy_moss
 from comfy_moss import cli
 from comfy_moss.model.backbone import NANO, PAPER_BOUNDS
 from comfy_moss.model.library import NAMES, RELEASES, TEXT_ENCODER
-from comfy_moss.pipeline.generate import METHODS
+from comfy_moss.pipeline.plan import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted(path for folder in ("comfy_moss", "kernels", "training") for path in (ROOT / folder).rglob("*.py"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from comfy_moss.model.backbone import PAPER_BOUNDS
 from comfy_moss.model.schedule import RATIOS, make_schedule, nearest_ratio, parse_aspect
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, refine_counts
+from comfy_moss.pipeline.dispatch import RefinePass
 
 
 @pytest.mark.parametrize("preset, tokens", [("0.06M", 521), ("0.25M", 2521), ("0.60M", 6425), ("1M", 10521)])
@@ -21,7 +22,7 @@ def test_fifteen_ratios_with_transposes():
 
 def test_infinity_2b_refine_tokens_at_one_megapixel():
     schedule = make_schedule(1.0, "1M")
-    counts = {k: refine_counts(schedule, bounds) for k, bounds in PAPER_BOUNDS.items()}
+    counts = {k: RefinePass.of_last(bounds).counts(schedule) for k, bounds in PAPER_BOUNDS.items()}
     assert counts[2] == (576, 1024)
     assert [sum(counts[k]) for k in (2, 3, 4, 5)] == [1600, 995, 1613, 988]
 

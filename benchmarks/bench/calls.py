@@ -14,7 +14,7 @@ from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.graphs import Graphs
 from comfy_moss.pipeline.cost import Cost
 from comfy_moss.pipeline.draft import Recipe, empty_total
-from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import generate
 
 from .machine import count_launches
 from .variants import Variant
@@ -57,7 +57,7 @@ def _part(kind: type[Undecoded], backbone: Backbone, variant: Variant) -> Undeco
 
 def _draw(backbone: Undecoded, recipe: Recipe, variant: Variant) -> Cost:
     picture = generate(backbone, recipe, variant.method)
-    return Cost(variant.label, picture.tokens_per_scale, picture.kv_bytes, picture.seconds)
+    return replace(picture.cost, label=variant.label)
 
 
 def refine_launches(backbone: Backbone, recipe: Recipe, variant: Variant) -> int | None:

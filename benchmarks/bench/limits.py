@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comfy_moss.model.backbone import Backbone, Step
+from comfy_moss.model.backbone import PAPER_BOUNDS, Backbone, Step
 from comfy_moss.model.graphs import Graphs
 from comfy_moss.model.sampling import Sampling
 from comfy_moss.ops import Kernels
-from comfy_moss.pipeline.dense import finish_dense
-from comfy_moss.pipeline.dispatch import PAPER_BOUNDS, Dispatch, DispatchConfig, dispatch_tokens
+from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.refine import RefineConfig, refine
+from comfy_moss.pipeline.refine import finish_dense, refine
 
 from .shapes import NANO, kind_of
 from .wrapped import Wrapped
@@ -73,13 +72,14 @@ def check_limits(
     scales = len(recipe.schedule)
     whole, _ = draw_draft(plain, recipe, scales)
     part, _ = draw_draft(plain, recipe, scales - K)
-    far, near, apart = DIFFERENT[dtype], ROUNDING[dtype], RefineConfig(cross_scale=False)
+    far, near = DIFFERENT[dtype], ROUNDING[dtype]
+    together, apart = (RefinePass.of_last(PAPER_BOUNDS[K], cross_scale=on) for on in (True, False))
     found = [
         ("bits of one refine scale with bound 100 against the dense last step", _one_scale(model, recipe), far),
         ("bits of a draft of all scales against the plain model", _resumed(model, recipe), far),
         ("logits of the draft against float32 on the CPU", _drafted(model, plain, whole), near),
         ("bits of every scale, drawn from the true bits before it", _teacher_forced(model, whole), SLIPPED[dtype]),
-        ("logits of the refine step against float32 on the CPU", _refined(model, plain, part, RefineConfig()), near),
+        ("logits of the refine step against float32 on the CPU", _refined(model, plain, part, together), near),
         ("logits of the refine step without CSSA against float32 on the CPU", _refined(model, plain, part, apart), near),
     ]
     name = f"{kernels.name}, graphs" if graphs else kernels.name
@@ -103,7 +103,8 @@ def _different(bits: Tensor, others: Tensor) -> float:
 def _one_scale(model: Listening, recipe: Recipe) -> float:
     draft, cache = draw_draft(model, recipe, len(recipe.schedule) - 1)
     whole, _ = finish_dense(model, draft, cache)
-    return _different(refine(model, draft, _dispatch(draft, (100.0,)), cache=cache).bits[0], whole.bits[-1])
+    last = RefinePass.of_last((100.0,))
+    return _different(refine(model, draft, _dispatch(draft, last), last, cache).bits[0], whole.bits[-1])
 
 
 def _resumed(model: Listening, recipe: Recipe) -> float:
@@ -131,9 +132,9 @@ def _teacher_forced(model: Listening, reference: Draft) -> float:
     return _different(torch.cat(drawn, dim=1), torch.cat(reference.bits, dim=1))
 
 
-def _refined(model: Listening, plain: Listening, draft: Draft, config: RefineConfig) -> float:
-    dispatch = _dispatch(draft, PAPER_BOUNDS[K])
-    return _distance(lambda listener: refine(listener, draft, dispatch, config), model, plain)
+def _refined(model: Listening, plain: Listening, draft: Draft, step: RefinePass) -> float:
+    dispatch = _dispatch(draft, step)
+    return _distance(lambda listener: refine(listener, draft, dispatch, step), model, plain)
 
 
 def _distance(draw: Callable[[Listening], object], model: Listening, plain: Listening) -> float:
@@ -145,5 +146,5 @@ def _distance(draw: Callable[[Listening], object], model: Listening, plain: List
     return max(((ours - true).norm() / true.norm()).item() for ours, true in pairs)
 
 
-def _dispatch(draft: Draft, bounds: tuple[float, ...]) -> Dispatch:
-    return dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, DispatchConfig(bounds))
+def _dispatch(draft: Draft, step: RefinePass) -> Dispatch:
+    return dispatch_tokens(frequency_map(draft.total), draft.recipe.schedule, step)

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from comfy_moss.images import check_writable
-from comfy_moss.job import choose_device
 from comfy_moss.model.backbone import PAPER, Published
 from comfy_moss.model.schedule import Schedule, parse_aspect
 from comfy_moss.ops import Kernels, choose
-from comfy_moss.pipeline.generate import Method
+from comfy_moss.pipeline.plan import Method
+from comfy_moss.request import choose_device
 
 from .machine import name_of
 from .shapes import NANO, Kind, kind_of
 from .variants import parse_methods
-from .work import spans
 
 OPTIONS = ("shape", "pixels", "aspect", "device", "precision", "backend", "methods", "runs", "warmup", "cfg", "graphs")
 
@@ -67,7 +66,7 @@ def check(args: argparse.Namespace) -> Order:
     schedule = kind.schedule(parse_aspect(args.aspect), pixels)
     methods = parse_methods(args.methods or default_methods(kind.published), kind.published)
     for method in methods:
-        spans(method, schedule, 1, guided=True, published=kind.published)  # refuses what this schedule cannot carry
+        method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
     for path in (args.json, args.markdown, args.save and args.save / "result.json"):
         check_writable(path)
     device, dtype = choose_device(args.device, args.precision)

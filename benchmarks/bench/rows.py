@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_moss.pipeline.generate import STAGES
+from comfy_moss.pipeline.plan import STAGES
 
 from .calls import DECODE
 from .machine import Ceilings
 from .measure import Sample, spread, times_as_fast
 from .order import Order
 from .variants import Variant
-from .work import Model, spans
+from .work import Model
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Rows:
     def _work(self, variant: Variant, seconds: float) -> dict[str, float]:
         """Operations and bytes by arithmetic, and how much of the time they would take at the ceilings."""
         order, prefix = self.order, self.model.work.prefix
-        passes = spans(variant.method, order.schedule, self.model.depth, order.guided, order.published, prefix)
+        passes = variant.method.forward_passes(order.schedule, order.guided, prefix, self.model.depth)
         roofline = self.model.seconds(passes, self.ceilings)
         return {
             "flops": sum(map(self.model.flops, passes)),

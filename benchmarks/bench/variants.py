@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from comfy_moss.model.backbone import PAPER, Published
 from comfy_moss.ops import TORCH, Kernels
-from comfy_moss.pipeline.generate import Method, parse_method
+from comfy_moss.pipeline.plan import Method, Plan, parse_method
 
 ABLATED = 4  # k of the ablation, where it is measured: the default method's
 
@@ -25,7 +24,9 @@ class Variant:
     @property
     def run(self) -> str:
         """What is run: the same for two variants that differ in their label alone."""
-        options = ["SA"] * (not self.method.cross_scale) + ["no guidance in refine"] * (not self.method.guidance)
+        passes = self.method.passes if isinstance(self.method, Plan) else ()
+        options = ["SA"] * any(not step.cross_scale for step in passes)
+        options += ["no guidance in refine"] * any(not step.guided for step in passes)
         return ", ".join([self.method.label, *options, self.kernels.name, *["graphs"] * self.graphs])
 
 
@@ -41,21 +42,21 @@ def parse_methods(text: str, published: Published = PAPER) -> tuple[Method, ...]
     Raises:
         ValueError: a name is unknown, or the list is empty.
     """
-    named = [_parse(name.strip(), published) for name in text.split(",") if name.strip()]
+    named = [parse_method(name, published=published) for name in text.split(",") if name.strip()]
     if not named:
         raise ValueError("no methods are named; list some, for example dense,moss4")
-    rivals = [Method("draft", skip=method.k) for method in named if method.name == "moss"]
-    return tuple(sorted({Method("dense"), *named, *rivals}, key=_place))
-
-
-def _parse(name: str, published: Published) -> Method:
-    draft = re.fullmatch(r"draft-(\d+)", name)
-    return parse_method("draft", skip=int(draft[1])) if draft else parse_method(name, published=published)
+    rivals = [Plan(method.draft) for method in named if isinstance(method, Plan) and method.passes]
+    return tuple(sorted({Plan(0), *named, *rivals}, key=_place))
 
 
 def _place(method: Method) -> tuple[int, int, str]:
     """Dense, then FastVAR, then by k the draft before what refines it."""
     return {"dense": 0, "fastvar": 1}.get(method.name, 2), method.k, method.name
+
+
+def _changed(plan: Plan, **changes: object) -> Plan:
+    """The plan with other settings in all of its passes."""
+    return replace(plan, passes=tuple(replace(step, **changes) for step in plan.passes))
 
 
 def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool, graphs: bool = False) -> tuple[Variant, ...]:
@@ -71,7 +72,7 @@ def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool, graphs: 
         return ()
     method = next((m for m in refining if m.k == ABLATED), refining[-1])
     rows = [
-        Variant(f"{method.label}, SA", replace(method, cross_scale=False), TORCH),
+        Variant(f"{method.label}, SA", _changed(method, cross_scale=False), TORCH),
         Variant(f"{method.label}, CSSA", method, TORCH),
     ]
     if kernels != TORCH:
@@ -80,5 +81,5 @@ def ablation(methods: Sequence[Method], kernels: Kernels, guided: bool, graphs: 
         rows.append(replace(rows[-1], label=f"{rows[-1].label} + graphs", graphs=True))
     if guided:
         last = rows[-1]
-        rows.append(replace(last, label=f"{last.label}, no guidance in refine", method=replace(method, guidance=False)))
+        rows.append(replace(last, label=f"{last.label}, no guidance in refine", method=_changed(method, guidance=1.0)))
     return tuple(rows)

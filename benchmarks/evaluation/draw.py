@@ -15,10 +15,9 @@ from comfy_moss.images import png, psnr, ssim, to_bytes, to_image, write_files
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.quantize import quantize_scales
 from comfy_moss.model.sampling import Guidance
-from comfy_moss.pipeline.contribution import contribution
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.generate import Method, Picture, generate
+from comfy_moss.pipeline.frequency import contribution, frequency_map
+from comfy_moss.pipeline.plan import Method, Picture, Plan, generate
 
 from ..detector import detect, interior, judge
 from ..metrics import texture_energy
@@ -67,7 +66,7 @@ def draw_missing(studio: Studio, folder: Path, share: slice, say: Say) -> None:
     order = studio.order
     todo = [n for n in range(len(order.batches))[share] if not batch_path(folder, n).exists()]
     if todo:
-        generate(studio.backbone, studio.recipe([0]), Method("dense"))  # the first picture takes longer; it is not counted
+        generate(studio.backbone, studio.recipe([0]), Plan(0))  # the first picture takes longer; it is not counted
     for done, batch in enumerate(todo):
         say(f"batch {done + 1} of {len(todo)}")
         numbers = order.batches[batch]
@@ -158,12 +157,13 @@ def _cost(drawn: Drawn) -> dict[str, float | int]:
     picture = drawn.picture
     if picture is None:
         return {}
-    count, decoding = len(drawn.images), picture.seconds["decode"]
+    count, cost = len(drawn.images), picture.cost
+    decoding = cost.seconds["decode"]
     return {
-        "draw_s": (sum(picture.seconds.values()) - decoding) / count,
+        "draw_s": (cost.total_seconds - decoding) / count,
         "decode_s": decoding / count,
-        "tokens": sum(picture.tokens_per_scale),
-        "kv_bytes": picture.kv_bytes // count,
+        "tokens": sum(cost.tokens_per_scale),
+        "kv_bytes": cost.kv_bytes // count,
     }
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from comfy_moss.job import Job
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.library import ModelFiles
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe
+from comfy_moss.request import Checked
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Studio:
         negative: of the order's negative prompt; None = it has none.
     """
 
-    job: Job
+    job: Checked
     backbone: Backbone
     features: dict[str, Tensor]
     negative: Tensor | None
@@ -33,12 +33,12 @@ class Studio:
         """One batch: a picture for every pair of prompt and seed."""
         text = tuple(self.features[prompt] for prompt in prompts)
         negative = None if self.negative is None else (self.negative,) * len(text)
-        return Recipe(text, negative, tuple(seeds), self.job.schedule, **self.job.settings)
+        return Recipe(text, negative, tuple(seeds), self.job.schedule, self.job.guidance, self.job.sampling)
 
 
-def load(job: Job, prompts: Sequence[str]) -> Studio:
+def load(job: Checked, prompts: Sequence[str]) -> Studio:
     """Load the model of a checked order.  Raises as `load_model`."""
-    negative = job.args.negative if job.args.negative.strip() else None
+    negative = job.request.negative if job.request.negative.strip() else None
     texts = [*prompts, *([] if negative is None else [negative])]
     backbone, features = load_model(job.files, job.device, job.dtype, texts)
     return Studio(job, backbone, features, None if negative is None else features[negative])

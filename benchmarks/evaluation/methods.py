@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from typing import Any
-
 from comfy_moss.model.backbone import PAPER, Published
-from comfy_moss.pipeline.generate import Method, parse_method
+from comfy_moss.pipeline.plan import Method, Plan, parse_method
 
 DRAFTS = range(1, 6)
-_VARIANTS: dict[str, dict[str, Any]] = {"sa": {"cross_scale": False}, "unguided": {"guidance": False}}
-_NAME = re.compile(rf"(draft)-(\d+)|(moss\d+)((?:-(?:paper|{'|'.join(_VARIANTS)}))*)")
 
 
 def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
@@ -30,33 +24,27 @@ def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ValueError("no methods are named; list some, for example dense,draft,moss4")
-    drafts = [Method("draft", skip=k) for k in DRAFTS]
-    named = [method for name in names for method in (drafts if name == "draft" else [_parse(name, published)])]
-    rivals = [Method("draft", skip=method.k) for method in named if method.name == "moss"]
-    found = {label(method, published): method for method in (Method("dense"), *named, *rivals)}
+    drafts = [Plan(-k) for k in DRAFTS]
+    parsed = [drafts if name == "draft" else [parse_method(name, published=published)] for name in names]
+    named = [method for found in parsed for method in found]
+    rivals = [Plan(method.draft) for method in named if isinstance(method, Plan) and method.passes]
+    found = {label(method, published): method for method in (Plan(0), *named, *rivals)}
     return dict(sorted(found.items(), key=lambda item: _place(*item)))
 
 
 def label(method: Method, published: Published = PAPER) -> str:
     """The name again: "draft-3", "moss4-paper-sa-unguided"."""
-    printed = method.name == "moss" and method.bounds != published.best.get(method.k)
-    options = {"paper": printed, "sa": not method.cross_scale, "unguided": not method.guidance}
+    if method.name != "moss":
+        return method.label
+    (step,) = method.passes
+    printed = step.bounds != published.best.get(method.k)
+    options = {"paper": printed, "sa": not step.cross_scale, "unguided": not step.guided}
     return "-".join([method.label, *(name for name, chosen in options.items() if chosen)])
-
-
-def _parse(name: str, published: Published) -> Method:
-    found = _NAME.fullmatch(name)
-    if not found:
-        return parse_method(name, published=published)
-    if found[1]:
-        return parse_method("draft", skip=int(found[2]))
-    parts = found[4].split("-")[1:]
-    options = {key: value for part in parts if part in _VARIANTS for key, value in _VARIANTS[part].items()}
-    settings = replace(published, calibrated={}) if "paper" in parts else published
-    return replace(parse_method(found[3], published=settings), **options)
 
 
 def _place(name: str, method: Method) -> tuple[int, int, str, int, bool]:
     """Dense, then FastVAR, then by k the draft before what refines it."""
     first = {"dense": 0, "fastvar": 1}.get(method.name, 2)
-    return first, method.k, method.name, 2 * (not method.guidance) + (not method.cross_scale), "-paper" in name
+    passes = method.passes if isinstance(method, Plan) else ()
+    variant = sum(2 * (not step.guided) + (not step.cross_scale) for step in passes)
+    return first, method.k, method.name, variant, "-paper" in name

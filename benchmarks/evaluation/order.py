@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from comfy_moss.images import check_writable
-from comfy_moss.job import choose_device
 from comfy_moss.model.library import ModelFiles, default_roots, find_model
 from comfy_moss.model.schedule import Schedule, make_schedule
-from comfy_moss.pipeline.generate import Method
+from comfy_moss.pipeline.plan import Method
+from comfy_moss.request import choose_device
 
 from ..bench.machine import name_of
 from ..suite import TASKS, Case, prompts
@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> Order:
     pixels = args.pixels or files.area
     schedule = make_schedule(1.0, pixels)
     for method in methods.values():
-        method.check(schedule)
+        method.tokens_per_scale(schedule)
     device, dtype = choose_device(args.device, args.precision)
     cases = in_turn(prompts(args.per_task, args.seed))
     decided = {

@@ -46,9 +46,10 @@ def draw_part(order: Order, folder: Path, say: Say) -> None:
 def setting(order: Order, studio: Studio) -> dict[str, Any]:
     """All that decides the rows."""
     height, width = (studio.backbone.stride * n for n in studio.backbone.map_grid(order.schedule.grids[-1]))
+    bounds = {name: list(m.passes[0].bounds) for name, m in order.methods.items() if m.name == "moss"}
     return {
         "format": FORMAT, "model": Path(order.files.name).name, "model_id": studio.backbone.model_id, "noise": NOISE_ID,
-        "methods": list(order.methods), "bounds": {name: list(m.bounds) for name, m in order.methods.items() if m.bounds},
+        "methods": list(order.methods), "bounds": bounds,
         "prompts": len(order.cases), "seed": order.seed, "pixels": order.pixels,
         "width": width, "height": height, "scales": len(order.schedule), "cfg": order.files.cfg, "tau": order.files.tau,
         "device": str(order.device), "precision": name_of(order.dtype), "batch": order.batch, "workers": order.workers,

@@ -109,12 +109,14 @@ class Published:
         k: of the method to start with.
         pruning: FastVAR's.
         calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at equal tokens.
+        plans: plans by name, each as text (see pipeline/plan.py), found on the embedded model.
     """
 
     bounds: Mapping[int, tuple[float, ...]]
     k: int
     pruning: Pruning
     calibrated: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    plans: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> dict[int, tuple[float, ...]]:
@@ -122,13 +124,15 @@ class Published:
         return {**self.bounds, **self.calibrated}
 
 
+# Sparse refine passes: all but the last scales drafted, then parts of a few of them, the last pass without guidance.
+PLANS = {"sparse3": "draft-3; -1@45 unguided", "sparse4": "draft-4; -4@70; -1@45 unguided"}
 PAPER_BOUNDS = {
     2: (50.0, 25.0),
     3: (50.0, 15.0, 5.0),
     4: (80.0, 70.0, 30.0, 10.0),
     5: (90.0, 50.0, 15.0, 10.0, 5.0),
 }
-PAPER = Published(PAPER_BOUNDS, 4, Pruning())  # of Infinity, the family that the paper is about first
+PAPER = Published(PAPER_BOUNDS, 4, Pruning(), plans=PLANS)  # of Infinity, the family that the paper is about first
 NANO = replace(PAPER, calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)})  # see docs/quality.md
 HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_layer=0, last_layer=None))
 

@@ -26,9 +26,9 @@ from ..images import to_bytes
 from ..model.backbone import Backbone, PromptReader
 from ..model.library import ModelFiles
 from ..model.vae import VAE
+from ..pipeline.cost import Stopwatch
 from ..pipeline.kv_store import KVStore
 from ..pipeline.latent_rgb import LatentRGB, fit_latent_rgb
-from ..pipeline.stopwatch import Stopwatch
 from .notices import warn_of_unsupported, warn_of_weights
 
 ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly

@@ -13,15 +13,13 @@ from torch import Tensor
 from .. import typed
 from ..images import psnr, ssim
 from ..model.backbone import PAPER, Published
-from ..pipeline.contribution import contribution
-from ..pipeline.cost import Cost
-from ..pipeline.dispatch import DispatchConfig, dispatch_tokens
-from ..pipeline.frequency import frequency_map
+from ..pipeline.cost import Cost, Stopwatch
+from ..pipeline.dispatch import RefinePass, bounds_of_shares, dispatch_tokens
+from ..pipeline.frequency import contribution, frequency_map
 from ..pipeline.heatmap import enlarge, heatmap, overlay, percentile
 from ..pipeline.inspection import inspection
 from ..pipeline.painting import as_picture, join_masks, read_painting
 from ..pipeline.report import report
-from ..pipeline.stopwatch import Stopwatch
 from .inputs import MossNode
 from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, schema
 
@@ -37,12 +35,12 @@ def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float,
     return {AUTOMATIC: published.best.get(k), PRINTED: published.bounds.get(k)}
 
 
-def suggested_bounds(k: int, published: Published = PAPER) -> DispatchConfig:
+def suggested_bounds(k: int, published: Published = PAPER) -> RefinePass:
     """The model's bounds, or even steps where there are none."""
-    return DispatchConfig(known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k)))
+    return RefinePass.of_last(known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k)))
 
 
-def read_config(preset: str, values: str, k: int, published: Published = PAPER) -> DispatchConfig:
+def read_config(preset: str, values: str, k: int, published: Published = PAPER) -> RefinePass:
     """The bounds that the widgets stand for.
 
     Args:
@@ -58,7 +56,7 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
         )
     if preset in (AUTOMATIC, PRINTED):
         if bounds := known_bounds(k, published)[preset]:
-            return DispatchConfig(bounds)
+            return RefinePass.of_last(bounds)
         raise ValueError(
             f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
             "or preset to custom bounds"
@@ -68,7 +66,7 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
         raise ValueError(
             f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"
         )
-    return DispatchConfig.from_shares(numbers) if preset == "custom shares" else DispatchConfig(numbers)
+    return RefinePass.of_last(bounds_of_shares(numbers) if preset == "custom shares" else numbers)
 
 
 def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,7 +82,7 @@ def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> 
 
 
 def inspector(
-    kind: str, drafted: Drafted, frequency: Tensor, config: DispatchConfig, known: Mapping[str, Any],
+    kind: str, drafted: Drafted, frequency: Tensor, config: RefinePass, known: Mapping[str, Any],
     painted: Tensor | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The `ui` of a node that shows the inspector; `js/` draws it.
@@ -94,7 +92,7 @@ def inspector(
         known: by preset its bounds for this draft, or None.
     """
     backbone, kv_bytes = drafted.model.backbone, drafted.cost.kv_bytes
-    data = inspection(frequency, drafted.schedule, config, backbone.work, kv_bytes, painted)
+    data = inspection(drafted.draft, frequency, config, backbone.work, kv_bytes, painted)
     return {"moss_inspector": [{**data, "kind": kind, "known": dict(known), "pictures": drafted.pictures}]}
 
 
@@ -189,7 +187,7 @@ class TokenDispatch(MossNode):
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
         config = read_config(preset, values, drafted.draft.refine_scales, drafted.model.backbone.published)
         painted = join_masks(mask, read_painting(painting))
-        known = known_bounds(config.k, drafted.model.backbone.published)
+        known = known_bounds(len(config.bounds), drafted.model.backbone.published)
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):
             dispatch = dispatch_tokens(frequency.frequency, schedule, config, painted)

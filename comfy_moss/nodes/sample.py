@@ -12,15 +12,12 @@ from torch import Tensor
 from ..model.sampling import Guidance
 from ..model.schedule import PRESETS, Schedule, parse_aspect
 from ..ops import BACKENDS, choose
-from ..pipeline.composite import composite
-from ..pipeline.cost import Cost
-from ..pipeline.dense import finish_dense
+from ..pipeline.cost import Cost, Stopwatch
 from ..pipeline.draft import Recipe, draw_draft
 from ..pipeline.fastvar import FastVARConfig, finish_fastvar
 from ..pipeline.heatmap import enlarge
 from ..pipeline.kv_store import Stored
-from ..pipeline.refine import RefineConfig, refine
-from ..pipeline.stopwatch import Stopwatch
+from ..pipeline.refine import composite, finish_dense, refine
 from .host import PREVIEW, MossModel, Progress, text_features
 from .inputs import MossNode
 from .wires import Dispatched, DispatchIO, Drafted, DraftIO, Model, Refined, ResidualIO, check_same_shape, latent, schema
@@ -221,12 +218,13 @@ class MossRefine(MossNode):
         with progress.stage("load"):
             model.load(draft.schedule.tokens(0, missing), draft.rows, sum(counts))
         kept = stored(progress, draft)
-        backbone, config = replace(model.backbone, kernels=kernels), RefineConfig(cross_scale_attention, guidance)
+        backbone = replace(model.backbone, kernels=kernels)
+        step = replace(dispatch.step, cross_scale=cross_scale_attention, guidance=None if guidance else 1.0)
         with progress.stage("refine"):
-            residual = refine(backbone, draft.draft, dispatch.dispatch, config, kept.cache, condition=kept.condition)
+            residual = refine(backbone, draft.draft, dispatch.dispatch, step, kept.cache, condition=kept.condition)
         progress(scales + 1, scales + 1, draft.draft.total)
         tokens = draft.cost.tokens_per_scale[:scales] + counts
-        changes = {"label": f"moss{len(counts)}", "tokens_per_scale": tokens}
+        changes = {"label": f"moss{len(counts)}", "tokens_per_scale": tokens, "refine_tokens": sum(counts)}
         return io.NodeOutput(Refined(draft, residual, dispatch.cost.plus(progress.seconds, **changes)))
 
 
@@ -259,7 +257,9 @@ class MossComposite(MossNode):
         with watch.stage("load"):
             device = draft.model.load_codec()  # part of what the codes add may be the codec's to say; the transformer's never
         with watch.stage("composite"):
-            total = composite(draft.model.backbone, draft.draft, residual.residual, strength, device)
+            made_by = replace(residual.residual.made_by, strength=strength)
+            laid = replace(residual.residual, made_by=made_by)
+            total = composite(draft.model.backbone, draft.draft, laid, device).total
         return io.NodeOutput(latent(total, residual.cost.plus(watch.seconds)))
 
 
@@ -303,7 +303,7 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
     Raises:
         ValueError: the draft has already drawn scales that FastVAR prunes or skips.
     """
-    config = FastVARConfig.printed(drafted.model.backbone)
+    config = FastVARConfig.printed(drafted.model.backbone.published)
     needed = config.skip + len(config.prune)
     if drafted.draft.refine_scales < needed:
         raise ValueError(

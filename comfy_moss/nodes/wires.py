@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..model.schedule import Schedule
 from ..pipeline.cost import Cost
-from ..pipeline.dispatch import Dispatch, DispatchConfig
-from ..pipeline.draft import Draft
-from ..pipeline.refine import Residual
+from ..pipeline.dispatch import Dispatch, RefinePass
+from ..pipeline.draft import Draft, Residual
 from .host import MossModel, seconds_in_queue
 
 CATEGORY = "MoSs"
@@ -80,7 +79,7 @@ class Dispatched:
     """Which tokens of a draft each refine scale redraws."""
 
     drafted: Drafted
-    config: DispatchConfig
+    step: RefinePass
     dispatch: Dispatch
     cost: Cost
 

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ..model.backbone import TokenWork
 from ..model.schedule import Schedule
 
 AROUND = ("load", "rebuild", "preview")  # stages that depend on what ran before and on what is shown, not on the method
+
+
+class Stopwatch:
+    """Seconds by stage, waiting for the device at both ends of each."""
+
+    def __init__(self, device: torch.device, stages: Sequence[str] = ()) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(stages, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        start = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -22,13 +45,16 @@ class Cost:
         tokens_per_scale: tokens a picture, one number for every scale of the schedule, 0 where the transformer did not run.
         kv_bytes: of the largest KV cache that was allocated.
         seconds: wall time by stage, in the order they ran.
-        queue_to_latent: seconds from the queue to the finished latent, in the run of the graph that made it; None outside a host.
+        refine_tokens: tokens a picture that refine passes drew.
+        queue_to_latent: seconds from the queue to the finished latent, in the run of the graph that made it; None
+            outside a host.
     """
 
     label: str
     tokens_per_scale: tuple[int, ...]
     kv_bytes: int
     seconds: dict[str, float]
+    refine_tokens: int = 0
     queue_to_latent: float | None = None
 
     def plus(self, seconds: Mapping[str, float], **changes: Any) -> Cost:
@@ -46,40 +72,52 @@ class Cost:
         """What the method itself takes: all but AROUND."""
         return sum(seconds for stage, seconds in self.seconds.items() if stage not in AROUND)
 
-    @property
-    def refine_tokens(self) -> int:
-        """Tokens a picture that one refine pass drew: those of the last k scales of "moss<k>"; 0 for other methods."""
-        moss = re.fullmatch(r"moss(\d+)", self.label)
-        return sum(self.tokens_per_scale[-int(moss[1]) :]) if moss else 0
+
+# --- multiply-adds, by arithmetic -------------------------------------------------------------------------------
 
 
-def in_order_work(schedule: Schedule, scales: int, work: TokenWork) -> float:
-    """Multiply-adds a row of drawing the first `scales` scales in order and everywhere.
+@dataclass(frozen=True)
+class ForwardPass:
+    """Some layers of one forward pass, all of which run the same tokens.
 
-    Each scale attends to all earlier ones and to itself; what a prompt has in the cache runs with the first scale.
+    Attributes:
+        rows: of the batch, unconditional ones included.
+        tokens: new tokens a row.
+        past: tokens a row in the cache.
+        attended: over all new tokens of a row, how many tokens each attends to, itself included.
+        stored: whether the new tokens go into the cache.
+        layers: how many; None = all of them.
     """
-    later = (refine_work(schedule.tokens(0, s), schedule.tokens(s, s + 1), work) for s in range(1, scales))
-    return sum(later, _pass_work(0, work.prefix + schedule.tokens(0, 1), work) if scales else 0.0)
+
+    rows: int
+    tokens: int
+    past: int
+    attended: int
+    stored: bool
+    layers: int | None = None
+
+    @classmethod
+    def of(cls, rows: int, past: int, counts: Sequence[int], stored: bool, cross_scale: bool = True) -> ForwardPass:
+        """A pass over that many tokens of every of its scales, which see each other or (SA) only their own scale."""
+        tokens = sum(counts)
+        seen = tokens**2 if cross_scale else sum(n**2 for n in counts)
+        return cls(rows, tokens, past, tokens * past + seen, stored)
+
+    def macs(self, work: TokenWork, depth: int = 1) -> float:
+        """Multiply-adds of the blocks: their matrices, self-attention's scores and values."""
+        layers = depth if self.layers is None else self.layers
+        return self.rows * (self.tokens * work.linear + self.attended * work.attention) * layers / depth
 
 
-def refine_work(draft_tokens: int, tokens: int, work: TokenWork) -> float:
-    """Multiply-adds a row of one pass of `tokens` tokens that attend to the draft and to each other."""
-    return _pass_work(work.prefix + draft_tokens, tokens, work)
-
-
-def _pass_work(cached: int, tokens: int, work: TokenWork) -> float:
-    return tokens * (work.linear + work.attention * (cached + tokens))
-
-
-def dense_share(schedule: Schedule, scales: int, refine_tokens: int, work: TokenWork) -> float:
-    """Work of a draft and its refine step as a share of drawing every scale in order: 0.25 = a quarter.
-
-    A prediction of the transformer's arithmetic alone, with the same number of rows throughout: the codec, the text encoder
-    and the speed of the device are no part of it.
+def whole_scales(schedule: Schedule, scales: int, rows: int, prefix: int = 0) -> list[ForwardPass]:
+    """The passes of drawing the first scales whole: each attends to all earlier ones and to itself.
 
     Args:
-        scales: of the draft, in [1, S].
-        refine_tokens: of all refine scales together.
+        prefix: tokens of the prompt that run with the first scale and stay in the cache; see `TokenWork`.
     """
-    draft, dense = (in_order_work(schedule, count, work) for count in (scales, len(schedule)))
-    return (draft + refine_work(schedule.tokens(0, scales), refine_tokens, work)) / dense
+    passes, past = [], 0
+    for scale in range(scales):
+        tokens = schedule.tokens(scale, scale + 1) + (0 if scale else prefix)
+        passes.append(ForwardPass.of(rows, past, (tokens,), stored=scale < len(schedule) - 1))
+        past += tokens
+    return passes

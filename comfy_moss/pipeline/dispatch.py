@@ -1,4 +1,4 @@
-"""Dispatch: give each frequency band of the draft to one of the last k scales.
+"""Dispatch: give each frequency band of the draft to one of the scales of a refine pass.
 
 On the grid of its own scale, refine scale i takes the tokens whose rank from the top lies in (t_{i+1}, t_i] percent.
 Ranks, not absolute values: token counts are then the same for every picture and known before the run.
@@ -8,56 +8,127 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model.backbone import PAPER_BOUNDS
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
 
 
 @dataclass(frozen=True)
-class DispatchConfig:
-    """How the frequency bands are cut.
+class RefinePass:
+    """One forward pass over parts of one or more scales: what it redraws, and how.
 
     Attributes:
-        bounds: t_1 >= ... >= t_k in percent of the tokens, coarsest refine scale first.
+        scales: indices into the schedule, coarsest first; negative ones count from the end, -1 = the last.
+        bounds: t_1 >= ... >= t_n in percent of a scale's tokens, one a scale: scale i takes the tokens whose
+            rank from the busiest lies in (t_{i+1}, t_i] percent, t_{n+1} = 0.
+        cross_scale: tokens of all scales of the pass see each other (CSSA); off = only those of their own scale
+            (the paper's SA ablation).
+        guidance: strength in this pass; None = the recipe's, 1 = none: the prompts' rows alone, half the work.
+            True stands for None and False for 1.
+        strength: factor on what the pass adds, in [0, 1]; 1 is the paper's.
+
+    Raises:
+        ValueError: a value out of range, or not as many bounds as scales.
     """
 
-    bounds: tuple[float, ...] = PAPER_BOUNDS[4]
+    scales: tuple[int, ...]
+    bounds: tuple[float, ...]
+    cross_scale: bool = True
+    guidance: float | None = None
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
-        text = ", ".join(f"{b:g}" for b in self.bounds)
-        if not self.bounds or not all(math.isfinite(b) and 0 <= b <= 100 for b in self.bounds):
-            raise ValueError(f"bounds must be percentages between 0 and 100, got [{text}]")
-        if any(a < b for a, b in zip(self.bounds, self.bounds[1:], strict=False)):
-            raise ValueError(f"bounds must fall or stay equal from the coarsest to the finest scale, got [{text}]")
+        if isinstance(self.guidance, bool):
+            object.__setattr__(self, "guidance", None if self.guidance else 1.0)
+        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "bounds", tuple(self.bounds))
+        check_bounds(self.bounds)
+        if len(self.scales) != len(self.bounds):
+            raise ValueError(
+                f"a pass over {len(self.scales)} scales needs as many bounds, got {len(self.bounds)}"
+            )
+        if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance of a pass must be 0 or more, got {self.guidance}")
+        if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
+            raise ValueError(f"strength must lie between 0 and 1, got {self.strength}")
 
     @classmethod
-    def from_shares(cls, shares: Sequence[float]) -> DispatchConfig:
-        """Bounds from the percentage each refine scale gets, coarsest first; what is left of 100 stays as drafted.
-
-        Raises:
-            ValueError: a share is negative or they sum to more than 100.
-        """
-        if not all(share >= 0 for share in shares) or not 0 <= sum(shares) <= 100 + 1e-6 or not shares:
-            raise ValueError(f"shares must be 0 or more and sum to at most 100, got {list(shares)}")
-        return cls(tuple(min(100.0, sum(shares[i:])) for i in range(len(shares))))
+    def of_last(cls, bounds: Sequence[float], **settings: Any) -> RefinePass:
+        """The paper's pass: the last k scales for k bounds."""
+        return cls(tuple(range(-len(bounds), 0)), tuple(bounds), **settings)
 
     @property
-    def k(self) -> int:
-        return len(self.bounds)
+    def guided(self) -> bool:
+        """Whether guidance may run; off for good where it is 1."""
+        return self.guidance != 1
+
+    def on(self, schedule: Schedule) -> RefinePass:
+        """The same with its scales counted from the first.
+
+        Raises:
+            ValueError: a scale that the schedule lacks, or scales that do not rise.
+        """
+        size = len(schedule)
+        if len(self.scales) >= size:
+            raise ValueError(
+                f"{len(self.scales)} refine scales leave no scale for the draft; this picture has {size} scales"
+            )
+        scales = tuple(s + size if s < 0 else s for s in self.scales)
+        if not all(0 < s < size for s in scales):
+            raise ValueError(
+                f"a pass names the scales {', '.join(map(str, self.scales))}, but this picture has the scales "
+                f"0 to {size - 1} (or {-size} to -1), of which the first is always drafted"
+            )
+        if any(a >= b for a, b in pairwise(scales)):
+            raise ValueError(
+                f"a pass lists its scales from coarse to fine, each once; got {', '.join(map(str, self.scales))}"
+            )
+        return replace(self, scales=scales)
+
+    def counts(self, schedule: Schedule) -> tuple[int, ...]:
+        """Tokens that each scale of the pass will redraw, known before the run."""
+        grids = [schedule.grids[s] for s in self.on(schedule).scales]
+        lower = (*self.bounds[1:], 0.0)
+        return tuple(len(band(h * w, up, low)) for (h, w), up, low in zip(grids, self.bounds, lower, strict=True))
+
+
+def check_bounds(bounds: Sequence[float]) -> None:
+    """Refuse bounds that are no falling percentages.
+
+    Raises:
+        ValueError: as said.
+    """
+    text = ", ".join(f"{b:g}" for b in bounds)
+    if not bounds or not all(math.isfinite(b) and 0 <= b <= 100 for b in bounds):
+        raise ValueError(f"bounds must be percentages between 0 and 100, got [{text}]")
+    if any(a < b for a, b in pairwise(bounds)):
+        raise ValueError(f"bounds must fall or stay equal from the coarsest to the finest scale, got [{text}]")
+
+
+def bounds_of_shares(shares: Sequence[float]) -> tuple[float, ...]:
+    """Bounds from the percentage each scale of a pass gets, coarsest first; what is left of 100 stays as drafted.
+
+    Raises:
+        ValueError: a share is negative or they sum to more than 100.
+    """
+    if not all(share >= 0 for share in shares) or not 0 <= sum(shares) <= 100 + 1e-6 or not shares:
+        raise ValueError(f"shares must be 0 or more and sum to at most 100, got {list(shares)}")
+    return tuple(min(100.0, sum(shares[i:])) for i in range(len(shares)))
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Which tokens each refine scale redraws.
+    """Which tokens each scale of a pass redraws.
 
     Attributes:
-        scales: indices into the schedule of the k refine scales, coarsest first.
-        cells: per refine scale, (B, n_i) raster indices on its grid, ascending.
+        scales: indices into the schedule, coarsest first.
+        cells: per scale, (B, n_i) raster indices on its grid, ascending.
     """
 
     scales: tuple[int, ...]
@@ -77,19 +148,6 @@ def band(tokens: int, upper: float, lower: float) -> range:
     start = math.floor(tokens * lower / 100 + 0.5)
     count = math.floor(tokens * (upper - lower) / 100 + 0.5)
     return range(start, min(tokens, start + count))
-
-
-def refine_counts(schedule: Schedule, bounds: Sequence[float]) -> tuple[int, ...]:
-    """Tokens that each refine scale will redraw, known before the run.
-
-    Raises:
-        ValueError: as many bounds as scales, or more.
-    """
-    k = len(bounds)
-    if k >= len(schedule):
-        raise ValueError(f"{k} refine scales leave no scale for the draft; this picture has {len(schedule)} scales")
-    grids, lower = schedule.grids[-k:], (*bounds[1:], 0.0)
-    return tuple(len(band(h * w, up, low)) for (h, w), up, low in zip(grids, bounds, lower, strict=True))
 
 
 def token_scores(frequency: Tensor, grid: Grid, painted: Tensor | None = None) -> Tensor:
@@ -117,27 +175,27 @@ def busiest_first(scores: Tensor) -> Tensor:
 
 
 def dispatch_tokens(
-    frequency: Tensor, schedule: Schedule, config: DispatchConfig, painted: Tensor | None = None
+    frequency: Tensor, schedule: Schedule, refine: RefinePass, painted: Tensor | None = None
 ) -> Dispatch:
-    """Share the tokens out by rank of frequency.
+    """Share the tokens of a pass out by rank of frequency.
 
     Args:
         frequency: (B, H, W), >= 0.
-        painted: optional (B or 1, h, w) in [0, 1], any size: fully painted places come before all others, so they are
-            redrawn at the finest scales first.  The number of tokens does not change.
+        painted: optional (B or 1, h, w) in [0, 1], any size: fully painted places come before all others, so they
+            are redrawn at the finest scales first.  The number of tokens does not change.
 
     Raises:
-        ValueError: too many bounds for the schedule, or a mask for another number of pictures.
+        ValueError: scales that the schedule lacks, or a mask for another number of pictures.
     """
-    refine_counts(schedule, config.bounds)  # refuses impossible bounds
-    first = len(schedule) - config.k
-    lower = (*config.bounds[1:], 0.0)
+    refine = refine.on(schedule)
+    lower = (*refine.bounds[1:], 0.0)
     cells = []
-    for (h, w), up, low in zip(schedule.grids[first:], config.bounds, lower, strict=True):
+    for scale, up, low in zip(refine.scales, refine.bounds, lower, strict=True):
+        h, w = schedule.grids[scale]
         order = busiest_first(token_scores(frequency, (h, w), painted))
         ranks = band(h * w, up, low)
         cells.append(order[:, ranks.start : ranks.stop].sort(dim=1).values)
-    return Dispatch(tuple(range(first, len(schedule))), tuple(cells))
+    return Dispatch(refine.scales, tuple(cells))
 
 
 def _fit_mask(painted: Tensor, score: Tensor) -> Tensor:

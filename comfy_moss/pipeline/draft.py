@@ -7,7 +7,7 @@ can be rebuilt from it (same numbers, at a draft's cost), so whoever runs short 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..model.backbone import Backbone, Branch, Condition, Noise, Step, run_whole
 from ..model.cache import KVCache
 from ..model.sampling import Guidance, Sampling, bit_noise
 from ..model.schedule import Positions, Schedule
+from .dispatch import Dispatch, RefinePass
 
 OnScale = Callable[[int, int, Tensor], None]  # (scales done, scales in all, sum of codes so far); may raise to cancel
 
@@ -50,29 +51,59 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A picture drawn up to some scale.
+class Residual:
+    """What a refine pass drew: the dispatched tokens, per scale (B, n_i, d), of the kind of `Draft.bits`.
 
     Attributes:
-        bits: per drawn scale, the drawn tokens (B, h*w, d): bits (uint8), or whatever else this model draws.
+        made_by: the pass; its strength is what the tokens are laid over the draft with.
+    """
+
+    dispatch: Dispatch
+    bits: tuple[Tensor, ...]
+    made_by: RefinePass
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A picture drawn up to some scale: plain data that everything else can be made from again.
+
+    Attributes:
+        bits: per scale that was drawn whole, its tokens (B, h*w, d): bits (uint8), or whatever this model draws.
         total: R of the paper, (B, c, H, W) float32: the sum of the upsampled codes so far.
         model_id: weights that drew it.
+        passes: refine passes laid over it since, in order.
+        base: the draft before its passes; None = this one.
     """
 
     recipe: Recipe
     bits: tuple[Tensor, ...]
     total: Tensor
     model_id: str
+    passes: tuple[Residual, ...] = ()
+    base: Draft | None = None
 
     @property
     def scales(self) -> int:
-        """Number of drawn scales."""
+        """Number of scales that were drawn whole."""
         return len(self.bits)
 
     @property
+    def left(self) -> range:
+        """The scales that a further pass may redraw: those finer than any drawn one."""
+        first = self.passes[-1].dispatch.scales[-1] + 1 if self.passes else self.scales
+        return range(first, len(self.recipe.schedule))
+
+    @property
     def refine_scales(self) -> int:
-        """k of the paper: scales not drawn yet."""
-        return len(self.recipe.schedule) - len(self.bits)
+        """k of the paper: scales that are left."""
+        return len(self.left)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens a row in the cache when all of this draft is in it; nobody looks back at the last scale."""
+        schedule = self.recipe.schedule
+        whole = schedule.tokens(0, min(self.scales, len(schedule) - 1))
+        return whole + sum(sum(residual.dispatch.counts) for residual in self.passes)
 
 
 @dataclass(frozen=True)
@@ -84,6 +115,37 @@ class Run:
     condition: Condition
     cache: KVCache | None
     noise: Noise = bit_noise
+
+    @classmethod
+    def begin(
+        cls, backbone: Backbone, recipe: Recipe, tokens: int, noise: Noise = bit_noise,
+        condition: Condition | None = None,
+    ) -> Run:
+        """With an empty cache for that many tokens a row; the prompts are made ready here, if the caller has not."""
+        condition = condition or recipe.condition(backbone)
+        return cls(backbone, recipe, condition, backbone.new_cache(condition, tokens), noise)
+
+    def guided_by(self, strength: float | None) -> Run:
+        """The same under another guidance: None = as it is, 1 = none, which leaves the prompts' rows alone.
+
+        Raises:
+            ValueError: guidance is asked for after it was switched off.
+        """
+        if strength is None:
+            return self
+        if strength != 1:
+            if not self.condition.guided:
+                raise ValueError(
+                    f"a pass with guidance {strength:g} cannot follow a draft or a pass without guidance; switch it "
+                    "on in all of them, or off in this one too"
+                )
+            guidance = replace(self.recipe.guidance, cfg=float(strength))
+            return replace(self, recipe=replace(self.recipe, guidance=guidance))
+        if not self.condition.guided:
+            return self
+        condition = self.condition.unguided()
+        cache = self.cache and self.cache.first_rows(condition.batch)
+        return replace(self, condition=condition, cache=cache)
 
     def at(self, positions: Positions) -> Step:
         """Those tokens of this picture."""
@@ -174,15 +236,14 @@ def draw_draft(
     schedule = recipe.schedule
     if not 1 <= scales <= len(schedule):
         raise ValueError(f"a draft has 1 to {len(schedule)} scales here, got {scales}")
-    condition = condition or recipe.condition(backbone)
-    cache = backbone.new_cache(condition, schedule.tokens(0, min(scales, len(schedule) - 1)))
-    run = Run(backbone, recipe, condition, cache, noise)
-    bits, total = draw_scales(run, empty_total(backbone, recipe), range(scales), given, on_scale=on_scale)
-    return Draft(recipe, tuple(b.cpu() for b in bits), total.cpu(), backbone.model_id), cache
+    run = Run.begin(backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)), noise, condition)
+    return draft_of(run, scales, given, on_scale), run.cache
 
 
-def rebuild_cache(
-    backbone: Backbone, draft: Draft, condition: Condition | None = None, on_scale: OnScale | None = None
-) -> KVCache:
-    """The cache of a draft, made anew from its bits; arguments as of `draw_draft`."""
-    return draw_draft(backbone, draft.recipe, draft.scales, draft.bits, on_scale, condition=condition)[1]
+def draft_of(
+    run: Run, scales: int, given: Sequence[Tensor] = (), on_scale: OnScale | None = None
+) -> Draft:
+    """The draft of a run that has drawn nothing yet; arguments as of `draw_draft`."""
+    empty = empty_total(run.backbone, run.recipe)
+    bits, total = draw_scales(run, empty, range(scales), given, on_scale=on_scale)
+    return Draft(run.recipe, tuple(b.cpu() for b in bits), total.cpu(), run.backbone.model_id)

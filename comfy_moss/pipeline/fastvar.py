@@ -8,16 +8,17 @@ Facts: Infinity specification, section 8.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Branch, Noise, Pruning, Update, run_whole
+from ..model.backbone import Backbone, Branch, Noise, Pruning, Published, Update, run_whole
 from ..model.cache import KVCache
 from ..model.sampling import bit_noise
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
+from .cost import ForwardPass
 from .draft import Draft, OnScale, Recipe, Run, draw_scales, empty_total
 
 
@@ -26,9 +27,12 @@ class FastVARConfig(Pruning):
     """Which scales are pruned how far."""
 
     @classmethod
-    def printed(cls, backbone: Backbone) -> FastVARConfig:
-        """As published for this family of models."""
-        return cls(**vars(backbone.published.pruning))
+    def printed(cls, published: Published) -> FastVARConfig:
+        """As published for a family of models."""
+        return cls(**vars(published.pruning))
+
+    name = label = "fastvar"
+    k = 0
 
     def __post_init__(self) -> None:
         if self.skip < 0 or not all(0 <= ratio < 1 for ratio in self.prune):
@@ -48,6 +52,23 @@ class FastVARConfig(Pruning):
         ratios = [0.0] * first + list(self.prune)
         tokens = [h * w for h, w in schedule.grids]
         return [n - int(n * ratio) for n, ratio in zip(tokens, ratios, strict=False)] + [0] * self.skip
+
+    def tokens_per_scale(self, schedule: Schedule) -> tuple[int, ...]:
+        """As `kept`."""
+        return tuple(self.kept(schedule))
+
+    def forward_passes(self, schedule: Schedule, guided: bool, prefix: int = 0, depth: int = 1) -> list[ForwardPass]:
+        """What it computes: every scale twice, in the layers that prune and in those that run every token."""
+        pruning, scales = sum(map(self.prunes, range(depth))), len(schedule) - self.skip
+        whole = [h * w for h, w in schedule.grids]
+        passes = []
+        for scale in range(scales):
+            for layers, tokens in ((pruning, self.kept(schedule)), (depth - pruning, whole)):
+                past = sum(tokens[:scale]) + (prefix if scale else 0)
+                counts = (tokens[scale] + (0 if scale else prefix),)
+                step = ForwardPass.of(2 if guided else 1, past, counts, stored=scale < scales - 1)
+                passes.append(replace(step, layers=layers))
+        return [step for step in passes if step.layers]
 
     def prunes(self, layer: int) -> bool:
         return layer >= self.first_layer and (self.last_layer is None or layer <= self.last_layer)
@@ -130,7 +151,7 @@ def finish_fastvar(
     Returns:
         All scales it ran as a draft (its total is the picture), the cache, and tokens per scale.
     """
-    schedule, config = recipe.schedule, config or FastVARConfig.printed(backbone)
+    schedule, config = recipe.schedule, config or FastVARConfig.printed(backbone.published)
     kept = config.kept(schedule)
     last = len(schedule) - config.skip
     stored = last if store_last else min(last, len(schedule)) - 1

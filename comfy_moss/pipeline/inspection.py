@@ -7,6 +7,7 @@ lies in `band(cells, its bound, the next bound)`, exactly as `dispatch_tokens` d
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,18 +16,19 @@ from torch import Tensor
 from ..model.backbone import TokenWork
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
-from .cost import in_order_work
-from .dispatch import DispatchConfig, busiest_first, refine_counts, token_scores
+from .dispatch import RefinePass, busiest_first, token_scores
+from .draft import Draft
 from .heatmap import colour_map, percentile, scale_colours
+from .plan import Plan, plan_of
 
 VERSION = 2
 _STEPS = 9  # colours that the heatmap's colour map interpolates between
 
 
 def inspection(
+    draft: Draft,
     frequency: Tensor,
-    schedule: Schedule,
-    config: DispatchConfig,
+    step: RefinePass,
     work: TokenWork,
     kv_bytes: int,
     painted: Tensor | None = None,
@@ -40,28 +42,30 @@ def inspection(
 
     Returns:
         version: of this format.
-        scales, grids: of the k refine scales, coarsest first: index into the schedule and [h, w].
+        scales, grids: of the scales of the pass, coarsest first: index into the schedule and [h, w].
         bounds, colours: one for each of them, in percent and "#rrggbb".
         palette: "#rrggbb" of the heatmap from calm to busy in even steps, linear in between.
         map: on the last scale's grid, one string a picture: float32 frequency, and its percentile as uint8 (255 = 100 %).
         ranks: for every picture and refine scale, the uint16 rank of every cell, 0 = first to be taken.
-        draft_tokens: in the cache: of the scales before, and of the prompt where the model keeps it there.
-        work: multiply-adds a row; see `TokenWork` for linear and attention; draft and dense are sums over the scales.
+        draft_tokens: in the cache: of all that the draft is made of, and of the prompt where the model keeps it there.
+        work: multiply-adds a row; see `TokenWork` for linear and attention; draft and dense are sums over the passes.
 
     Raises:
-        ValueError: too many bounds for the schedule, or a mask for another number of pictures.
+        ValueError: scales that the draft has not left, or a mask for another number of pictures.
     """
-    refine_counts(schedule, config.bounds)  # refuses impossible bounds
-    first = len(schedule) - config.k
-    grids = schedule.grids[first:]
+    schedule = draft.recipe.schedule
+    step = step.on(schedule)
+    drawn, dense = plan_of(draft), Plan(0)
+    replace(drawn, passes=(*drawn.passes, step)).on(schedule)  # refuses scales that were drawn already
+    grids = [schedule.grids[scale] for scale in step.scales]
     ranks = [_ranks(frequency, grid, painted) for grid in grids]
     shown = area_mean(frequency, grids[-1])
     return {
         "version": VERSION,
-        "scales": list(range(first, len(schedule))),
+        "scales": list(step.scales),
         "grids": [list(grid) for grid in grids],
-        "bounds": list(config.bounds),
-        "colours": _hex(scale_colours(config.k)),
+        "bounds": list(step.bounds),
+        "colours": _hex(scale_colours(step.scales, schedule)),
         "palette": _hex(colour_map(torch.linspace(0, 1, _STEPS))),
         "map": {
             "grid": list(grids[-1]),
@@ -69,15 +73,19 @@ def inspection(
             "percentile": _encode((255 * percentile(shown)).round(), "u1"),
         },
         "ranks": [list(scales) for scales in zip(*ranks, strict=True)],
-        "draft_tokens": schedule.tokens(0, first) + work.prefix,
+        "draft_tokens": draft.cached_tokens + work.prefix,
         "kv_bytes": kv_bytes,
         "work": {
             "linear": work.linear,
             "attention": work.attention,
-            "draft": in_order_work(schedule, first, work),
-            "dense": in_order_work(schedule, len(schedule), work),
+            **{name: _macs(plan, schedule, work) for name, plan in (("draft", drawn), ("dense", dense))},
         },
     }
+
+
+def _macs(plan: Plan, schedule: Schedule, work: TokenWork) -> float:
+    """Of one row."""
+    return sum(step.macs(work) for step in plan.forward_passes(schedule, guided=False, prefix=work.prefix))
 
 
 def _ranks(frequency: Tensor, grid: Grid, painted: Tensor | None) -> list[str]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ..model.backbone import Backbone, Condition
 from ..model.cache import KVCache
-from .draft import Draft, OnScale, rebuild_cache
+from .draft import Draft, OnScale
+from .refine import rebuild
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class KVStore:
         if not self.holds(draft):
             self.clear()  # first, so that two caches never stand side by side
             condition = draft.recipe.condition(backbone)
-            self.keep(draft, rebuild_cache(backbone, draft, condition, on_scale), condition)
+            run = rebuild(backbone, draft, on_scale, condition=condition)[1]
+            self.keep(draft, run.cache, run.condition)
         return self._stored
 
     def clear(self) -> None:

@@ -1,8 +1,13 @@
-"""Refine: redraw the dispatched tokens of all k scales in ONE forward pass (cross-scale self-attention)."""
+"""Refine: redraw the dispatched tokens of a pass's scales in ONE forward pass, and lay them over the draft (composite).
+
+With cross-scale attention (CSSA) every token of the pass sees all others and everything in the cache; without it
+(the paper's SA ablation) only those of its own scale, and the cache.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,33 +16,12 @@ from ..model.backbone import Backbone, Condition, Noise
 from ..model.cache import KVCache
 from ..model.sampling import bit_noise
 from ..model.schedule import Positions
-from .dispatch import Dispatch
-from .draft import Draft, Run, rebuild_cache
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """How the refine step runs.
-
-    Attributes:
-        cross_scale: tokens of all scales see each other (CSSA); off = only those of their own scale (the SA ablation).
-        guidance: keep the recipe's guidance; off = one row a picture, half the work.
-    """
-
-    cross_scale: bool = True
-    guidance: bool = True
-
-
-@dataclass(frozen=True)
-class Residual:
-    """What the refine step drew: the dispatched tokens, per refine scale (B, n_i, d), of the kind of `Draft.bits`."""
-
-    dispatch: Dispatch
-    bits: tuple[Tensor, ...]
+from .dispatch import Dispatch, RefinePass
+from .draft import Draft, OnScale, Residual, Run, draft_of
 
 
 def refine_sequence(backbone: Backbone, draft: Draft, dispatch: Dispatch) -> tuple[Tensor, Positions]:
-    """Tokens (B, N, d) and positions of all refine scales as one sequence, coarsest scale first.
+    """Tokens (B, N, d) and positions of all scales of a pass as one sequence, coarsest scale first.
 
     Every scale's input is the draft resized to its grid, as the dense loop makes the input of its next scale.
     """
@@ -57,7 +41,7 @@ def refine(
     backbone: Backbone,
     draft: Draft,
     dispatch: Dispatch,
-    config: RefineConfig = RefineConfig(),
+    made_by: RefinePass,
     cache: KVCache | None = None,
     noise: Noise = bit_noise,
     condition: Condition | None = None,
@@ -69,24 +53,140 @@ def refine(
         condition: the recipe's prompts made ready for this model, as the draft used them; made anew when None.
 
     Raises:
-        ValueError: the dispatch was made for another number of refine scales or pictures.
+        ValueError: the dispatch was made for another draft.
     """
-    first = dispatch.scales[0]
-    if first != draft.scales or len(dispatch.cells[0]) != len(draft.total):
-        raise ValueError(
-            f"this dispatch is for a draft of {first} scales and {len(dispatch.cells[0])} pictures, "
-            f"but the draft has {draft.scales} scales and {len(draft.total)} pictures"
-        )
-    if sum(dispatch.counts) == 0:
-        return Residual(dispatch, tuple(draft.bits[0][:, :0] for _ in dispatch.cells))
     condition = condition or draft.recipe.condition(backbone)
-    cache = cache or rebuild_cache(backbone, draft, condition)
-    if not config.guidance:
-        condition = condition.unguided()
-        cache = cache.first_rows(condition.batch)
-    run = Run(backbone, draft.recipe, condition, cache, noise)
-    tokens, positions = refine_sequence(backbone, draft, dispatch)
-    visible = None if config.cross_scale else positions.scale[0].int()  # the same scales for every picture
-    hidden = run.forward(tokens, positions, store=False, visible=visible)
-    bits = run.sample(hidden, positions)
-    return Residual(dispatch, tuple(b.cpu() for b in bits.split(list(dispatch.counts), dim=1)))
+    if cache is None:
+        run = replace(rebuild(backbone, draft, condition=condition)[1], noise=noise)
+    else:
+        run = Run(backbone, draft.recipe, condition, cache, noise)
+    return draw_pass(run, draft, dispatch, made_by, store=False)[0]
+
+
+def draw_pass(
+    run: Run, draft: Draft, dispatch: Dispatch, made_by: RefinePass, store: bool, given: Residual | None = None
+) -> tuple[Residual, Run]:
+    """One refine pass of a run whose cache holds the draft.
+
+    Args:
+        store: append the keys and values of the pass to the cache, for the passes that follow.
+        given: what the pass is known to have drawn (teacher forcing); None = draw.
+
+    Returns:
+        What was drawn, and the run for the next pass: once guidance is off its unconditional rows are gone.
+
+    Raises:
+        ValueError: the dispatch was made for another draft, or guidance is asked for after it was switched off.
+    """
+    _check(draft, dispatch)
+    drawn_as = run.guided_by(made_by.guidance)
+    follows = drawn_as if not made_by.guided else run
+    if sum(dispatch.counts) == 0:
+        return Residual(dispatch, tuple(draft.bits[0][:, :0] for _ in dispatch.cells), made_by), follows
+    tokens, positions = refine_sequence(run.backbone, draft, dispatch)
+    visible = None if made_by.cross_scale else positions.scale[0].int()  # the same scales for every picture
+    hidden = drawn_as.forward(tokens, positions, store=store, visible=visible)
+    if given is not None:
+        return given, follows
+    bits = drawn_as.sample(hidden, positions).cpu().split(list(dispatch.counts), dim=1)
+    return Residual(dispatch, bits, made_by), follows
+
+
+def _check(draft: Draft, dispatch: Dispatch) -> None:
+    first, pictures = dispatch.scales[0], len(dispatch.cells[0])
+    if first not in draft.left or pictures != len(draft.total):
+        left = f"{draft.left.start} to {draft.left.stop - 1}" if draft.left else "none"
+        raise ValueError(
+            f"this dispatch redraws scales from {first} on in {pictures} pictures, but the draft is of "
+            f"{len(draft.total)} pictures and has these scales left: {left}"
+        )
+
+
+@torch.inference_mode()
+def composite(
+    backbone: Backbone, draft: Draft, residual: Residual, device: torch.device | None = None
+) -> Draft:
+    """The draft with a pass laid over it, by the pass's strength.
+
+    Each scale's codes stand in an otherwise empty map, upsampled like the dense loop's, and without effect on places
+    that nobody drew.  The result is a draft again: its `total` (B, c, H, W) can be decoded, or refined by another pass.
+
+    Args:
+        device: where the codec is, if not with the transformer.
+    """
+    schedule, device = draft.recipe.schedule, device or backbone.device
+    total = draft.total.to(device)
+    dispatch = residual.dispatch
+    for scale, cells, bits in zip(dispatch.scales, dispatch.cells, residual.bits, strict=True):
+        h, w = schedule.grids[scale]
+        codes, cells = backbone.codes(bits.to(device)), cells.to(device)
+        whole = codes.new_zeros(len(bits), h * w, bits.shape[-1])
+        whole.scatter_(1, cells[..., None].expand_as(codes), codes)
+        filled = torch.zeros(len(bits), h * w, dtype=torch.bool, device=device).scatter_(1, cells, True)
+        total = total + residual.made_by.strength * backbone.code_map(whole, scale, schedule, filled)
+    passes, base = (*draft.passes, residual), draft.base or draft
+    return replace(draft, total=total.cpu(), passes=passes, base=base)
+
+
+@torch.inference_mode()
+def rebuild(
+    backbone: Backbone,
+    draft: Draft,
+    on_scale: OnScale | None = None,
+    room: int = 0,
+    condition: Condition | None = None,
+) -> tuple[Draft, Run]:
+    """A draft, and a run whose cache holds it, made anew from its tokens alone: same numbers, at a draft's cost.
+
+    Args:
+        room: tokens a row that the cache can take besides.
+    """
+    run = Run.begin(backbone, draft.recipe, draft.cached_tokens + room, condition=condition)
+    again = draft_of(run, draft.scales, given=draft.bits, on_scale=on_scale)
+    return extend(run, again, draft.passes)
+
+
+def extend(run: Run, draft: Draft, passes: Sequence[Residual]) -> tuple[Draft, Run]:
+    """Lay known passes over a draft and put their keys and values into the run's cache."""
+    for residual in passes:
+        _, run = draw_pass(run, draft, residual.dispatch, residual.made_by, store=True, given=residual)
+        draft = composite(run.backbone, draft, residual)
+    return draft, run
+
+
+@torch.inference_mode()
+def finish_dense(
+    backbone: Backbone,
+    draft: Draft,
+    cache: KVCache | None = None,
+    on_scale: OnScale | None = None,
+    noise: Noise = bit_noise,
+    condition: Condition | None = None,
+) -> tuple[Draft, KVCache]:
+    """Draw what the draft lacks as the plain model does: every scale that is left, whole, one after the other.
+
+    Args:
+        cache: the draft's cache; rebuilt when None.  It is not changed.
+
+    Returns:
+        The finished picture as a draft, and the larger cache that drawing it took.
+    """
+    condition = condition or draft.recipe.condition(backbone)
+    if cache is None:
+        cache = rebuild(backbone, draft, condition=condition)[1].cache
+    if not draft.left:
+        return draft, cache
+    schedule, recipe = draft.recipe.schedule, draft.recipe
+    grown = cache.grown(cache.lengths[0] + schedule.tokens(draft.left.start, len(schedule) - 1))
+    run, finished = Run(backbone, recipe, condition, grown, noise), draft
+    for scale in draft.left:
+        cells = torch.arange(schedule.tokens(scale, scale + 1)).expand(len(draft.total), -1)
+        whole, made_by = Dispatch((scale,), (cells,)), RefinePass((scale,), (100.0,))
+        residual, run = draw_pass(run, finished, whole, made_by, store=scale != draft.left[-1])
+        finished = composite(backbone, finished, residual)
+        if on_scale:
+            on_scale(scale + 1, len(schedule), finished.total)
+    if draft.passes:
+        return finished, grown
+    bits = draft.bits + tuple(residual.bits[0] for residual in finished.passes)
+    return Draft(recipe, bits, finished.total, draft.model_id), grown

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from comfy_moss.model.schedule import Schedule
-from comfy_moss.pipeline.dispatch import refine_counts
+from comfy_moss.pipeline.dispatch import RefinePass
 
 from ..bootstrap import Interval, mean, weights
 from .measure import Measure
@@ -42,7 +42,7 @@ def at_tokens(bounds: Bounds, schedule: Schedule, tokens: int) -> Bounds:
     low, high = 0.0, 100 / max(min(b for b in bounds if b > 0), 1e-3) if any(bounds) else 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        spends = sum(refine_counts(schedule, _times(bounds, middle)))
+        spends = sum(RefinePass.of_last(_times(bounds, middle)).counts(schedule))
         low, high = (middle, high) if spends <= tokens else (low, middle)
     return _times(bounds, low)
 
@@ -72,7 +72,7 @@ def compare(
         values = measure.values(bounds)
         gain = None if first is None else mean(values - first, weight)
         first = values if first is None else first
-        rows.append(Row(name, bounds, sum(refine_counts(schedule, bounds)), mean(values, weight), gain))
+        rows.append(Row(name, bounds, sum(RefinePass.of_last(bounds).counts(schedule)), mean(values, weight), gain))
         on_rival(len(rows), len(rivals))
     return rows
 
@@ -81,7 +81,7 @@ def rivals_of(found: Bounds, paper: Bounds | None, schedule: Schedule, draws: in
     """What a search's result is compared with, the yardstick first, all at its tokens: the paper's bounds where there are some
     for this k, else the found ones."""
     k = len(found)
-    tokens = sum(refine_counts(schedule, paper or found))
+    tokens = sum(RefinePass.of_last(paper or found).counts(schedule))
     named = {"paper": paper} if paper else {}
     chance = {f"random {n}": bounds for n, bounds in enumerate(random_bounds(k, schedule, tokens, draws), 1)}
     return named | {"found": at_tokens(found, schedule, tokens)} | chance | {"draft": (0.0,) * k}

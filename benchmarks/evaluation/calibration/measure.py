@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,11 @@ from torch import Tensor
 from comfy_moss.images import to_image
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.cache import KVCache
-from comfy_moss.pipeline.composite import composite
-from comfy_moss.pipeline.dense import finish_dense
-from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens
+from comfy_moss.pipeline.dispatch import dispatch_tokens
 from comfy_moss.pipeline.draft import Draft, draw_draft
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.generate import Method
-from comfy_moss.pipeline.refine import RefineConfig, refine
+from comfy_moss.pipeline.plan import Plan
+from comfy_moss.pipeline.refine import composite, finish_dense, refine
 
 from ...suite import Case
 from ..loading import Studio
@@ -45,7 +43,7 @@ class Measure:
     """A metric for `search.calibrate`: bounds -> the mean of a quality over all pictures."""
 
     backbone: Backbone
-    method: Method
+    method: Plan
     quality: Quality
     batches: tuple[Batch, ...]
 
@@ -58,14 +56,15 @@ class Measure:
         return float(self.values(bounds).mean())
 
     def _draw(self, batch: Batch, bounds: Bounds) -> Drawn:
-        method, draft = self.method, batch.draft
-        dispatch = dispatch_tokens(batch.frequency, draft.recipe.schedule, DispatchConfig(bounds))
-        residual = refine(self.backbone, draft, dispatch, RefineConfig(method.cross_scale, method.guidance), batch.cache)
-        return _finished(self.backbone, composite(self.backbone, draft, residual, method.strength), self.quality)
+        (step,), draft = self.method.passes, batch.draft
+        step = replace(step, bounds=tuple(bounds))
+        dispatch = dispatch_tokens(batch.frequency, draft.recipe.schedule, step)
+        residual = refine(self.backbone, draft, dispatch, step, batch.cache)
+        return _finished(self.backbone, composite(self.backbone, draft, residual).total, self.quality)
 
 
 def prepare(
-    studio: Studio, method: Method, quality: Quality, prompts: Sequence[str], cases: Sequence[Case], size: int, on_batch: OnBatch
+    studio: Studio, method: Plan, quality: Quality, prompts: Sequence[str], cases: Sequence[Case], size: int, on_batch: OnBatch
 ) -> Measure:
     """Draw all drafts, and finish each of them densely.
 
@@ -74,7 +73,7 @@ def prepare(
         cases: what the prompts ask for, or none.
         size: pictures drawn together.  Picture n has the seed of the order + n.
     """
-    batches, kept, seed = [], 0, studio.job.args.seed
+    batches, kept, seed = [], 0, studio.job.request.seed
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
         recipe = studio.recipe(part, range(seed + start, seed + start + len(part)))

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_moss import job as jobs
+from comfy_moss import request as requests
 from comfy_moss.images import check_writable, write_files
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.schedule import Schedule
-from comfy_moss.pipeline.dispatch import refine_counts
+from comfy_moss.pipeline.dispatch import RefinePass
 
 from ...suite import TASKS, Case, prompts
 from ..loading import load
@@ -29,7 +29,7 @@ from .trials import Bounds, Trials
 
 PROMPT_SEED = 4242  # other prompts than the evaluation's
 Count = Callable[[str], Callable[[int, int], None]]  # what is counted -> told (done, in all)
-_NOT_MEASURED = ("prompt", "method", "bounds", "skip", "device", "torch")  # of a recipe: decides no metric's value
+_NOT_MEASURED = ("prompt", "method", "plan", "bounds", "skip", "device", "torch")  # of a recipe: decides no metric's value
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Order:
         tokens: refine tokens a picture that may be spent; None = the tolerance decides.
         draws: random rivals in the comparison.
         batch: pictures drawn together.
+        asked: options as they were typed, for the same again.
     """
 
-    job: jobs.Job
+    job: requests.Checked
     config: CalibrationConfig
     metric: str
     prompts: tuple[str, ...]
@@ -54,6 +55,7 @@ class Order:
     tokens: int | None
     draws: int
     batch: int
+    asked: dict[str, Any]
 
     @property
     def quality(self) -> Quality:
@@ -86,14 +88,14 @@ def check(args: argparse.Namespace) -> Order:
     texts = tuple(case.prompt for case in cases) or _read_prompts(args.prompt_file)
     if args.state and args.state.is_dir():
         raise ValueError(f"{args.state} is a folder; name a file in it")
-    drawing = {"prompt": texts[0], "batch": len(texts), "output": args.plot or Path("plot.png"), "maps": None}
-    method = {"method": "moss", "bounds": [100.0] * args.k, "skip": None}
-    job = jobs.check(argparse.Namespace(**{**vars(args), **drawing, **method}))
+    drawing = {"prompt": texts[0], "batch": len(texts), "output": args.plot, "maps": None}
+    method = {"method": "moss", "bounds": [100.0] * args.k, "skip": None, "plan": None}
+    job = requests.check(requests.Request.of(args, **drawing, **method))
     tokens = _paper_tokens(job, config.k) if args.tokens == PAPER else args.tokens
-    return Order(job, config, args.metric, texts, cases, args.state, args.plot, tokens, args.compare, args.batch)
+    return Order(job, config, args.metric, texts, cases, args.state, args.plot, tokens, args.compare, args.batch, vars(args))
 
 
-def _paper_tokens(job: jobs.Job, k: int) -> int:
+def _paper_tokens(job: requests.Checked, k: int) -> int:
     if k not in job.files.published.bounds:
         raise ValueError(f"no bounds are printed for this model and k = {k}; give --tokens a number")
     return _spend(job.schedule, job.files.published.bounds[k])
@@ -159,7 +161,7 @@ def _search(order: Order, measure: Measure, trials: Trials, tries: OnTrial) -> C
 
 
 def _spend(schedule: Schedule, bounds: Bounds) -> int:
-    return sum(refine_counts(schedule, bounds))
+    return sum(RefinePass.of_last(bounds).counts(schedule))
 
 
 def _chart(order: Order, found: Calibration, rows: list[Row], trials: Trials) -> Chart:
@@ -175,7 +177,7 @@ def _chart(order: Order, found: Calibration, rows: list[Row], trials: Trials) ->
 
 def _about(order: Order, backbone: Backbone) -> dict[str, Any]:
     """All that decides the metric's values but the bounds."""
-    recipe = jobs.recipe_of(order.job, backbone, order.job.args.seed)
+    recipe = requests.recipe_of(order.job, backbone, order.job.request.seed)
     digest = hashlib.sha256("\n".join(order.prompts).encode()).hexdigest()
     metric = {"metric": order.metric, "prompts": len(order.prompts), "prompts_sha256": digest}
     return metric | {name: value for name, value in recipe.items() if name not in _NOT_MEASURED}

@@ -27,7 +27,7 @@ are on the very prompts of the search, which flatters them: whether they hold, t
 
 def record(order: Order, result: Result) -> dict[str, Any]:
     """Everything about a search, ready for JSON."""
-    given = {name: getattr(order.job.args, name) for name in _OPTIONS}
+    given = {name: order.asked[name] for name in _OPTIONS}
     return {
         "format": FORMAT,
         "command": " ".join(["python -m comfy_moss calibrate", *(f"--{n} {v}" for n, v in given.items() if v is not None)]),

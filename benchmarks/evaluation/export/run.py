@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comfy_moss import job as jobs
+from comfy_moss import request as requests
 from comfy_moss.images import png, to_bytes, to_image, write_files
 from comfy_moss.model.backbone import Backbone
-from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import generate
 
 from ..loading import Studio, load
 from ..notes import difference, read_note
@@ -41,7 +41,7 @@ class Order:
         batch: pictures drawn together; does not change them.
     """
 
-    job: jobs.Job
+    job: requests.Checked
     layout: Layout
     prompts: Prompts
     per_prompt: int
@@ -67,7 +67,7 @@ def check(args: argparse.Namespace) -> Order:
         raise ValueError(f"the batch must hold at least 1 picture, got {args.batch}")
     prompts = layout.read(args.prompts)
     first = {"prompt": prompts.items[0].text, "batch": per_prompt, "output": args.out / "picture.png", "maps": None}
-    job = jobs.check(argparse.Namespace(**{**vars(args), **first}))
+    job = requests.check(requests.Request.of(args, **first))
     if layout.square and job.schedule.ratio != 1.0:
         raise ValueError(f"{layout.title} takes square pictures only; leave --aspect out, or give 1:1")
     order = Order(job, layout, prompts, per_prompt, args.out, args.batch)
@@ -111,7 +111,7 @@ def _complete(path: Path) -> bool:
 
 def _drawn(studio: Studio, order: Order, missing: Sequence[Target]) -> Iterator[tuple[Target, list[Tensor]]]:
     """Every target with its images (H, W, 3), drawn in batches that may hold several targets or parts of one."""
-    seed, pending = order.job.args.seed, [(target, n) for target in missing for n in target.numbers]
+    seed, pending = order.job.request.seed, [(target, n) for target in missing for n in target.numbers]
     images: list[Tensor] = []
     queue = iter(missing)
     target = next(queue, None)
@@ -132,13 +132,13 @@ def _encode(order: Order, backbone: Backbone, target: Target, images: Sequence[T
         Image.fromarray(to_bytes(images[0]).numpy()).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         return buffer.getvalue()
     if len(images) == 1:
-        return png(images[0], _recipe(order, backbone, target.prompt, order.job.args.seed + target.numbers[0]))
+        return png(images[0], _recipe(order, backbone, target.prompt, order.job.request.seed + target.numbers[0]))
     return png(torch.cat([torch.cat(tuple(images[n : n + 2]), 1) for n in range(0, len(images), 2)]))
 
 
 def _recipe(order: Order, backbone: Backbone, prompt: Prompt, seed: int) -> dict[str, Any]:
-    args = argparse.Namespace(**{**vars(order.job.args), "prompt": prompt.text})
-    return jobs.recipe_of(replace(order.job, args=args), backbone, seed)
+    request = replace(order.job.request, prompt=prompt.text)
+    return requests.recipe_of(replace(order.job, request=request), backbone, seed)
 
 
 # --- moss.json --------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _note(order: Order, backbone: Backbone | None) -> dict[str, Any]:
 
     Without `backbone`, what is known before the model is loaded.
     """
-    recipe = _recipe(order, backbone or SimpleNamespace(model_id=None), order.prompts.items[0], order.job.args.seed)
+    recipe = _recipe(order, backbone or SimpleNamespace(model_id=None), order.prompts.items[0], order.job.request.seed)
     suite = {"suite": order.layout.name, "prompts_sha256": order.prompts.sha256, "prompts": len(order.prompts.items)}
     rule = {"per_prompt": order.per_prompt, "seed_rule": "picture n of a prompt, counted from 0, has the seed `seed` + n"}
     unknown = ("prompt",) if backbone else ("prompt", "model_id")

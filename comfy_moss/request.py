@@ -1,0 +1,328 @@
+"""One request for pictures: what was asked for, its check before anything slow, the model, and the files.
+
+Prints nothing.  Every command that draws makes its own from the same options.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .images import png, to_image, write_files
+from .model.backbone import Backbone, Published
+from .model.library import ModelFiles, default_roots, find_model
+from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
+from .model.schedule import Schedule, parse_aspect
+from .ops import choose
+from .pipeline.draft import Recipe
+from .pipeline.heatmap import explain
+from .pipeline.plan import Method, Picture, Plan, parse_method
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks for, as typed; None = the model's own.
+
+    Attributes:
+        method, bounds, skip: see `parse_method`; `plan` says all three in one text.
+        models: folders to look for models in first.
+        aspect: width:height.
+        pixels: image area, a key of `schedule.PRESETS`.
+        cfg, tau: one number or one a scale.
+        strength: factor on what refine passes add, in [0, 1]; window: side of the frequency window.
+        no_cssa, no_refine_guidance: refine passes without cross-scale attention, without guidance.
+        output, maps: where pictures and what explains them are written; None = nowhere.
+    """
+
+    prompt: str = ""
+    negative: str = ""
+    model: str = "nano"
+    models: Sequence[Path] = ()
+    method: str | None = None
+    plan: str | None = None
+    bounds: float | Sequence[float] | None = None
+    skip: int | None = None
+    strength: float = 1.0
+    window: int = 3
+    no_cssa: bool = False
+    no_refine_guidance: bool = False
+    seed: int = 0
+    batch: int = 1
+    aspect: str = "1:1"
+    pixels: str | None = None
+    cfg: float | Sequence[float] | None = None
+    tau: float | Sequence[float] | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    output: Path | None = None
+    maps: Path | None = None
+
+    @classmethod
+    def of(cls, options: object, **changes: Any) -> Request:
+        """From options of these names, wherever they are attributes of; those that are missing stay as they are here."""
+        known = {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
+        return cls(**{**known, **changes})
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One a picture, counting up."""
+        return tuple(range(self.seed, self.seed + self.batch))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request with everything that can be known to be right before weights are read.
+
+    Attributes:
+        dtype: of the transformer's blocks, the codec and the text encoder.
+    """
+
+    request: Request
+    files: ModelFiles
+    method: Method
+    schedule: Schedule
+    guidance: Guidance
+    sampling: Sampling
+    pixels: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def check(request: Request) -> Checked:
+    """Refuse what is wrong with a request.
+
+    Raises:
+        ValueError: a value out of range, an output that cannot be written, or a model that is not there.
+    """
+    _check_texts(request)
+    _check_outputs(request)
+    if request.batch < 1:
+        raise ValueError(f"the batch must hold at least 1 picture, got {request.batch}")
+    if not 0 <= request.seed <= 2**64 - request.batch:
+        raise ValueError(f"seeds lie between 0 and 2^64 - 1, got {request.seed} for {request.batch} pictures")
+    ratio = parse_aspect(request.aspect)
+    device, dtype = choose_device(request.device, request.precision)
+    files = find_model(request.model, [*request.models, *default_roots()])
+    pixels, method = request.pixels or files.area, method_of(request, files.published)
+    schedule = files.schedule(ratio, pixels)
+    method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
+    cfg = _scales(files.cfg if request.cfg is None else request.cfg, schedule, "cfg")
+    tau = _scales(files.tau if request.tau is None else request.tau, schedule, "tau")
+    return Checked(
+        request, files, method, schedule, Guidance(cfg), files.sampling(tau), pixels, device, dtype
+    )
+
+
+def method_of(request: Request, published: Published) -> Method:
+    """The method that a request names in one way or another.
+
+    Raises:
+        ValueError: an unknown or impossible method, or a plan beside other names of one.
+    """
+    bounds = [request.bounds] if isinstance(request.bounds, (int, float)) else request.bounds
+    if request.plan is not None:
+        if request.method or bounds or request.skip is not None:
+            raise ValueError("a plan says all about the method; leave out method, bounds and skip")
+        method = parse_method(request.plan, published=published)
+    else:
+        short = "draft" if request.skip is not None else "moss" if bounds else f"moss{published.k}"
+        method = parse_method(request.method or short, bounds, request.skip, published)
+    return _adjusted(method, request) if isinstance(method, Plan) else method
+
+
+def _adjusted(plan: Plan, request: Request) -> Plan:
+    """The plan with what the request says about all of its passes."""
+    changes: dict[str, Any] = {"strength": request.strength} if request.strength != 1 else {}
+    changes |= {"cross_scale": False} if request.no_cssa else {}
+    changes |= {"guidance": 1.0} if request.no_refine_guidance else {}
+    passes = tuple(replace(step, **changes) for step in plan.passes)
+    return replace(plan, passes=passes, window=plan.window if request.window == 3 else request.window)
+
+
+def _scales(value: float | Sequence[float], schedule: Schedule, name: str) -> float | tuple[float, ...]:
+    """One number, or at least one a scale."""
+    values = per_scale(value, len(schedule), name)
+    return float(value) if isinstance(value, (int, float)) else values
+
+
+def _check_texts(request: Request) -> None:
+    if not request.prompt.strip():
+        raise ValueError("the prompt is empty; say what to draw")
+    try:
+        (request.prompt + request.negative).encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt holds bytes that are not text; write it in UTF-8") from None
+
+
+def _check_outputs(request: Request) -> None:
+    folders = [request.maps.absolute()] if request.maps else []
+    if request.output:
+        if request.output.suffix.lower() != ".png":
+            raise ValueError(
+                f"pictures are written as PNG; name the output something.png instead of {str(request.output)!r}"
+            )
+        if request.output.is_dir():
+            raise ValueError(f"{request.output} is a folder; name the picture to write in it")
+        folders.insert(0, request.output.absolute().parent)
+    for folder in folders:
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            raise ValueError(f"nothing can be written to {folder}; choose another folder")
+
+
+def choose_device(name: str, precision: str) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype that "auto", "cuda:1", ... and "auto", "fp32", "bf16" stand for.
+
+    Raises:
+        ValueError: a device that cannot be used here.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"device {name!r} cannot be used here; choose auto, or cpu") from None
+    if precision == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and cpu_prefers_bf16())
+        precision = "bf16" if fast else "fp32"
+    return device, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def cpu_prefers_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones: it has AMX.
+
+    AVX-512's bfloat16 alone is not enough: on such a Xeon torch's products were measured to be slower than in float32.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
+    return bool(capabilities.get("amx_bf16"))
+
+
+# --- the model, the files ---------------------------------------------------------------------------------------
+
+
+def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
+    """The model and the prompts' features, and the seconds that took.  The text encoder is gone before the model comes."""
+    request, files, start = checked.request, checked.files, time.perf_counter()
+    encoder = files.load_text(checked.device, checked.dtype)
+    loaded = time.perf_counter()
+    text, *negative = encoder.encode([request.prompt] + ([request.negative] if request.negative.strip() else []))
+    encoded = time.perf_counter()
+    del encoder
+    backbone = files.load(checked.device, checked.dtype)
+    backbone = replace(backbone, kernels=choose("auto", checked.device)[0])
+    denied = tuple(negative) * request.batch or None
+    recipe = Recipe(
+        (text,) * request.batch, denied, request.seeds, checked.schedule, checked.guidance, checked.sampling
+    )
+    return backbone, recipe, {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded}
+
+
+def write(
+    checked: Checked, backbone: Backbone, picture: Picture, previews: Sequence[tuple[int, Tensor]]
+) -> list[Path]:
+    """Write pictures and maps, all or none.  Returns the pictures' paths."""
+    request, images = checked.request, to_image(picture.image)
+    paths = [_numbered(request.output, n, request.batch) for n in range(request.batch)]
+    recipes = [recipe_of(checked, backbone, seed) for seed in request.seeds]
+    files = {}
+    if request.maps:
+        for name, batch in _maps(checked, backbone, picture, previews).items():
+            for n, image in enumerate(batch):
+                files[_numbered(request.maps / f"{name}.png", n, request.batch)] = png(image)
+    files |= {path: png(image, recipe) for path, image, recipe in zip(paths, images, recipes, strict=True)}
+    write_files(files)
+    return paths
+
+
+def _numbered(path: Path, n: int, count: int) -> Path:
+    """out.png -> out_0.png, ... where there are several."""
+    return path.with_stem(f"{path.stem}_{n:0{len(str(count - 1))}}") if count > 1 else path
+
+
+def _maps(
+    checked: Checked, backbone: Backbone, picture: Picture, previews: Sequence[tuple[int, Tensor]]
+) -> dict[str, Tensor]:
+    """Name -> images (B, H, W, 3): every drawn scale, the result, and for refine passes what explains them."""
+    with torch.inference_mode():
+        images = {f"scale_{n:02d}": to_image(backbone.decode(total.to(backbone.device))) for n, total in previews}
+    images["result"] = to_image(picture.image)
+    if not picture.passes:
+        return images
+    scales = picture.passes[0].draft.scales
+    images["draft"] = images[f"scale_{scales - 1:02d}"]
+    notes = (f"{scales} scales in order, {checked.schedule.tokens(0, scales)} tokens", picture.cost.label)
+    shown = explain(images["draft"], images["result"], picture.passes, checked.request.prompt, notes)
+    return images | shown
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------
+
+_OPTIONS = ("model", "seed", "aspect", "pixels", "negative", "cfg", "tau", "precision")
+_METHOD_OPTIONS = ("method", "bounds", "skip", "strength", "window")  # of pictures that name no plan
+
+
+def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]:
+    """All that decides one picture of the batch, for its metadata and for --json."""
+    request = checked.request
+    return {
+        "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
+        "cfg": checked.guidance.cfg, "tau": checked.sampling.tau, "aspect": request.aspect, "pixels": checked.pixels,
+        "model": Path(checked.files.name).name, "model_id": backbone.model_id, "noise": NOISE_ID,
+        "precision": "bf16" if checked.dtype == torch.bfloat16 else "fp32", "device": checked.device.type,
+        "version": __version__, "torch": torch.__version__,
+    }
+
+
+def _method_facts(method: Method) -> dict[str, Any]:
+    """The method by its plan, and in the words of old, where they can say it."""
+    if not isinstance(method, Plan):
+        return {"method": method.label, "plan": None, "bounds": None, "skip": None}
+    step = method.passes[0] if method.name == "moss" else None
+    facts = {"method": method.name, "plan": str(method), "bounds": list(step.bounds) if step else None}
+    facts |= {"skip": method.k if method.name == "draft" else None}
+    if step:
+        facts |= {"cssa": step.cross_scale, "refine_guidance": step.guided, "strength": step.strength}
+    return facts | {"window": method.window}
+
+
+def arguments(recipe: Mapping[str, Any]) -> list[str]:
+    """The command line that draws a recipe again: `cli.main(arguments(read_recipe(path)))`.
+
+    The model is stored by name, without its folder; where that does not find it, set recipe["model"] to its place.
+    """
+    plan = recipe.get("plan")
+    names = _OPTIONS if plan else (*_OPTIONS, *_METHOD_OPTIONS)
+    options = [f"--{name}={_typed(recipe[name])}" for name in names if recipe.get(name) is not None]
+    if plan:
+        return ["generate", f"--plan={plan}", *options, "--", recipe["prompt"]]
+    switches = ["--no-cssa"] * (not recipe.get("cssa", True))
+    switches += ["--no-refine-guidance"] * (not recipe.get("refine_guidance", True))
+    return ["generate", *options, *switches, "--", recipe["prompt"]]
+
+
+def _typed(value: str | float | Sequence[float]) -> str:
+    """A value as it is typed on the command line, with all its digits."""
+    if isinstance(value, str):
+        return value
+    return ",".join(map(repr, value)) if isinstance(value, Sequence) else repr(value)
+
+
+def facts(
+    checked: Checked, backbone: Backbone, picture: Picture, seconds: Mapping[str, float], paths: Sequence[Path]
+) -> dict[str, Any]:
+    """What --json prints: the recipe, what it cost, and where the pictures are."""
+    request, cost, (height, width) = checked.request, picture.cost, picture.image.shape[2:]
+    return recipe_of(checked, backbone, request.seed) | {
+        "method": checked.method.label, "seeds": request.seeds, "width": width, "height": height,
+        "grids": checked.schedule.grids, "tokens_per_scale": cost.tokens_per_scale,
+        "refine_tokens": cost.refine_tokens, "kv_bytes": cost.kv_bytes,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        "files": [str(path) for path in paths], "maps": str(request.maps) if request.maps else None,
+    }
