@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .pipeline.draft import OnScale
-    from .pipeline.plan import Picture
+    from .pipeline.generate import Picture
 
 EXAMPLES = """examples:
   python -m comfy_moss generate "two red circles" -o circles.png
@@ -157,7 +157,7 @@ def _numbers(text: str) -> float | list[float]:
 
 def _generate(args: argparse.Namespace) -> int:
     from . import request as requests
-    from .pipeline.plan import generate
+    from .pipeline.generate import generate
 
     checked = requests.check(requests.Request.of(args))
     previews: list[tuple[int, Tensor]] = []

@@ -23,8 +23,9 @@ from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
 from .model.schedule import Schedule, parse_aspect
 from .ops import choose
 from .pipeline.draft import Recipe
+from .pipeline.generate import Picture
 from .pipeline.heatmap import explain
-from .pipeline.plan import Method, Picture, Plan, parse_method
+from .pipeline.plan import Method, Plan, parse_method
 
 
 @dataclass(frozen=True)

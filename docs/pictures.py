@@ -35,8 +35,9 @@ from comfy_moss.pipeline.cost import Cost  # noqa: E402
 from comfy_moss.pipeline.dispatch import RefinePass  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
 from comfy_moss.pipeline.frequency import contribution  # noqa: E402
+from comfy_moss.pipeline.generate import Picture, generate  # noqa: E402
 from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
-from comfy_moss.pipeline.plan import Picture, Plan, generate, parse_method  # noqa: E402
+from comfy_moss.pipeline.plan import Plan, parse_method  # noqa: E402
 from comfy_moss.pipeline.report import report  # noqa: E402
 
 PROMPT = "a red heart on a gradient white background"

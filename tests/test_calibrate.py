@@ -23,7 +23,8 @@ from comfy_moss.benchmarks.evaluation.calibration.trials import Bounds, Metric, 
 from comfy_moss.model.backbone import PAPER_BOUNDS
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import RefinePass
-from comfy_moss.pipeline.plan import generate, parse_method
+from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import parse_method
 
 SCHEDULE = make_schedule(1.0, "0.25M")
 

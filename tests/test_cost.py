@@ -18,7 +18,8 @@ from comfy_moss.pipeline.cost import Cost, whole_scales
 from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.plan import Plan, parse_plan, run, share_of_dense
+from comfy_moss.pipeline.generate import run
+from comfy_moss.pipeline.plan import Plan, parse_plan, share_of_dense
 from comfy_moss.pipeline.refine import refine
 
 SCHEDULE = make_schedule(1.5, "0.06M")

@@ -19,7 +19,8 @@ from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Positions, make_schedule
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe, draw_draft
-from comfy_moss.pipeline.plan import generate, parse_method
+from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import parse_method
 from comfy_moss.pipeline.refine import finish_dense
 
 SCHEDULE = make_schedule(1.5, "0.06M")

@@ -15,7 +15,8 @@ from hart_builders import TINY, write_hart_model
 from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.plan import generate, parse_method
+from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import parse_method
 
 NAME = "hart-0.7b-1024px"
 PROMPT = "a red star and two dogs"
@@ -68,7 +69,7 @@ def test_the_papers_bounds_are_those_for_this_model(host: FakeHost, parts: tuple
     measured = host.run("MoSs_FrequencyMap", draft=draft)
     dispatched = host.run("MoSs_TokenDispatch", frequency=measured.result[0])
 
-    assert dispatched.result[0].config.bounds == (80.0, 55.0)
+    assert dispatched.result[0].step.bounds == (80.0, 55.0)
     known = {"automatic": (80.0, 55.0), "paper": (80.0, 55.0)}
     assert [shown.ui["moss_inspector"][0]["known"] for shown in (measured, dispatched)] == [known] * 2
     assert dispatched.ui["moss_inspector"][0]["draft_tokens"] == TINY.text_length + 4 + 9 + 16
@@ -81,7 +82,7 @@ def test_where_the_paper_has_no_bounds_this_is_said(host: FakeHost, parts: tuple
     with pytest.raises(ValueError, match="no bounds for 3 refine scales of this model; set refine_scales to 2, or"):
         host.run("MoSs_TokenDispatch", frequency=frequency.result[0])
     custom = {"preset": "custom bounds", "values": "90, 60, 30"}
-    assert host.run("MoSs_TokenDispatch", frequency=frequency.result[0], **custom).result[0].config.k == 3
+    assert host.run("MoSs_TokenDispatch", frequency=frequency.result[0], **custom).result[0].step.scales == (-3, -2, -1)
 
 
 def test_contribution_and_report_take_what_this_model_draws(host: FakeHost, parts: tuple):

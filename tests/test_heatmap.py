@@ -10,7 +10,7 @@ from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.pipeline import heatmap
 from comfy_moss.pipeline.dispatch import Dispatch
 from comfy_moss.pipeline.draft import Draft, Recipe
-from comfy_moss.pipeline.plan import PassMaps
+from comfy_moss.pipeline.generate import PassMaps
 
 SCHEDULE = Schedule(1.0, ((1, 1), (2, 2), (4, 4)), (4, 4))
 LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])

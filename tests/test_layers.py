@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RANK = {  # cli, job, ...: 4
-    "kernels": 0, "typed": 0, "__version__": 0, "ops": 1, "model": 2, "pipeline": 3, "nodes": 6, "benchmarks": 5
+RANK = {  # others: 4
+    "kernels": 0, "typed": 0, "__version__": 0, "ops": 1, "images": 1, "model": 2, "pipeline": 3, "nodes": 6,
+    "benchmarks": 5,
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 FOLDERS = ("comfy_moss", "kernels", "benchmarks")

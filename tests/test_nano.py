@@ -24,7 +24,8 @@ from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.dispatch import RefinePass
 from comfy_moss.pipeline.draft import Recipe, draw_draft
-from comfy_moss.pipeline.plan import generate, parse_method
+from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import parse_method
 
 ASSETS = Path(comfy_moss.__file__).parent / "assets" / "nano"
 SCHEDULE = make_schedule(1.0, "0.25M")

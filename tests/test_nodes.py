@@ -24,8 +24,9 @@ from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.draft import Recipe
+from comfy_moss.pipeline.generate import Picture, generate
 from comfy_moss.pipeline.inspection import write_painting
-from comfy_moss.pipeline.plan import Picture, generate, parse_method
+from comfy_moss.pipeline.plan import parse_method
 
 PROMPT = "a red heart on a gradient white background"
 TINY = "tiny/transformer.safetensors"
@@ -190,7 +191,7 @@ def test_the_graph_draws_the_pipelines_picture_bit_for_bit(
     assert torch.equal(latent["samples"], expected.total)
     assert torch.equal(nano[2].decode(latent["samples"]), to_image(expected.image).clamp(0, 1))
     cost = latent["moss_cost"]
-    assert (cost.tokens_per_scale, cost.kv_bytes) == (expected.tokens_per_scale, expected.kv_bytes)
+    assert (cost.tokens_per_scale, cost.kv_bytes) == (expected.cost.tokens_per_scale, expected.cost.kv_bytes)
 
 
 def test_switches_of_the_refine_node_and_the_strength_change_the_picture(host: FakeHost, draft: Any) -> None:
@@ -255,7 +256,7 @@ def test_a_painted_mask_moves_tokens_and_keeps_their_number(host: FakeHost, draf
     [("custom bounds", "80, 70, 30, 10"), ("custom shares", "10%; 40; 20; 10"), ("paper", "nothing"), ("automatic", "")],
 )
 def test_bounds_can_be_said_in_four_ways(host: FakeHost, draft: Any, preset: str, values: str) -> None:
-    assert dispatch(host, draft(), preset=preset, values=values).config.bounds == (80.0, 70.0, 30.0, 10.0)
+    assert dispatch(host, draft(), preset=preset, values=values).step.bounds == (80.0, 70.0, 30.0, 10.0)
 
 
 def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost, draft: Any) -> None:
@@ -264,7 +265,7 @@ def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost
     measured = host.run("MoSs_FrequencyMap", draft=replace(one, model=replace(one.model, backbone=backbone)))
     presets = ({}, {"preset": "paper"})
     found, printed = (host.run("MoSs_TokenDispatch", frequency=measured.result[0], **preset) for preset in presets)
-    assert (found.result[0].config.bounds, printed.result[0].config.bounds) == (own, (80.0, 70.0, 30.0, 10.0))
+    assert (found.result[0].step.bounds, printed.result[0].step.bounds) == (own, (80.0, 70.0, 30.0, 10.0))
     shown = [output.ui["moss_inspector"][0] for output in (measured, found, printed)]
     assert [data["known"] for data in shown] == [{"automatic": own, "paper": (80.0, 70.0, 30.0, 10.0)}] * 3
     assert shown[0]["bounds"] == list(own)

@@ -14,7 +14,7 @@ from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.graphs import Graphs
 from comfy_moss.pipeline.cost import Cost
 from comfy_moss.pipeline.draft import Recipe, empty_total
-from comfy_moss.pipeline.plan import generate
+from comfy_moss.pipeline.generate import generate
 
 from .machine import count_launches
 from .variants import Variant

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comfy_moss.pipeline.plan import STAGES
+from comfy_moss.pipeline.generate import STAGES
 
 from .calls import DECODE
 from .machine import Ceilings

@@ -17,7 +17,8 @@ from comfy_moss.model.quantize import quantize_scales
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.frequency import contribution, frequency_map
-from comfy_moss.pipeline.plan import Method, Picture, Plan, generate
+from comfy_moss.pipeline.generate import Picture, generate
+from comfy_moss.pipeline.plan import Method, Plan
 
 from ..detector import detect, interior, judge
 from ..metrics import texture_energy

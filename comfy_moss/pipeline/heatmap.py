@@ -16,7 +16,7 @@ from torch import Tensor
 from ..images import INK, PAPER, QUIET, from_pillow, poster, to_pillow
 from ..model.schedule import Grid, Schedule
 from .dispatch import Dispatch
-from .plan import PassMaps
+from .generate import PassMaps
 
 # Nine even steps of "magma" (Smith and van der Walt, public domain): perceptually even, readable in grey as well.
 _MAGMA = "000004 1d1147 51127c 822681 b63679 e65164 fb8861 fec287 fcfdbf"

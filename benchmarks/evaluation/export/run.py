@@ -18,7 +18,7 @@ from torch import Tensor
 from comfy_moss import request as requests
 from comfy_moss.images import png, to_bytes, to_image, write_files
 from comfy_moss.model.backbone import Backbone
-from comfy_moss.pipeline.plan import generate
+from comfy_moss.pipeline.generate import generate
 
 from ..loading import Studio, load
 from ..notes import difference, read_note

@@ -12,7 +12,8 @@ from comfy_moss.model.backbone import PAPER, PAPER_BOUNDS
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.plan import STAGES, Method, Plan, generate, parse_method
+from comfy_moss.pipeline.generate import STAGES, generate
+from comfy_moss.pipeline.plan import Method, Plan, parse_method
 
 SCHEDULE = make_schedule(1.0, "0.06M")  # 1 2 4 6 8 12 16
 TOKENS = (1, 4, 16, 36, 64, 144, 256)
