@@ -205,7 +205,8 @@ def _summary(picture: Picture, seconds: dict[str, float]) -> str:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from .model.library import default_roots, survey
+    from .model.catalog import default_roots
+    from .model.library import survey
 
     statuses = survey([*args.models, *default_roots()])
     if args.json:

@@ -18,7 +18,8 @@ from torch import Tensor
 from . import __version__
 from .images import png, to_image, write_files
 from .model.backbone import Backbone, Published
-from .model.library import ModelFiles, default_roots, find_model
+from .model.catalog import default_roots
+from .model.library import ModelFiles, find_model
 from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
 from .model.schedule import Schedule, parse_aspect
 from .ops import choose

@@ -18,9 +18,10 @@ from builders import released_state, released_vae_state, same, tiny_transformer,
 from safetensors.torch import load_file, save_file
 
 from comfy_moss.model import catalog, library, pickles
+from comfy_moss.model.catalog import default_roots
 from comfy_moss.model.checkpoint import load_infinity, open_vae, transformer_from_state, vae_from_state
 from comfy_moss.model.infinity import InfinityTransformer
-from comfy_moss.model.library import default_roots, find_model
+from comfy_moss.model.library import find_model
 from comfy_moss.model.tensors import CheckpointError, convert, open_tensors
 from comfy_moss.model.tokenizer import QWEN
 

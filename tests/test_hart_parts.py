@@ -27,11 +27,11 @@ from comfy_moss.model.hart_head import (
     strengths,
     truncate,
 )
-from comfy_moss.model.hart_tokenizer import Tokenizer
 from comfy_moss.model.quantize import Quantizer, phi_index
 from comfy_moss.model.rope import coordinates, picture_rotation, rotate
 from comfy_moss.model.sampling import Guidance, Sampling, bit_noise
 from comfy_moss.model.schedule import Positions
+from comfy_moss.model.vae import Tokenizer
 from comfy_moss.pipeline.dispatch import Dispatch, RefinePass
 from comfy_moss.pipeline.draft import Recipe, Residual, draw_draft
 from comfy_moss.pipeline.plan import Plan, share_of_dense

@@ -11,8 +11,9 @@ import torch
 from builders import released_state, released_vae_state, tiny_transformer, tiny_vae, write_weights
 
 from comfy_moss.model import library
+from comfy_moss.model.catalog import default_roots
 from comfy_moss.model.infinity import InfinityConfig
-from comfy_moss.model.library import RELEASES, default_roots, find_model, survey
+from comfy_moss.model.library import RELEASES, find_model, survey
 from comfy_moss.model.schedule import PRESETS
 from comfy_moss.model.tensors import CheckpointError
 

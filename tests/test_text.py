@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfy_moss.model.tensors import CheckpointError
-from comfy_moss.model.text import TextEncoder, load_tokenizer, text_width
+from comfy_moss.model.text import TextEncoder, text_width
+from comfy_moss.model.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

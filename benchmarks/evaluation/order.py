@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from comfy_moss.images import check_writable
-from comfy_moss.model.library import ModelFiles, default_roots, find_model
+from comfy_moss.model.catalog import default_roots
+from comfy_moss.model.library import ModelFiles, find_model
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.pipeline.plan import Method
 from comfy_moss.request import choose_device
