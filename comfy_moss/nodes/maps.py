@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ..images import psnr, ssim
 from ..model.backbone import PAPER, Published
 from ..pipeline.cost import Cost, Stopwatch
 from ..pipeline.dispatch import RefinePass, bounds_of_shares, dispatch_tokens
+from ..pipeline.draft import Draft
 from ..pipeline.frequency import contribution, frequency_map
 from ..pipeline.heatmap import enlarge, heatmap, overlay, percentile
 from ..pipeline.inspection import inspection
@@ -38,6 +41,25 @@ def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float,
 def suggested_bounds(k: int, published: Published = PAPER) -> RefinePass:
     """The model's bounds, or even steps where there are none."""
     return RefinePass.of_last(known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k)))
+
+
+def read_scales(text: str, draft: Draft) -> tuple[int, ...]:
+    """The scales of a pass, from the end: -1 is the last.  Empty or "all" = all that the draft leaves.
+
+    Raises:
+        ValueError: not numbers, or scales that are not left.
+    """
+    left = tuple(scale - len(draft.recipe.schedule) for scale in draft.left)
+    if text.strip().lower() in ("", "all"):
+        return left
+    numbers = re.findall(r"-?\d+", text)
+    scales = tuple(-abs(int(number)) for number in numbers)
+    if not scales or re.sub(r"-?\d+", "", text).strip(" ,;") or not set(scales) <= set(left):
+        names = ", ".join(map(str, left)) or "none"
+        raise ValueError(
+            f"scales {text!r} are not scales of this draft; write all, or some of those that are left, coarsest first: {names}"
+        )
+    return scales
 
 
 def read_config(preset: str, values: str, k: int, published: Published = PAPER) -> RefinePass:
@@ -172,6 +194,12 @@ class TokenDispatch(MossNode):
                     "image", optional=True,
                     tooltip="The picture under the overlay, such as the decoded draft. Without it a small sketch.",
                 ),
+                io.String.Input(
+                    "scales", default="all", optional=True,
+                    tooltip="Which scales this pass redraws, for plans of several passes: all that the draft leaves, or some of "
+                    "them counted from the end, such as -1 for the last alone or -4, -3. The others may follow in another "
+                    "pass, or be left out.",
+                ),
             ],
             outputs=[
                 DispatchIO.Output("dispatch", tooltip="For MoSs Refine."),
@@ -182,10 +210,12 @@ class TokenDispatch(MossNode):
     @classmethod
     def execute(
         cls, frequency: Measured, preset: str, values: str, painting: str = "", mask: Tensor | None = None,
-        image: Tensor | None = None,
+        image: Tensor | None = None, scales: str = "all",
     ) -> io.NodeOutput:  # fmt: skip
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
-        config = read_config(preset, values, drafted.draft.refine_scales, drafted.model.backbone.published)
+        chosen = read_scales(scales, drafted.draft)
+        config = read_config(preset, values, len(chosen), drafted.model.backbone.published)
+        config = replace(config, scales=chosen)
         painted = join_masks(mask, read_painting(painting))
         known = known_bounds(len(config.bounds), drafted.model.backbone.published)
         watch = Stopwatch(torch.device("cpu"))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -13,11 +14,11 @@ from ..model.sampling import Guidance
 from ..model.schedule import PRESETS, Schedule, parse_aspect
 from ..ops import BACKENDS, choose
 from ..pipeline.cost import Cost, Stopwatch
-from ..pipeline.draft import Recipe, draw_draft
+from ..pipeline.draft import Draft, Recipe, Run, draft_of
 from ..pipeline.fastvar import FastVARConfig, finish_fastvar
 from ..pipeline.heatmap import enlarge
-from ..pipeline.kv_store import Stored
-from ..pipeline.refine import composite, finish_dense, refine
+from ..pipeline.plan import plan_of
+from ..pipeline.refine import composite, draw_pass, finish_dense
 from .host import PREVIEW, MossModel, Progress, text_features
 from .inputs import MossNode
 from .wires import Dispatched, DispatchIO, Drafted, DraftIO, Model, Refined, ResidualIO, check_same_shape, latent, schema
@@ -141,16 +142,14 @@ class InfinityDraft(MossNode):
         with progress.stage("load"):
             model.load(schedule.tokens(0, min(scales, len(schedule) - 1)), rows, schedule.tokens(scales - 1, scales))
         with progress.stage("draft"):
-            condition = recipe.condition(model.backbone)
-            draft, cache = draw_draft(model.backbone, recipe, scales, on_scale=progress, condition=condition)
+            run = Run.begin(model.backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)))
+            draft = draft_of(run, scales, on_scale=progress)
         if refine_scales:
-            model.store.keep(draft, cache, condition)
-        with progress.stage("preview"):
-            sketch = model.rgb(draft.total)
-            pictures = saved_sketch(sketch, model.backbone.stride)
-        tokens = tuple(h * w if n < scales else 0 for n, (h, w) in enumerate(schedule.grids))
-        label = f"draft-{refine_scales}" if refine_scales else "dense"
-        drafted = Drafted(model, draft, sketch, pictures, Cost(label, tokens, cache.nbytes, progress.seconds))
+            model.store.keep(draft, run)
+        plan = plan_of(draft)
+        cost = Cost(plan.label, plan.tokens_per_scale(schedule), run.cache.nbytes, progress.seconds)
+        drafted = with_sketch(model, draft, cost, progress.watch)
+        pictures = drafted.pictures
         shown = {"images": pictures} if progress.shown else None  # what the node shows when it did not have to run again
         return io.NodeOutput(drafted, latent(draft.total, drafted.cost), ui=shown)
 
@@ -167,13 +166,39 @@ def saved_sketch(sketch: Tensor, stride: int) -> list[dict[str, Any]]:
     return [dict(entry) for entry in ui.ImageSaveHelper.save_images(large, "MoSs", io.FolderType.temp, None)]
 
 
-def stored(progress: Progress, drafted: Drafted) -> Stored:
-    """The draft's cache and prepared text; where they had to go, they are made again, as a stage of its own."""
+def with_sketch(model: MossModel, draft: Draft, cost: Cost, watch: Stopwatch) -> Drafted:
+    """What travels on the wire, with what the web page shows of it; that is a stage of its own."""
+    with watch.stage("preview"):
+        sketch = model.rgb(draft.total)
+        pictures = saved_sketch(sketch, model.backbone.stride)
+    return Drafted(model, draft, sketch, pictures, cost.plus({"preview": watch.seconds["preview"]}))
+
+
+def stored(progress: Progress, drafted: Drafted) -> Run:
+    """A run with the draft's cache and prepared text; what had to go is made again, as a stage of its own."""
     model, draft = drafted.model, drafted.draft
-    if model.store.holds(draft):
-        return model.store.of(model.backbone, draft)
+    if not model.store.missing(draft):
+        return model.store.run_of(model.backbone, draft)
     with progress.stage("rebuild"):
-        return model.store.of(model.backbone, draft, progress)
+        return model.store.run_of(model.backbone, draft, progress)
+
+
+def another_pass_follows(prompt: dict[str, Any] | None, node: str | None) -> bool:
+    """Whether in this graph the output of a MoSs Refine node comes to another one, so that its tokens' keys and values
+    are worth their memory.  Where that cannot be told: no; the pass is then run again when it is needed."""
+    if not prompt or node is None:
+        return False
+    reached, waiting = set(), [str(node)]
+    while waiting:
+        source = waiting.pop()
+        for name, found in prompt.items():
+            linked = any(isinstance(v, list) and v and str(v[0]) == source for v in found.get("inputs", {}).values())
+            if linked and name not in reached:
+                if found.get("class_type") == "MoSs_Refine":
+                    return True
+                reached.add(name)
+                waiting.append(name)
+    return False
 
 
 class MossRefine(MossNode):
@@ -204,6 +229,7 @@ class MossRefine(MossNode):
                 ),
             ],
             outputs=[ResidualIO.Output("residual", tooltip="For MoSs Composite.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )  # fmt: skip
 
     @classmethod
@@ -211,21 +237,24 @@ class MossRefine(MossNode):
         cls, draft: Drafted, dispatch: Dispatched, cross_scale_attention: bool, guidance: bool, backend: str
     ) -> io.NodeOutput:
         check_same_shape(draft, dispatch.drafted, "dispatch")
-        model, counts, scales = draft.model, dispatch.dispatch.counts, draft.draft.scales
+        model, counts, base = draft.model, dispatch.dispatch.counts, draft.draft
         kernels = model.backbone.kernels if backend == "auto" else choose(backend, mm.get_torch_device())[0]
-        missing = 0 if model.store.holds(draft.draft) else scales
-        progress = Progress(model, missing + 1, first=scales - missing)
-        with progress.stage("load"):
-            model.load(draft.schedule.tokens(0, missing), draft.rows, sum(counts))
-        kept = stored(progress, draft)
-        backbone = replace(model.backbone, kernels=kernels)
         step = replace(dispatch.step, cross_scale=cross_scale_attention, guidance=None if guidance else 1.0)
-        with progress.stage("refine"):
-            residual = refine(backbone, draft.draft, dispatch.dispatch, step, kept.cache, condition=kept.condition)
-        progress(scales + 1, scales + 1, draft.draft.total)
-        tokens = draft.cost.tokens_per_scale[:scales] + counts
-        changes = {"label": f"moss{len(counts)}", "tokens_per_scale": tokens, "refine_tokens": sum(counts)}
-        return io.NodeOutput(Refined(draft, residual, dispatch.cost.plus(progress.seconds, **changes)))
+        store = another_pass_follows(cls.hidden.prompt, cls.hidden.unique_id)
+        missing, scales = model.store.missing(base), 0 if model.store.holds(base) else base.scales
+        progress = Progress(model, scales + 1, first=base.scales - scales)
+        with progress.stage("load"):
+            model.load(missing + (sum(counts) if store else 0), draft.rows, sum(counts))
+        run = stored(progress, draft)
+        run = model.store.with_room(base, sum(counts)) if store else run
+        run = replace(run, backbone=replace(model.backbone, kernels=kernels))
+        with progress.stage("refine"), torch.inference_mode():
+            residual, run = draw_pass(run, base, dispatch.dispatch, step, store)
+        if store:
+            model.store.keep_pass(base, residual, run)
+        progress(base.scales + 1, base.scales + 1, base.total)
+        kv_bytes = max(draft.cost.kv_bytes, model.store.nbytes)
+        return io.NodeOutput(Refined(draft, residual, dispatch.cost.plus(progress.seconds, kv_bytes=kv_bytes)))
 
 
 class MossComposite(MossNode):
@@ -245,7 +274,14 @@ class MossComposite(MossNode):
                     "overdone.",
                 ),
             ],
-            outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],
+            outputs=[
+                io.Latent.Output("latent", tooltip="For VAE Decode."),
+                DraftIO.Output(
+                    "next_draft", display_name="draft",
+                    tooltip="The result as a draft, for another pass: to Frequency Map, Token Dispatch and MoSs Refine "
+                    "again.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -253,14 +289,17 @@ class MossComposite(MossNode):
         check_same_shape(draft, residual.drafted, "residual")
         if draft.draft.model_id != residual.drafted.draft.model_id:
             raise ValueError("the residual was drawn by another model than the draft; wire both to one Infinity Draft")
-        watch = Stopwatch(mm.get_torch_device())
+        model, watch = draft.model, Stopwatch(mm.get_torch_device())
         with watch.stage("load"):
-            device = draft.model.load_codec()  # part of what the codes add may be the codec's to say; the transformer's never
+            device = model.load_codec()  # part of what the codes add may be the codec's to say; the transformer's never
         with watch.stage("composite"):
             made_by = replace(residual.residual.made_by, strength=strength)
-            laid = replace(residual.residual, made_by=made_by)
-            total = composite(draft.model.backbone, draft.draft, laid, device).total
-        return io.NodeOutput(latent(total, residual.cost.plus(watch.seconds)))
+            laid = composite(model.backbone, draft.draft, replace(residual.residual, made_by=made_by), device)
+        plan, schedule = plan_of(laid), draft.schedule
+        refined = sum(sum(step.counts(schedule)) for step in plan.passes)
+        changes = {"label": plan.label, "tokens_per_scale": plan.tokens_per_scale(schedule), "refine_tokens": refined}
+        drafted = with_sketch(model, laid, residual.cost.plus(watch.seconds, **changes), Stopwatch(watch.device))
+        return io.NodeOutput(latent(laid.total, drafted.cost), drafted)
 
 
 class DenseRefine(MossNode):
@@ -281,19 +320,21 @@ class DenseRefine(MossNode):
 
     @classmethod
     def execute(cls, draft: Drafted, preview: bool) -> io.NodeOutput:
-        model, schedule, first = draft.model, draft.schedule, draft.draft.scales
-        if not draft.draft.refine_scales:
-            return io.NodeOutput(latent(draft.draft.total, draft.cost))
-        last, missing = len(schedule), 0 if model.store.holds(draft.draft) else first
-        progress = Progress(model, missing + last - first, first - missing, preview)
+        model, schedule, base = draft.model, draft.schedule, draft.draft
+        if not base.left:
+            return io.NodeOutput(latent(base.total, draft.cost))
+        first, last = base.left.start, len(schedule)
+        scales = 0 if model.store.holds(base) else base.scales
+        progress = Progress(model, scales + last - first, first - scales, preview)
         with progress.stage("load"):
-            cached = schedule.tokens(0, missing) + schedule.tokens(0, last - 1)  # the draft's cache is copied
-            model.load(cached, draft.rows, schedule.tokens(last - 1))
-        kept = stored(progress, draft)
+            grown = base.cached_tokens + schedule.tokens(first, last - 1)  # the draft's cache is copied
+            model.load(model.store.missing(base) + grown, draft.rows, schedule.tokens(last - 1))
+        run = stored(progress, draft)
         with progress.stage("dense"):
-            done, grown = finish_dense(model.backbone, draft.draft, kept.cache, progress, condition=kept.condition)
-        tokens = tuple(h * w for h, w in schedule.grids)
-        cost = draft.cost.plus(progress.seconds, label="dense", tokens_per_scale=tokens, kv_bytes=grown.nbytes)
+            done, cache = finish_dense(model.backbone, base, run.cache, progress, condition=run.condition)
+        plan = plan_of(done)
+        tokens = plan.tokens_per_scale(schedule)
+        cost = draft.cost.plus(progress.seconds, label=plan.label, tokens_per_scale=tokens, kv_bytes=cache.nbytes)
         return io.NodeOutput(latent(done.total, cost))
 
 
@@ -304,6 +345,8 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
         ValueError: the draft has already drawn scales that FastVAR prunes or skips.
     """
     config = FastVARConfig.printed(drafted.model.backbone.published)
+    if drafted.draft.passes:
+        raise ValueError("FastVAR goes on from scales that were drawn whole; wire it to Infinity Draft, not to MoSs Composite")
     needed = config.skip + len(config.prune)
     if drafted.draft.refine_scales < needed:
         raise ValueError(

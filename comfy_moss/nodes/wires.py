@@ -54,12 +54,18 @@ class Drafted:
         return self.draft.recipe.schedule
 
     @property
+    def shape(self) -> tuple[Schedule, range, int, int]:
+        """What parts of one picture have in common: scales, those that are left, passes so far and batch."""
+        return self.schedule, self.draft.left, len(self.draft.passes), len(self.draft.total)
+
+    @property
     def rows(self) -> int:
         """Batch rows of the model, unconditional ones included."""
         return len(self.draft.total) * (2 if self.draft.recipe.guidance.active(len(self.schedule)) else 1)
 
     def __repr__(self) -> str:
-        return f"a draft of {self.draft.scales} of {len(self.schedule)} scales, {len(self.draft.total)} picture(s)"
+        passes = f" and {len(self.draft.passes)} refine pass(es)" if self.draft.passes else ""
+        return f"a draft of {self.draft.scales} of {len(self.schedule)} scales{passes}, {len(self.draft.total)} picture(s)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +111,7 @@ def check_same_shape(drafted: Drafted, other: Drafted, what: str) -> None:
     Raises:
         ValueError: aspect, size, drafted scales or batch differ.
     """
-    if drafted.schedule != other.schedule or repr(drafted) != repr(other):
+    if drafted.shape != other.shape:
         raise ValueError(
             f"the {what} was made from {other}, the draft is {drafted} of another shape; wire both to one Infinity Draft"
         )

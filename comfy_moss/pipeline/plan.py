@@ -295,8 +295,10 @@ def _bounds(name: str, bounds: Sequence[float] | None, known: Mapping[int, tuple
 
 
 def plan_of(draft: Draft) -> Plan:
-    """The plan by which a draft was drawn, as far as it is."""
-    return Plan(draft.scales, tuple(residual.made_by for residual in draft.passes))
+    """The plan by which a draft was drawn, as far as it is, with scales counted from the end."""
+    size = len(draft.recipe.schedule)
+    passes = [replace(r.made_by, scales=tuple(s - size for s in r.dispatch.scales)) for r in draft.passes]
+    return Plan(draft.scales - size, tuple(passes))
 
 
 def share_of_dense(method: Method, schedule: Schedule, work: TokenWork, guided: bool, depth: int = 1) -> float:
