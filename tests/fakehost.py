@@ -83,6 +83,7 @@ class Schema:
     search_aliases: list[str] = field(default_factory=list)
     is_output_node: bool = False
     has_intermediate_output: bool = False
+    hidden: list[str] = field(default_factory=list)
 
 
 class NodeOutput:
@@ -173,8 +174,11 @@ class FakeHost:
         self.nodes = {node.define_schema().node_id: node for node in nodes}
         return self
 
-    def run(self, node_id: str, **inputs: Any) -> NodeOutput:
-        """Run a node as the host does, widgets that are not given at their defaults.
+    def run(self, node_id: str, within: tuple[dict, str] | None = None, **inputs: Any) -> NodeOutput:
+        """Run a node as the host does: a clone of its class, widgets that are not given at their defaults.
+
+        Args:
+            within: the graph as it was queued, and the node's name in it, for nodes that ask for these.
 
         Raises:
             TypeError: an input that the node does not have, or a required one missing.
@@ -184,8 +188,11 @@ class FakeHost:
         required = {name for name, socket in sockets.items() if not socket.settings.get("optional")}
         if not required <= values.keys() <= sockets.keys():
             raise TypeError(f"{node_id} has the inputs {', '.join(sockets)}; got {', '.join(values)}")
+        graph, name = within or (None, None)
+        hidden = SimpleNamespace(prompt=graph, unique_id=name)
+        node = type(node_id, (self.nodes[node_id],), {"hidden": hidden})
         with torch.inference_mode():
-            return self.nodes[node_id].execute(**values)
+            return node.execute(**values)
 
     def load(self, patchers: list[Patcher], **options: Any) -> None:
         """`load_models_gpu`: models that are loaded already are detached and put back, as the host does."""
@@ -228,7 +235,8 @@ def _kind(name: str) -> SimpleNamespace:
 def _api() -> dict[str, Any]:
     kinds = {name: _kind(name) for name in (*WIDGETS, "Image", "Mask", "Latent", "Conditioning", "Clip", "Vae")}
     io = SimpleNamespace(
-        Schema=Schema, NodeOutput=NodeOutput, ComfyNode=type("ComfyNode", (), {}), Custom=_kind,
+        Schema=Schema, NodeOutput=NodeOutput, ComfyNode=type("ComfyNode", (), {"hidden": None}), Custom=_kind,
+        Hidden=SimpleNamespace(unique_id="unique_id", prompt="prompt"),
         NumberDisplay=SimpleNamespace(slider="slider"), FolderType=SimpleNamespace(temp="temp"), **kinds,
     )  # fmt: skip
     ui = SimpleNamespace(

@@ -26,7 +26,7 @@ from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.generate import Picture, generate
 from comfy_moss.pipeline.inspection import write_painting
-from comfy_moss.pipeline.plan import parse_method
+from comfy_moss.pipeline.plan import parse_method, parse_plan
 
 PROMPT = "a red heart on a gradient white background"
 TINY = "tiny/transformer.safetensors"
@@ -531,3 +531,91 @@ def test_a_model_that_nobody_uses_goes_at_once(host: FakeHost, tiny: tuple) -> N
         assert weights() is None
     finally:
         gc.enable()
+
+
+# --- several passes ---------------------------------------------------------------------------------------------
+
+TWO_PASSES = {  # the graph as the host queues it, with what tells the passes apart
+    "draft": {"class_type": "MoSs_InfinityDraft", "inputs": {}},
+    "first": {"class_type": "MoSs_Refine", "inputs": {"draft": ["draft", 0], "dispatch": ["dispatch", 0]}},
+    "laid": {"class_type": "MoSs_Composite", "inputs": {"residual": ["first", 0]}},
+    "again": {"class_type": "MoSs_FrequencyMap", "inputs": {"draft": ["laid", 1]}},
+    "shares": {"class_type": "MoSs_TokenDispatch", "inputs": {"frequency": ["again", 0]}},
+    "second": {"class_type": "MoSs_Refine", "inputs": {"dispatch": ["shares", 0]}},
+}
+
+
+def refine_again(
+    host: FakeHost, drafted: Any, name: str, scales: str, bounds: str, graph: dict | None = TWO_PASSES, **widgets: Any
+) -> tuple[dict[str, Any], Any]:
+    """Latent and draft of one more pass over some scales."""
+    settings = {"preset": "custom bounds", "values": bounds, "scales": scales}
+    within = graph and (graph, name)
+    residual = host.run(
+        "MoSs_Refine", within, draft=drafted, dispatch=dispatch(host, drafted, **settings), **widgets
+    ).result[0]
+    return host.run("MoSs_Composite", draft=drafted, residual=residual).result
+
+
+@pytest.mark.parametrize("graph", [TWO_PASSES, None], ids=["kept", "rebuilt"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_two_passes_in_the_graph_are_the_plan_bit_for_bit(
+    host: FakeHost, nano: tuple, graph: dict | None, batch: int
+) -> None:
+    drafted = draw(host, nano, refine_scales=4, seed=5, batch_size=batch)
+    _, between = refine_again(host, drafted, "first", "-4", "70", graph)
+    latent, after = refine_again(host, between, "second", "-1", "45", graph, guidance=False)
+
+    plan = parse_plan("draft-4; -4@70; -1@45 unguided")
+    expected = generate(drafted.model.backbone, drafted.draft.recipe, plan)
+    assert torch.equal(latent["samples"], expected.total)
+    cost = latent["moss_cost"]
+    assert cost.label == str(plan) and cost.refine_tokens == expected.cost.refine_tokens
+    assert cost.tokens_per_scale == expected.cost.tokens_per_scale
+    assert cost.kv_bytes == expected.cost.kv_bytes or graph is None
+    assert after.draft.left == range(7, 7)
+
+
+def test_a_second_pass_is_one_pass_of_its_tokens_and_redraws_nothing(
+    host: FakeHost, draft: Any, passes: list[int]
+) -> None:
+    drafted = draft(refine_scales=4)
+    passes.clear()
+    _, between = refine_again(host, drafted, "first", "-4", "70")
+    refine_again(host, between, "second", "-1", "45", guidance=False)
+    assert passes == [25, 115]  # 70 % of 6 x 6, 45 % of 16 x 16
+    passes.clear()
+    refine_again(host, between, "second", "-1", "30")
+    refine_again(host, drafted, "first", "-4", "50")
+    assert passes == [77, 18]
+
+
+def test_a_pass_whose_keys_went_is_run_again_and_counted(host: FakeHost, draft: Any, passes: list[int]) -> None:
+    drafted = draft(refine_scales=4)
+    _, between = refine_again(host, drafted, "first", "-4", "70", None)
+    passes.clear()
+    latent, _ = refine_again(host, between, "second", "-1", "45", None)
+    assert passes == [25, 115] and latent["moss_cost"].seconds["rebuild"] > 0
+
+
+def test_a_finished_draft_after_passes_may_be_drawn_on_densely(host: FakeHost, draft: Any) -> None:
+    drafted = draft(refine_scales=3)
+    _, between = refine_again(host, drafted, "first", "-3", "100")
+    dense = host.run("MoSs_DenseRefine", draft=between).result[0]
+    assert torch.equal(dense["samples"], host.run("MoSs_DenseRefine", draft=drafted).result[0]["samples"])
+    with pytest.raises(ValueError, match="wire it to Infinity Draft"):
+        host.run("MoSs_FastVARRefine", draft=between)
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"), [("all", (-3, -2, -1)), ("", (-3, -2, -1)), ("-1", (-1,)), ("-3, -1", (-3, -1)), ("2 1", (-2, -1))]
+)
+def test_scales_of_a_pass_are_counted_from_the_end(host: FakeHost, draft: Any, scales: str, expected: tuple) -> None:
+    bounds = {"preset": "custom bounds", "values": ", ".join(["50"] * len(expected))}
+    assert dispatch(host, draft(refine_scales=3), scales=scales, **bounds).step.scales == expected
+
+
+@pytest.mark.parametrize("scales", ["-4", "last", "-1, fine", "0"])
+def test_scales_that_the_draft_has_not_left_are_refused(host: FakeHost, draft: Any, scales: str) -> None:
+    with pytest.raises(ValueError, match="not scales of this draft; write all, or .*: -3, -2, -1"):
+        dispatch(host, draft(refine_scales=3), scales=scales)

@@ -183,9 +183,14 @@ def stored(progress: Progress, drafted: Drafted) -> Run:
         return model.store.run_of(model.backbone, draft, progress)
 
 
-def another_pass_follows(prompt: dict[str, Any] | None, node: str | None) -> bool:
+def another_pass_follows(hidden: Any) -> bool:
     """Whether in this graph the output of a MoSs Refine node comes to another one, so that its tokens' keys and values
-    are worth their memory.  Where that cannot be told: no; the pass is then run again when it is needed."""
+    are worth their memory.  Where that cannot be told: no; the pass is then run again when it is needed.
+
+    Args:
+        hidden: the node's hidden inputs: the graph as it was queued, and the node's name in it.
+    """
+    prompt, node = getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None)
     if not prompt or node is None:
         return False
     reached, waiting = set(), [str(node)]
@@ -240,7 +245,7 @@ class MossRefine(MossNode):
         model, counts, base = draft.model, dispatch.dispatch.counts, draft.draft
         kernels = model.backbone.kernels if backend == "auto" else choose(backend, mm.get_torch_device())[0]
         step = replace(dispatch.step, cross_scale=cross_scale_attention, guidance=None if guidance else 1.0)
-        store = another_pass_follows(cls.hidden.prompt, cls.hidden.unique_id)
+        store = another_pass_follows(getattr(cls, "hidden", None))
         missing, scales = model.store.missing(base), 0 if model.store.holds(base) else base.scales
         progress = Progress(model, scales + 1, first=base.scales - scales)
         with progress.stage("load"):

@@ -18,6 +18,7 @@ draws the first 7 scales.  Behind a pass may stand "unguided" or "cfg X", "sa" (
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))
+        if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance of a plan must be 0 or more, got {self.guidance}")
         if self.window < 3 or self.window % 2 == 0:
             raise ValueError(f"the frequency window must be odd and at least 3, got {self.window}")
 
