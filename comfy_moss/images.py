@@ -9,9 +9,9 @@ would try to open such a chunk as a graph.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
-import bisect
 import io
 import json
 import math

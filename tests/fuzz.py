@@ -535,11 +535,11 @@ def recipes(trials: int, seed: int = 0) -> Findings:
 def read_again(path: Path) -> None:
     """Up to where drawing would begin."""
     from comfy_moss.cli import _parser
-    from comfy_moss.images import arguments, read_recipe
-    from comfy_moss.job import check
+    from comfy_moss.images import read_recipe
+    from comfy_moss.request import Request, arguments, check
 
     order = arguments(read_recipe(path))
-    check(_parser().parse_args([order[0], "-o", str(path.with_name("again.png")), *order[1:]]))
+    check(Request.of(_parser().parse_args([order[0], "-o", str(path.with_name("again.png")), *order[1:]])))
 
 
 if __name__ == "__main__":

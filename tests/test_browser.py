@@ -15,7 +15,7 @@ from hosting import Host, checkout
 
 from comfy_moss.model.backbone import NANO
 from comfy_moss.pipeline.dispatch import RefinePass, band
-from comfy_moss.pipeline.inspection import read_painting
+from comfy_moss.pipeline.painting import read_painting
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="NO PLAYWRIGHT: THE BROWSER'S PART WAS NOT TESTED; pip install playwright"

@@ -25,7 +25,7 @@ from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.generate import Picture, generate
-from comfy_moss.pipeline.inspection import write_painting
+from comfy_moss.pipeline.painting import write_painting
 from comfy_moss.pipeline.plan import parse_method, parse_plan
 
 PROMPT = "a red heart on a gradient white background"
