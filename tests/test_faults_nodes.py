@@ -239,7 +239,7 @@ def test_bounds_are_understood_as_people_type_them(host: FakeHost, frequency: An
     found = host.run("MoSs_TokenDispatch", frequency=frequency, preset="custom bounds", values=values).result[
         0
     ]
-    assert found.config.bounds == (60, 30)
+    assert found.step.bounds == (60, 30)
 
 
 @pytest.mark.parametrize(

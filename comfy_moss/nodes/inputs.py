@@ -39,8 +39,9 @@ class MossNode(io.ComfyNode):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        if "execute" in vars(cls):  # not the copies that the host makes of a class
-            cls.execute = classmethod(_checked(vars(cls)["execute"].__func__))
+        own = vars(cls).get("execute")
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):  # the host's locked copies have it already
+            cls.execute = classmethod(_checked(own.__func__))
 
 
 def _checked(run: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
