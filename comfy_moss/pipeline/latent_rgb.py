@@ -1,7 +1,7 @@
 """Latent to RGB: what a sum of codes looks like, by one linear map from the channels of a cell to its colour.
 
 The same as the host's own latent previews: thousands of times cheaper than the decoder, and coarse.  Nobody has published
-the factors for these codecs, so they are fitted to each: its encoder is shown a few tiny pictures of patches, and least squares
+the factors for these codecs, so they are fitted to each: its encoder is shown a few tiny pictures of shapes, and least squares
 find which colour goes with which code.
 """
 
@@ -44,7 +44,7 @@ def fit_latent_rgb(encode: Callable[[Tensor], Tensor], stride: int) -> LatentRGB
         encode: images (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride).
         stride: pixels per cell.
     """
-    images = _patches(stride)
+    images = _shapes(stride)
     codes, colours = (_cells(values) for values in (encode(images).float().cpu(), F.avg_pool2d(images, stride)))
     centre, bias = codes.mean(0), colours.mean(0)
     codes, colours = codes - centre, colours - bias
@@ -59,9 +59,21 @@ def _cells(values: Tensor) -> Tensor:
     return values.movedim(1, -1).flatten(0, 2)
 
 
-def _patches(stride: int) -> Tensor:
-    """Pictures (MAPS, 3, H, W) in [-1, 1] of 1, 4 and up to SIDE^2 patches of one colour, full colours among them."""
-    chance = torch.Generator().manual_seed(0)
-    sizes = [patches for patches in (1, 2, SIDE, SIDE) for _ in range(MAPS // 4)]
-    pictures = [(4 * torch.rand(1, 3, size, size, generator=chance) - 2).clamp(-1, 1) for size in sizes]
-    return torch.cat([F.interpolate(picture, size=[SIDE * stride] * 2) for picture in pictures])
+def _shapes(stride: int) -> Tensor:
+    """Pictures (MAPS, 3, H, W) in [-1, 1]: a box or an ellipse over another before a ground, of one colour each, pure ones among
+    them.  Most codecs were trained on pictures more like these than on patches or noise."""
+    chance, side = torch.Generator().manual_seed(0), SIDE * stride
+    grid = torch.stack(torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij"))
+    pictures = _colours(chance).expand(-1, -1, side, side)
+    for _ in range(2):
+        centre, radius = torch.rand(MAPS, 2, 1, 1, generator=chance), 0.1 + 0.3 * torch.rand(MAPS, 2, 1, 1, generator=chance)
+        distance = ((grid - centre) / radius).abs()  # (MAPS, 2, H, W)
+        ellipse = torch.rand(MAPS, 1, 1, generator=chance) < 0.5
+        inside = torch.where(ellipse, distance.square().sum(1), distance.amax(1)) < 1
+        pictures = torch.where(inside[:, None], _colours(chance), pictures)
+    return pictures
+
+
+def _colours(chance: torch.Generator) -> Tensor:
+    """(MAPS, 3, 1, 1), every other channel at an end of its range."""
+    return (4 * torch.rand(MAPS, 3, 1, 1, generator=chance) - 2).clamp(-1, 1)
