@@ -192,7 +192,7 @@ class FakeHost:
         hidden = SimpleNamespace(prompt=graph, unique_id=name)
         node = type(node_id, (self.nodes[node_id],), {"hidden": hidden})
         with torch.inference_mode():
-            return node.execute(**values)
+            return _locked(node).execute(**values)
 
     def load(self, patchers: list[Patcher], **options: Any) -> None:
         """`load_models_gpu`: models that are loaded already are detached and put back, as the host does."""
@@ -214,6 +214,18 @@ class FakeHost:
     def interrupt_check(self) -> None:
         if self.interrupted:
             raise Interrupted
+
+
+def _locked(node: type) -> type:
+    """What the host runs instead of a node's class: a copy of a copy, of which nothing can be changed."""
+
+    class Locked(type(node)):
+        def __setattr__(cls, name: str, value: Any) -> None:
+            raise AttributeError(f"cannot modify class attribute {name!r} on locked class {cls.__name__!r}")
+
+    bases = (node, *node.__bases__)
+    clone = type(f"{node.__name__}Clone", bases, dict(vars(node)))
+    return Locked(clone.__name__, bases, dict(vars(clone)))
 
 
 async def _nodes_of(entrypoint: Callable) -> list[Any]:
