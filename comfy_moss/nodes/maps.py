@@ -83,7 +83,10 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
             f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
             "or preset to custom bounds"
         )
-    numbers = typed.percentages(values)
+    try:
+        numbers = typed.percentages(values)
+    except ValueError as error:
+        raise ValueError(f"values {error}") from None
     if len(numbers) != k:
         raise ValueError(
             f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"
