@@ -112,7 +112,7 @@ def read_pickle(path: Path) -> Mapping:
         UnsafeError: it holds more than data, or this torch cannot tell.
         Exception: of torch's reader: the file is damaged.
     """
-    if _version() < SAFE:
+    if not reads_safely():
         raise UnsafeError(
             f"is a PyTorch file, and reading those could run code in torch {torch.__version__} "
             "(CVE-2025-32434); get the safetensors version, or update torch to 2.6 or newer"
@@ -128,8 +128,9 @@ def read_pickle(path: Path) -> Mapping:
     return content if isinstance(content, Mapping) else {}
 
 
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+def reads_safely() -> bool:
+    """Whether weights-only reading of this torch can be trusted."""
+    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) >= SAFE
 
 
 def _names_in_archive(path: Path) -> set[str]:
