@@ -74,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--models", type=Path, action="append", default=[], metavar="DIR", help="look here first")
     models.add_argument("--json", action="store_true", help="print one JSON list")
     models.set_defaults(run=_models)
+    doctor = commands.add_parser("doctor", help="what is installed and found, what fits together: the text for a bug report")
+    doctor.add_argument("directory", type=Path, nargs="*", help="models folders (default: where models are looked for)")
+    doctor.add_argument("--paths", action="store_true", help="say where the folders lie on this machine")
+    doctor.set_defaults(run=_doctor)
     convert = commands.add_parser("convert", help="rewrite a released .pth or sharded checkpoint as one safetensors file")
     convert.add_argument("source", type=Path, help=".pth file, safetensors file or directory of shards")
     convert.add_argument("target", type=Path, help="the .safetensors file to write")
@@ -217,6 +221,14 @@ def _models(args: argparse.Namespace) -> int:
         parts = zip(("transformer", "vae", "text"), status.expected, strict=True)
         for part, expected in parts:
             print(f"  {part:<12} {expected:<36} {getattr(status, part) or 'not found'}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import report
+    from .model.catalog import default_roots
+
+    print(report(args.directory or default_roots(), args.paths))
     return 0
 
 

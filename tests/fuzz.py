@@ -370,8 +370,12 @@ def prototypes(folder: Path) -> list[Path]:
     return [plain, trainer, shards, write_hart_model(folder / "hart")]
 
 
-def files(trials: int, seed: int = 0) -> Findings:
-    """Mutate one file of a model, and find, open, load and convert the model."""
+def files(trials: int, seed: int = 0, full: int = 1) -> Findings:
+    """Mutate one file of a model, and find, open, load and convert the model.
+
+    Args:
+        full: one in how many models that open is loaded, too.
+    """
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
         folder = Path(place)
         models = prototypes(folder)
@@ -396,7 +400,7 @@ def files(trials: int, seed: int = 0) -> Findings:
                 if moved:
                     path.rename(renamed)
                 yield f"{path.relative_to(folder)}{f' as {renamed.name}' if moved else ''}"
-                use(model, path, chance)
+                use(model, path, chance, full)
             finally:
                 renamed.unlink(missing_ok=True)
                 path.write_bytes(contents[path])
@@ -409,10 +413,12 @@ def files(trials: int, seed: int = 0) -> Findings:
         return run(trials, seed, attempt)
 
 
-def use(model: Path, path: Path, chance: random.Random) -> None:
+def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
     """What the nodes do with a model, in their order; sometimes what `convert` does."""
+    from comfy_moss.model.checkpoint import open_transformer, open_vae
+    from comfy_moss.model.contents import CODEC, TRANSFORMER, identify
     from comfy_moss.model.library import find_model
-    from comfy_moss.model.tensors import convert
+    from comfy_moss.model.tensors import convert, open_tensors
 
     if chance.random() < 0.1 and path.suffix != ".json":
         target = model / "converted.safetensors"
@@ -422,6 +428,12 @@ def use(model: Path, path: Path, chance: random.Random) -> None:
             target.unlink(missing_ok=True)
         return
     found = find_model(str(model), [])
+    if path.suffix != ".json" and path not in (found.text / "model.safetensors",) and chance.randrange(full):
+        tensors = open_tensors(path)
+        kind = identify(tensors)
+        if kind in (TRANSFORMER, CODEC):
+            (open_transformer if kind == TRANSFORMER else open_vae)(tensors)
+        return
     if found.text in (path.parent, path):
         found.load_text().encode(["a red circle", "unheard words 模型"])
     else:
