@@ -161,7 +161,7 @@ def fault(error: BaseException) -> str | None:
         if last
         else repr(error)
     )
-    ours = isinstance(error, ValueError) and any(
+    ours = isinstance(error, ValueError) and last is not None and any(
         part in last.filename for part in ("/comfy_moss/", "fakehost")
     )
     if not ours:
@@ -354,7 +354,7 @@ def prototypes(folder: Path) -> list[Path]:
 
     plain = write_model(folder / "plain")
     trainer = folder / "trainer"
-    save_wrapped(trainer / "transformer.pth", "Infinity's trainer, averaged for pictures")
+    save_wrapped(trainer / "transformer.pth", "ema_model beside model, in DDP")
     write_vae(trainer / "vae.pth")
     shutil.copytree(plain / "text", trainer / "text")
     shards = folder / "shards"
@@ -419,6 +419,7 @@ def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
     from comfy_moss.model.contents import CODEC, TRANSFORMER, identify
     from comfy_moss.model.library import find_model
     from comfy_moss.model.tensors import convert, open_tensors
+    from comfy_moss.model.tokenizer import load_padded_tokenizer, load_tokenizer
 
     if chance.random() < 0.1 and path.suffix != ".json":
         target = model / "converted.safetensors"
@@ -434,9 +435,13 @@ def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
         if kind in (TRANSFORMER, CODEC):
             (open_transformer if kind == TRANSFORMER else open_vae)(tensors)
         return
-    if found.text in (path.parent, path):
+    if path.name.startswith("tokenizer") and chance.randrange(full):
+        load = load_padded_tokenizer if model.name == "hart" else load_tokenizer
+        tokenize = load(found.text)
+        (tokenize[0] if isinstance(tokenize, tuple) else tokenize)("a red circle")
+    elif found.text == path.parent and (path.name == "config.json" or not chance.randrange(full)):
         found.load_text().encode(["a red circle", "unheard words 模型"])
-    else:
+    elif found.text != path.parent:
         found.load()
 
 

@@ -143,7 +143,8 @@ def chosen(part: str, name: str) -> Path | None:
     if name == AUTOMATIC:
         return None
     if name not in choices(part) or (path := located(name, *kinds)) is None:
-        raise CheckpointError(f"{name} is no longer in the folder {' or '.join(kinds)} of your models; choose another file")
+        places = " or ".join(kinds)
+        raise CheckpointError(f"{name[:100]} is no longer in the folder {places} of your models; choose another file")
     return path
 
 
@@ -282,10 +283,10 @@ def hart_files(model: str, text_encoder: str) -> ModelFiles:
     name = "" if model == HERE else model
     if model not in hart_folders() or (folder := located(name, HART)) is None:
         raise CheckpointError(
-            f"there is no HART model {model!r} in models/{HART}; put the folder hart-0.7b-1024px (llm and tokenizer) there"
+            f"there is no HART model {model[:100]!r} in models/{HART}; put the folder hart-0.7b-1024px (llm and tokenizer) there"
         )
     if text_encoder != AUTOMATIC and text_encoder not in hart_texts():
-        raise CheckpointError(f"{text_encoder} is no longer in models/{HART} or models/text_encoders; choose another")
+        raise CheckpointError(f"{text_encoder[:100]} is no longer in models/{HART} or models/text_encoders; choose another")
     text = None if text_encoder == AUTOMATIC else located(text_encoder, *HART_FOLDERS)
     return find_hart(folder, model_entries(roots(*HART_FOLDERS)), text)
 
