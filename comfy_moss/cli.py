@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
+from . import __version__, typed
 from .model.schedule import PRESETS
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (a check failed), 2 (an error, told in one sentence) or 130 (interrupted)."""
+    for stream in (sys.stdout, sys.stderr):
+        _tolerate(stream)
     try:
         args = _parser().parse_args(argv)
         return args.run(args)
@@ -51,6 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
         return _fail("this device has too little memory for that; try fewer --pixels, a smaller --batch or --precision bf16", 2)
+
+
+def _print_json(data: Any) -> None:
+    """As text where the console takes all of Unicode, else with escapes, which every reader of JSON understands."""
+    text = json.dumps(data, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(data, default=str)
+    print(text)
+
+
+def _tolerate(stream: Any) -> None:
+    """Write characters that a console does not have as escapes, rather than fail when all is drawn."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, code: int) -> int:
@@ -71,16 +89,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_laboratory(commands)
     models = commands.add_parser("models", help="which models are found where, and what is missing")
-    models.add_argument("--models", type=Path, action="append", default=[], metavar="DIR", help="look here first")
+    models.add_argument("--models", type=_path, action="append", default=[], metavar="DIR", help="look here first")
     models.add_argument("--json", action="store_true", help="print one JSON list")
     models.set_defaults(run=_models)
     doctor = commands.add_parser("doctor", help="what is installed and found, what fits together: the text for a bug report")
-    doctor.add_argument("directory", type=Path, nargs="*", help="models folders (default: where models are looked for)")
+    doctor.add_argument("directory", type=_path, nargs="*", help="models folders (default: where models are looked for)")
     doctor.add_argument("--paths", action="store_true", help="say where the folders lie on this machine")
     doctor.set_defaults(run=_doctor)
     convert = commands.add_parser("convert", help="rewrite a released .pth or sharded checkpoint as one safetensors file")
-    convert.add_argument("source", type=Path, help=".pth file, safetensors file or directory of shards")
-    convert.add_argument("target", type=Path, help="the .safetensors file to write")
+    convert.add_argument("source", type=_path, help=".pth file, safetensors file or directory of shards")
+    convert.add_argument("target", type=_path, help="the .safetensors file to write")
     convert.add_argument("--bf16", action="store_true", help="store in bfloat16, half the size")
     convert.set_defaults(run=_convert)
     return parser
@@ -94,9 +112,9 @@ def _add_generate(commands: Any) -> None:
     add("prompt", metavar="PROMPT", help="what to draw")
     _add_method(parser)
     add_drawing(parser)
-    add("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
-    add("-o", "--output", type=Path, default=Path("out.png"), metavar="PNG", help="replaced if there; out_0.png, ... for a batch")
-    add("--maps", type=Path, metavar="DIR", help="also write draft, frequency, dispatch, every scale and a poster there")
+    add("--batch", type=_read(typed.integer, "batch"), default=1, metavar="N", help="number of pictures (default: 1)")
+    add("-o", "--output", type=_path, default=Path("out.png"), metavar="PNG", help="replaced if there; a batch: out_0.png, ...")
+    add("--maps", type=_path, metavar="DIR", help="also write draft, frequency, dispatch, every scale and a poster there")
     add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
     parser.set_defaults(run=_generate)
 
@@ -124,36 +142,45 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", help="dense, draft, fastvar, moss, or moss2 to moss5 with the model's or the paper's bounds (default: moss4)")
     add("--plan", metavar="TEXT", help='all of it in one text, for example "draft-3; -1@45 unguided", or a named plan')
-    add("--bounds", type=_numbers, metavar="T1,T2,...", help="percentages for moss, coarsest refine scale first")
-    add("--skip", type=int, metavar="K", help="method draft: leave out the last K scales (default: 4)")
+    add("--bounds", type=_read(typed.percentages), metavar="T1,T2,...", help="percentages for moss, coarsest refine scale first")
+    add("--skip", type=_read(typed.integer, "skip"), metavar="K", help="method draft: leave out the last K scales (default: 4)")
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """What else decides a picture, for every command that draws."""
     add = parser.add_argument
     add("--model", default="nano", help="name of an installed model, or its folder (default: nano)")
-    add("--models", type=Path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
-    add("--seed", type=int, default=0, help="seed of the first picture; the next ones count up (default: 0)")
+    add("--models", type=_path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
+    seed = _read(typed.integer, "seed")
+    add("--seed", type=seed, default=0, help="seed of the first picture; the next ones count up (default: 0)")
     add("--aspect", default="1:1", help="width:height, for example 16:9; the nearest ratio the model knows is used")
-    add("--pixels", choices=PRESETS, help="image area (default: the model's own)")
+    add("--pixels", type=_read(typed.area, (*PRESETS,)), choices=PRESETS, help="image area (default: the model's own)")
     add("--negative", default="", metavar="PROMPT", help="what to stay away from")
-    add("--cfg", type=_numbers, help="guidance strength, 1 = none; or one number a scale (default: the model's own)")
-    add("--tau", type=_numbers, help="temperature above 0; or one number a scale (default: the model's own)")
+    add("--cfg", type=_read(typed.numbers), help="guidance, 1 = none, 0 = the model's own; or one number a scale (default: 0)")
+    add("--tau", type=_read(typed.numbers), help="temperature above 0; or one number a scale (default: the model's own)")
     add("--strength", type=float, default=1.0, help="moss: how much of the refinement is added, 0 to 1 (default: 1)")
     add("--window", type=int, default=3, help="moss: side of the frequency window, odd (default: 3)")
     add("--no-cssa", action="store_true", help="moss: refined tokens see only their own scale")
     add("--no-refine-guidance", action="store_true", help="moss: no guidance in the refine step, half its work")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda and CPUs with AMX, else fp32")
+    choices, names = ("auto", "fp32", "bf16"), "auto = bf16 on cuda and CPUs with AMX, else fp32"
+    add("--precision", type=_read(typed.precision), choices=choices, default="auto", help=names)
 
 
-def _numbers(text: str) -> float | list[float]:
-    """ "3" -> 3.0, "80,70" -> [80.0, 70.0]."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a list like 80,70,30,10") from None
-    return values if len(values) > 1 else values[0]
+def _read(reader: Callable[..., Any], *details: Any) -> Callable[[str], Any]:
+    """A reader of `typed` as argparse takes it; one number of a list of one is that number."""
+
+    def read(text: str) -> Any:
+        try:
+            value = reader(text, *details)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value if not isinstance(value, tuple) else list(value) if len(value) > 1 else value[0]
+
+    return read
+
+
+_path = _read(typed.path)
 
 
 # --- generate ---------------------------------------------------------------------------------------------------
@@ -179,9 +206,9 @@ def _generate(args: argparse.Namespace) -> int:
     seconds["total"] = sum(seconds.values())
     paths = requests.write(checked, backbone, picture, previews)
     if args.json:
-        print(json.dumps(requests.facts(checked, backbone, picture, seconds, paths), ensure_ascii=False))
+        _print_json(requests.facts(checked, backbone, picture, seconds, paths))
     else:
-        print(*paths, _summary(picture, seconds), sep="\n")
+        print(*paths, _summary(picture, seconds, checked.guidance.cfg), sep="\n")
     return 0
 
 
@@ -198,11 +225,13 @@ def _progress_bar() -> OnScale:
     return show
 
 
-def _summary(picture: Picture, seconds: dict[str, float]) -> str:
+def _summary(picture: Picture, seconds: dict[str, float], cfg: float | Sequence[float]) -> str:
     height, width = picture.image.shape[2:]
     tokens, memory = sum(picture.cost.tokens_per_scale), picture.cost.kv_bytes / 2**20
     drawing = seconds["total"] - seconds["load"]
-    return f"{width} x {height}, {picture.cost.label}: {tokens} tokens, {memory:.1f} MiB of KV cache, {drawing:.2f} s"
+    cost = f"{tokens} tokens, {memory:.1f} MiB of KV cache, {drawing:.2f} s"
+    strength = f"cfg {cfg:g}" if isinstance(cfg, (int, float)) else "cfg by scale"
+    return f"{width} x {height}, {picture.cost.label}, {strength}: {cost}"
 
 
 # --- the other commands -----------------------------------------------------------------------------------------
@@ -214,7 +243,7 @@ def _models(args: argparse.Namespace) -> int:
 
     statuses = survey([*args.models, *default_roots()])
     if args.json:
-        print(json.dumps([{**vars(status), "missing": status.missing} for status in statuses], default=str))
+        _print_json([{**vars(status), "missing": status.missing} for status in statuses])
         return 0
     for status in statuses:
         print(f"{status.name}: {'missing ' + ', '.join(status.missing) if status.missing else 'complete'}")

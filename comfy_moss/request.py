@@ -5,6 +5,7 @@ Prints nothing.  Every command that draws makes its own from the same options.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import __version__
-from .images import png, to_image, write_files
+from . import __version__, typed
+from .images import check_writable, png, to_image, write_files
 from .model.backbone import Backbone, Published
 from .model.catalog import default_roots
 from .model.library import ModelFiles, find_model
@@ -26,7 +27,7 @@ from .ops import choose
 from .pipeline.draft import Recipe
 from .pipeline.generate import Picture
 from .pipeline.heatmap import explain
-from .pipeline.plan import Method, Plan, parse_method
+from .pipeline.plan import METHODS, Method, Plan, parse_method
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def check(request: Request) -> Checked:
     pixels, method = request.pixels or files.area, method_of(request, files.published)
     schedule = files.schedule(ratio, pixels)
     method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
-    cfg = _scales(files.cfg if request.cfg is None else request.cfg, schedule, "cfg")
+    cfg = _scales(_guidance(request.cfg, files.cfg), schedule, "cfg")
     tau = _scales(files.tau if request.tau is None else request.tau, schedule, "tau")
     return Checked(
         request, files, method, schedule, Guidance(cfg), files.sampling(tau), pixels, device, dtype
@@ -136,8 +137,15 @@ def method_of(request: Request, published: Published) -> Method:
         method = parse_method(request.plan, published=published)
     else:
         short = "draft" if request.skip is not None else "moss" if bounds else f"moss{published.k}"
-        method = parse_method(request.method or short, bounds, request.skip, published)
+        method = parse_method(_named(request.method) or short, bounds, request.skip, published)
     return _adjusted(method, request) if isinstance(method, Plan) else method
+
+
+def _named(method: str | None) -> str | None:
+    """A method in any dress ("MoSs-4"); what is none stays as it was typed."""
+    with contextlib.suppress(ValueError):
+        return method and typed.word(method, METHODS, "method")
+    return method
 
 
 def _adjusted(plan: Plan, request: Request) -> Plan:
@@ -147,6 +155,17 @@ def _adjusted(plan: Plan, request: Request) -> Plan:
     changes |= {"guidance": 1.0} if request.no_refine_guidance else {}
     passes = tuple(replace(step, **changes) for step in plan.passes)
     return replace(plan, passes=passes, window=plan.window if request.window == 3 else request.window)
+
+
+def _guidance(asked: float | Sequence[float] | None, own: float) -> float | Sequence[float]:
+    """0 means the model's own everywhere, as in the nodes.
+
+    Raises:
+        ValueError: a 0 among others, which would leave the prompt out at that scale.
+    """
+    if isinstance(asked, Sequence) and 0 in asked:
+        raise ValueError(f"cfg {list(asked)} has a 0, which would leave the prompt out; write 1 for no guidance")
+    return asked or own
 
 
 def _scales(value: float | Sequence[float], schedule: Schedule, name: str) -> float | tuple[float, ...]:
@@ -171,13 +190,16 @@ def _check_outputs(request: Request) -> None:
             raise ValueError(
                 f"pictures are written as PNG; name the output something.png instead of {str(request.output)!r}"
             )
-        if request.output.is_dir():
+        if os.path.isdir(request.output):
             raise ValueError(f"{request.output} is a folder; name the picture to write in it")
         folders.insert(0, request.output.absolute().parent)
     for folder in folders:
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             raise ValueError(f"nothing can be written to {folder}; choose another folder")
+    last = max(0, request.batch - 1)  # the longest name
+    for path in (request.output, request.maps and request.maps / "frequency.png"):
+        check_writable(path and _numbered(path, last, request.batch))
 
 
 def choose_device(name: str, precision: str) -> tuple[torch.device, torch.dtype]:
@@ -187,6 +209,7 @@ def choose_device(name: str, precision: str) -> tuple[torch.device, torch.dtype]
         ValueError: a device that cannot be used here.
     """
     try:
+        name = {"gpu": "cuda"}.get(name.strip().lower(), name.strip().lower())
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError):
@@ -298,15 +321,29 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
     """The command line that draws a recipe again: `cli.main(arguments(read_recipe(path)))`.
 
     The model is stored by name, without its folder; where that does not find it, set recipe["model"] to its place.
+
+    Raises:
+        ValueError: something in it is no value of its option.
     """
+    for name in ("prompt", *_OPTIONS, *_METHOD_OPTIONS):
+        _check_value(name, recipe.get(name, "" if name == "prompt" else None))
     plan = recipe.get("plan")
     names = _OPTIONS if plan else (*_OPTIONS, *_METHOD_OPTIONS)
     options = [f"--{name}={_typed(recipe[name])}" for name in names if recipe.get(name) is not None]
     if plan:
-        return ["generate", f"--plan={plan}", *options, "--", recipe["prompt"]]
+        return ["generate", f"--plan={plan}", *options, "--", recipe.get("prompt") or ""]
     switches = ["--no-cssa"] * (not recipe.get("cssa", True))
     switches += ["--no-refine-guidance"] * (not recipe.get("refine_guidance", True))
-    return ["generate", *options, *switches, "--", recipe["prompt"]]
+    return ["generate", *options, *switches, "--", recipe.get("prompt") or ""]
+
+
+def _check_value(name: str, value: object) -> None:
+    """Refuse what `generate` never wrote."""
+    values = value if isinstance(value, list) else [value]
+    plain = all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values if v is not None)
+    text = name not in ("prompt", "plan") or value is None or isinstance(value, str)
+    if not plain or not text or not values:
+        raise ValueError(f"the recipe in this picture is damaged: its {name} is {str(value)[:60]!r}; use another picture")
 
 
 def _typed(value: str | float | Sequence[float]) -> str:

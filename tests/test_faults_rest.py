@@ -63,13 +63,13 @@ def test_nothing_pools_past_the_helper() -> None:
 @pytest.mark.parametrize("name", ["dispatch", "FastVAR", "HART"])
 def test_every_method_draws_there(name: str) -> None:
     from comfy_moss.model.schedule import make_schedule
-    from comfy_moss.pipeline.dispatch import DispatchConfig, dispatch_tokens
+    from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 
     if name == "dispatch":
         schedule = make_schedule(1.0, "0.25M")
         frequency = torch.rand(1, *schedule.grids[-1])
         assert (
-            dispatch_tokens(frequency, schedule, DispatchConfig((60, 30)), torch.rand(1, 9, 9)).counts[0] > 0
+            dispatch_tokens(frequency, schedule, RefinePass.of_last((60, 30)), torch.rand(1, 9, 9)).counts[0] > 0
         )
     elif name == "HART":
         quantizer = tiny_tokenizer().quantize
