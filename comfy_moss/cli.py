@@ -1,4 +1,4 @@
-"""The command line: `python -m comfy_moss generate | bench | evaluate | export | calibrate | verify | models | convert`.
+"""The command line: `python -m comfy_moss generate | bench | evaluate | export | calibrate | verify | models | doctor | convert`.
 
 Results go to stdout; progress and errors to stderr, an error as one sentence with exit code 2 and nothing written.
 torch and transformers are imported only by the commands that need them, so that --help is instant.
