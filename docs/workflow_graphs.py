@@ -173,6 +173,57 @@ def paint() -> Graph:
     return Graph(nodes, links + wires, ("show_overlay", "show"), {"show_overlay": "Dispatch", "show": "Result"})
 
 
+def refine_pass(
+    name: str, x: int, y: int, source: tuple[str, int], dispatch: dict[str, Any], refine: dict[str, Any]
+) -> tuple[dict[str, Node], tuple[Link, ...]]:
+    """Frequency, dispatch, refine and composite of one pass of several."""
+    made = {
+        "frequency": ("MoSs_FrequencyMap", x, y, 340, 560, {}),
+        "dispatch": ("MoSs_TokenDispatch", x + 390, y, 340, 620, {"preset": "custom bounds", **dispatch}),
+        "refine": ("MoSs_Refine", x + 780, y, 320, 160, refine),
+        "composite": ("MoSs_Composite", x + 780, y + 230, 320, 100, {}),
+    }
+    wires = (
+        (*source, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"), (*source, "refine", "draft"),
+        ("dispatch", 0, "refine", "dispatch"), (*source, "composite", "draft"), ("refine", 0, "composite", "residual"),
+    )
+    links = tuple((a if a == source[0] else a + name, n, b + name, i) for a, n, b, i in wires)
+    return {key + name: node for key, node in made.items()}, links
+
+
+def two_passes() -> Graph:
+    nodes, links = start()
+    first, wires = refine_pass("1", 740, 0, ("draft", 0), {"values": "70", "scales": "-4"}, {})
+    second, more = refine_pass(
+        "2", 740, 720, ("composite1", 1), {"values": "45", "scales": "-1"}, {"guidance": False}
+    )
+    nodes |= first | second | {
+        "between": ("VAEDecode", 1520, 390, 320, 60, {}),
+        "decode": ("VAEDecode", 1520, 1110, 320, 60, {}),
+        "show_between": ("PreviewImage", 1890, 0, 400, 440, {}),
+        "save": ("SaveImage", 1890, 720, 400, 460, {"filename_prefix": "MoSs"}),
+        "report": ("MoSs_Report", 370, 720, 320, 330, {}),
+        "note": note(
+            "### Two refine passes\n\nSix scales are drafted. The first pass redraws the busiest 70 % of the next scale, "
+            "16 x 16. "
+            "Its result is a draft again, with a new map: the second pass goes straight to the finest scale for the busiest "
+            "45 %, without guidance. The scales between are left out.\n\nThe same on the command line: "
+            "`--plan \"draft-4; -4@70; -1@45 unguided\"`.", 0, 430, 320, 260,
+        ),
+    }
+    wires += more + (
+        ("composite1", 0, "between", "samples"), ("load", 2, "between", "vae"), ("between", 0, "show_between", "images"),
+        ("composite2", 0, "decode", "samples"), ("load", 2, "decode", "vae"), ("decode", 0, "save", "images"),
+        ("composite2", 0, "report", "latent"),
+    )
+    titles = {
+        "frequency1": "Frequency Map, first pass", "dispatch1": "Token Dispatch: 16 x 16",
+        "frequency2": "Frequency Map, second pass", "dispatch2": "Token Dispatch: 32 x 32",
+        "show_between": "After the first pass",
+    }
+    return Graph(nodes, links + wires, ("show_between", "save"), titles)
+
+
 HART = "hart-0.7b-1024px"  # folder in models/hart
 
 
@@ -202,4 +253,5 @@ GRAPHS = {
     "compare_methods": compare(),
     "inspect_every_map": inspect(),
     "paint_to_refine": paint(),
+    "two_passes": two_passes(),
 }

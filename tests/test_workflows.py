@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fakehost import FakeHost, installed
 from hart_builders import write_hart_model
 from hosting import Host, checkout
 from PIL import Image
 
 from comfy_moss import cli
+from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.painting import read_painting
+from comfy_moss.pipeline.plan import parse_method
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -44,8 +48,8 @@ def widgets(schema: Any) -> list[str]:
     return names
 
 
-def test_there_are_five_workflows_each_with_its_twin_and_a_thumbnail() -> None:
-    assert len(NAMES) == 5 == len(list((FOLDER / "api").glob("*.json")))
+def test_there_are_six_workflows_each_with_its_twin_and_a_thumbnail() -> None:
+    assert len(NAMES) == 6 == len(list((FOLDER / "api").glob("*.json")))
     for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as image:
             assert image.format == "JPEG" and image.width >= 300
@@ -119,3 +123,62 @@ def test_text_to_image_gives_the_command_lines_picture(real: Host, tmp_path: Pat
     files = (real.base / "output" / file, tmp_path / "a.png")
     drawn, typed = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in files)
     assert abs(drawn - typed).max() <= 1
+
+
+# --- workflows that people saved ----------------------------------------------------------------------------------
+
+SAVED = sorted((Path(__file__).resolve().parent / "workflows_0_1").glob("*.json"))
+
+
+class Runner:
+    """Runs a graph in the API's format node by node, ours and the three of the host's that it holds."""
+
+    def __init__(self, host: FakeHost, graph: dict[str, Any]) -> None:
+        self.host, self.graph, self.done = host, graph, {}
+
+    def result(self, name: str) -> tuple[Any, ...]:
+        if name not in self.done:
+            node = self.graph[name]
+            self.done[name] = self._run(name, node["class_type"], {k: self._value(v) for k, v in node["inputs"].items()})
+        return self.done[name]
+
+    def _value(self, value: Any) -> Any:
+        return self.result(value[0])[value[1]] if isinstance(value, list) else value
+
+    def _run(self, name: str, kind: str, inputs: dict[str, Any]) -> tuple[Any, ...]:
+        if kind == "CLIPTextEncode":
+            return (inputs["clip"].encode(inputs["text"]),)
+        if kind == "VAEDecode":
+            return (inputs["vae"].decode(inputs["samples"]["samples"]),)
+        return self.host.run(kind, (self.graph, name), **inputs).result
+
+    def latent(self, kind: str) -> dict[str, Any]:
+        """Of the one node of that kind."""
+        (name,) = (name for name, node in self.graph.items() if node["class_type"] == kind)
+        return self.result(name)[0]
+
+
+@pytest.mark.parametrize("path", [path for path in SAVED if "hart" not in path.name], ids=lambda path: path.stem)
+def test_a_workflow_saved_with_0_1_draws_the_same_picture(path: Path, tmp_path: Path) -> None:
+    """Its picture was that of moss4 with nano's bounds; see the paper's names in the command line."""
+    with installed(tmp_path) as host:
+        runner = Runner(host.start(), json.loads(path.read_text(encoding="utf-8")))
+        latent, drafted = runner.latent("MoSs_Composite"), runner.latent("MoSs_InfinityDraft")
+        dispatch = runner.latent("MoSs_TokenDispatch")
+        painted = read_painting(next(n["inputs"]["painting"] for n in runner.graph.values() if "painting" in n["inputs"]))
+        moss4 = parse_method("moss4", published=drafted.model.backbone.published)
+        expected = generate(drafted.model.backbone, drafted.draft.recipe, moss4, painted=painted)
+        assert torch.equal(latent["samples"], expected.total)
+        assert latent["moss_cost"].label == "moss4" and dispatch.step.scales == (-4, -3, -2, -1)
+        if any(node["class_type"] == "MoSs_FastVARRefine" for node in runner.graph.values()):
+            for kind, name in (("MoSs_FastVARRefine", "fastvar"), ("MoSs_DenseRefine", "dense")):
+                rival = generate(drafted.model.backbone, drafted.draft.recipe, parse_method(name))
+                assert torch.equal(runner.latent(kind)["samples"], rival.total)
+
+
+def test_all_five_workflows_of_0_1_are_kept_and_hold_nothing_that_is_gone(schemas: dict[str, Any]) -> None:
+    assert len(SAVED) == 5
+    for path in SAVED:
+        for node in json.loads(path.read_text(encoding="utf-8")).values():
+            if node["class_type"].startswith("MoSs_"):
+                assert node["inputs"].keys() <= {socket.id for socket in schemas[node["class_type"]].inputs}
