@@ -89,9 +89,9 @@ def rope_cases(shape: Shape, kinds: Sequence[Kernels]) -> Iterator[Case]:
     rivals = {kind.name: kind.cosine_rope2d for kind in kinds}
     yield Case("cosine_rope2d", TORCH.cosine_rope2d, args, rivals, 4 * channels * element + tables)
     cache = KVCache([shape.past + shape.tokens], shape.rows, shape.heads, shape.size, shape.dtype, shape.device)
-    cache.reserve(0, shape.past)
-    place = cache.reserve(0, shape.tokens)
-    rivals = {kind.name: partial(kind.cosine_rope2d, into=place) for kind in kinds}
+    cache.lengths = [shape.past]
+    room = cache.room(0, shape.tokens)
+    rivals = {kind.name: partial(kind.cosine_rope2d, into=room) for kind in kinds}
     yield Case("cosine_rope2d into cache", TORCH.cosine_rope2d, args, rivals, 6 * channels * element + tables)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,11 +25,13 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
-from comfy_moss.model.backbone import Pass  # noqa: E402
+from comfy_moss.model.backbone import Pass, Step  # noqa: E402
 from comfy_moss.model.cache import KVCache  # noqa: E402
 from comfy_moss.model.infinity import InfinityCondition, InfinityTransformer  # noqa: E402
+from comfy_moss.model.schedule import Positions, make_schedule  # noqa: E402
 from comfy_moss.ops import TORCH, Kernels  # noqa: E402
 
+SCHEDULE = make_schedule()
 TEXT, PAST, TOKENS = 20, 921, 988  # of the prompt, in the cache, and refined: MoSs5 at 1024 x 1024
 LAUNCHES_NOTHING = {"detach", "alias", "empty", "empty_like", "new_empty", "_unsafe_view", "lift_fresh"}
 
@@ -100,9 +101,9 @@ def count(kernels: Callable[[Launches], Kernels]) -> Counter[str]:
         cache.lengths = [PAST] * config.depth
         x, angles = torch.empty(2, TOKENS, config.width), torch.empty(1, TOKENS, config.head_dim // 2)
         launches = Launches()
-        step = replace(Pass(angles, angles, cache), kernels=kernels(launches))
+        step = Step(Positions.of_scale(SCHEDULE, 0), SCHEDULE, condition, cache=cache)
         with OneAttention(launches), launches:
-            model(x, step, condition)
+            model(x, Pass(step, angles, angles, kernels=kernels(launches)))
     return launches.counts
 
 

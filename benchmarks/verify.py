@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from comfy_moss.model.backbone import Noise, Step
+from comfy_moss.model.backbone import Branch, Step
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.checkpoint import load_infinity, vae_from_state
+from comfy_moss.model.infinity import InfinityCondition
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from comfy_moss.model.rope import grid_positions, rotation
@@ -42,21 +43,54 @@ PROBABILITY = 1e-4
 
 
 @dataclass(frozen=True)
+class WatchedBranch:
+    """A `Branch` whose picked tokens are compared."""
+
+    inner: Branch
+    comparison: Comparison
+    prefix: str
+
+    def pick(self, layer: int, kind: str, x: Tensor) -> Tensor | None:
+        picked = self.inner.pick(layer, kind, x)
+        if picked is not None:
+            self.comparison.check(f"{self.prefix}L{layer:02d}.{kind}", picked, EXACT, "kept tokens")
+        return picked
+
+    def fill(self, layer: int, kind: str, update: Tensor, picked: Tensor | None) -> Tensor:
+        return self.inner.fill(layer, kind, update, picked)
+
+
+@dataclass(frozen=True)
 class Probe(InfinityBackbone):
     """A backbone that compares what passes through it and always answers with the reference's bits."""
 
     comparison: Comparison = None
+    noise: Callable[..., Tensor] = bit_noise
+    capacity: int = 0  # tokens a layer, where the last scale is to be kept too
     lengths: dict[str, int] = field(default_factory=dict)  # of every layer's cache after every scale
 
-    def forward(self, tokens: Tensor | None, step: Step, cache: KVCache, *rest: object) -> Tensor:
+    def new_cache(self, condition: InfinityCondition, capacity: int | Sequence[int]) -> KVCache:
+        """Room for the last scale too, which the reference keeps to no use."""
+        return super().new_cache(condition, self.capacity or capacity)
+
+    def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
+        step = self._watched(step)
         scale = int(step.positions.scale[0, 0])
         if tokens is not None:
             self.comparison.check(f"s{scale:02d}.next_in", tokens, SUMMED)
         with self._watch_block(scale):
-            hidden = super().forward(tokens, step, cache, *rest)
-        for layer, length in enumerate(cache.lengths):
+            hidden = super().forward(tokens, step)
+        for layer, length in enumerate(step.cache.lengths):
             self.lengths[f"s{scale:02d}.L{layer:02d}"] = length
         return hidden
+
+    def _watched(self, step: Step) -> Step:
+        """FastVAR's steps: kept in the cache, and with the picked tokens compared."""
+        if not self.capacity:
+            return step
+        scale = int(step.positions.scale[0, 0])
+        branch = WatchedBranch(step.branch, self.comparison, f"keep.s{scale:02d}.") if step.branch else None
+        return replace(step, store=True, branch=branch)
 
     def _watch_block(self, scale: int) -> Hooks:
         block = self.transformer.blocks[0]
@@ -73,18 +107,20 @@ class Probe(InfinityBackbone):
         hooks.add(block.register_forward_pre_hook(lambda _m, args: self.comparison.check(key, args[0], HIDDEN, relative=True)))
         return hooks
 
-    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, seeds: Sequence[int], noise: Noise = bit_noise) -> Tensor:
+    def sample(self, hidden: Tensor, step: Step) -> Tensor:
+        sampling = step.sampling
         check, expected = self.comparison.check, self.comparison.expected
         prefix = f"s{int(step.positions.scale[0, 0]):02d}"
         if f"{prefix}.logits_raw" in expected:  # upstream runs the head on fewer rows where the others are not used
             raw = self.transformer.logits(hidden, step.condition).flatten(2)
             check(f"{prefix}.logits_raw", raw[: len(expected[f"{prefix}.logits_raw"])], HIDDEN, relative=True)
-        logits = self.logits(hidden, step, sampling.tau)
+        logits = self.logits(hidden, step)
         check(f"{prefix}.logits", logits.flatten(2), HIDDEN, relative=True)
         if f"{prefix}.probs" in expected:
             p = bit_probability(logits, sampling.top_k, sampling.top_p)
             check(f"{prefix}.probs", torch.stack([1 - p, p], -1), PROBABILITY)
-        bits = draw_bits(logits, noise(seeds, step.positions, logits.shape[-2]), sampling.top_k, sampling.top_p)
+        noise = self.noise(step.seeds, step.positions, logits.shape[-2])
+        bits = draw_bits(logits, noise, sampling.top_k, sampling.top_p)
         check(f"{prefix}.bits", bits, EXACT, "wrong bits")
         return expected[f"{prefix}.bits"].reshape(bits.shape)
 
@@ -152,24 +188,27 @@ def _generate(case: dict, comparison: Comparison, folder: Path) -> None:
         raise ValueError(f"{comparison.case}: the schedule differs from the reference's {case['schedule']}")
     expected = comparison.expected
     loaded = load_infinity(folder / case["weights"], folder / case["vae_weights"])
-    probe = Probe(loaded.transformer, loaded.vae, loaded.model_id, comparison)
+    fastvar = case["kind"] == "fastvar_generate"
+    probe = Probe(
+        loaded.transformer,
+        loaded.vae,
+        loaded.model_id,
+        comparison,
+        _reference_noise(comparison, case["seed"]),
+        schedule.tokens() if fastvar else 0,
+    )
     recipe = _recipe(case, expected, schedule)
     _check_text(comparison, probe, recipe)
 
     def on_scale(done: int, _scales: int, total: Tensor) -> None:
         comparison.check(f"s{done - 1:02d}.summed", total, SUMMED)
 
-    noise = _reference_noise(comparison, case["seed"])
-    if case["kind"] == "fastvar_generate":
-
-        def on_keep(scale: int, layer: int, kind: str, keep: Tensor) -> None:
-            comparison.check(f"keep.s{scale:02d}.L{layer:02d}.{kind}", keep, EXACT, "kept tokens")
-
-        draft, _, _ = finish_fastvar(probe, recipe, on_scale=on_scale, noise=noise, store_last=True, on_keep=on_keep)
+    if fastvar:
+        draft, _, _ = finish_fastvar(probe, recipe, on_scale=on_scale)
         wrong = sum(probe.lengths.get(name) != length for name, length in case["kv_cache_len"].items())
         comparison.note("wrong cache lengths", float(wrong), EXACT)
     else:
-        draft, _ = draw_draft(probe, recipe, case.get("n_scales_run", len(schedule)), on_scale=on_scale, noise=noise)
+        draft, _ = draw_draft(probe, recipe, case.get("n_scales_run", len(schedule)), on_scale=on_scale)
     comparison.check("summed_final", draft.total, SUMMED)
     if any(name.startswith("image") for name in expected):
         with torch.inference_mode():

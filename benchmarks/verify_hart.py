@@ -8,7 +8,7 @@ equal.  Facts: HART specification, section 14.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from comfy_moss.model.backbone import Noise, Step
+from comfy_moss.model.backbone import Branch, PositionedText, Step
 from comfy_moss.model.hart_backbone import HartBackbone
-from comfy_moss.model.hart_head import most_codes, pass_of, progress, soft_mix, softness, strengths, truncate
+from comfy_moss.model.hart_head import guidance_weights, gumbel_softmax, gumbel_tau, pass_of, progress, top_k_of, top_k_top_p
 from comfy_moss.model.rope import coordinates
-from comfy_moss.model.sampling import Guidance, Sampling, bit_noise
+from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.model.schedule import Positions
 from comfy_moss.pipeline.dispatch import Dispatch
 from comfy_moss.pipeline.draft import Recipe, Run, draw_draft
@@ -32,6 +32,25 @@ from .comparison import EXACT, Check, Hooks, PeakComparison
 from .verify_hart_parts import CLOSE, DIFFUSED, PARTS, Golden, first_half, image01
 
 MIXED = 1e-3  # soft mixes of codes, in which errors of logits grow by (1 + ratio) / temperature, up to 58
+
+
+@dataclass(frozen=True)
+class WatchedBranch:
+    """A `Branch` whose picked tokens are compared."""
+
+    inner: Branch
+    comparison: PeakComparison
+    scale: int
+
+    def pick(self, layer: int, kind: str, x: Tensor) -> Tensor | None:
+        picked = self.inner.pick(layer, kind, x)
+        if picked is not None:
+            name = {"sa": "attn", "ffn": "ffn"}[kind]
+            self.comparison.check(f"s{self.scale:02d}.block{layer}.{name}.kept", picked, EXACT, "kept tokens")
+        return picked
+
+    def fill(self, layer: int, kind: str, update: Tensor, picked: Tensor | None) -> Tensor:
+        return self.inner.fill(layer, kind, update, picked)
 
 
 @dataclass(frozen=True)
@@ -47,7 +66,10 @@ class Probe(HartBackbone):
     strides: Mapping[str, int] = field(default_factory=dict)
     order: Tensor | None = None
 
-    def forward(self, tokens: Tensor | None, step: Step, *rest: Any, **options: Any) -> Tensor:
+    def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
+        if step.branch:
+            watched = WatchedBranch(step.branch, self.comparison, int(step.positions.scale[0, 0]))
+            step = replace(step, branch=watched)
         scale, check = int(step.positions.scale[0, 0]), self.comparison.check
         if tokens is not None:
             check(f"s{scale - 1:02d}.next_feat", tokens.transpose(1, 2), CLOSE, relative=True)
@@ -59,14 +81,15 @@ class Probe(HartBackbone):
             check(f"s{scale:02d}.logits_raw", logits, CLOSE, relative=True)
 
         with Hooks([self.transformer.register_forward_hook(compare)]):
-            return super().forward(tokens, step, *rest, **options)
+            return super().forward(tokens, step)
 
     def draw_order(self, step: Step) -> Tensor:
         return self.order
 
-    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, seeds: Sequence[int], noise: Noise = bit_noise) -> Tensor:
+    def sample(self, hidden: Tensor, step: Step) -> Tensor:
+        sampling = step.sampling
         scale, final = int(step.positions.scale[0, 0]), len(step.schedule) - 1
-        logits = self.logits(hidden, step, sampling.tau)
+        logits = self.logits(hidden, step)
         if scale == final and self.passes > 1:
             return self._several_passes(hidden, logits, step)
         codes = self._codes(scale, logits, step, sampling)
@@ -80,7 +103,7 @@ class Probe(HartBackbone):
         if (given := comparison.expected.get(f"in.codes{scale:02d}")) is not None:
             return given.long()
         codes = comparison.take(f"s{scale:02d}.idx").long()
-        kept = truncate(logits, most_codes(step.positions, sampling.top_k), sampling.top_p).isfinite()
+        kept = top_k_top_p(logits, top_k_of(step.positions, sampling.top_k), sampling.top_p).isfinite()
         comparison.note("wrong codes", float((~kept.gather(-1, codes[..., None])).sum()), EXACT)
         comparison.check(f"s{scale:02d}.kept_mask", kept, EXACT, "kept codes")
         return codes
@@ -91,9 +114,9 @@ class Probe(HartBackbone):
         if f"{prefix}.exp_noise" not in comparison.expected:
             return book[codes]
         ratio = progress(len(step.schedule))[step.positions.scale[0]]
-        comparison.check(f"{prefix}.tau", softness(ratio[:1]), CLOSE, relative=True)
-        kept = truncate(logits, most_codes(step.positions, sampling.top_k), sampling.top_p)
-        tokens = soft_mix(kept, ratio, comparison.take(f"{prefix}.exp_noise")) @ book
+        comparison.check(f"{prefix}.tau", gumbel_tau(ratio[:1]), CLOSE, relative=True)
+        kept = top_k_top_p(logits, top_k_of(step.positions, sampling.top_k), sampling.top_p)
+        tokens = gumbel_softmax(kept, ratio, comparison.take(f"{prefix}.exp_noise")) @ book
         comparison.check(f"{prefix}.h_BChw", tokens.transpose(1, 2), MIXED, "token vectors", relative=True)
         return tokens
 
@@ -104,7 +127,7 @@ class Probe(HartBackbone):
         noise = torch.cat([start[None, :rows], added[:, :rows]]).unflatten(1, codes.shape).permute(1, 2, 0, 3).flatten(2)
         z = self.transformer.residual_condition(hidden, self.vae.quantize.codebook[codes])
         self.comparison.check(f"{prefix}.z", z, CLOSE, "diffusion condition", relative=True)
-        w = strengths(step.guidance, len(step.schedule))[-1:]
+        w = guidance_weights(step.guidance, len(step.schedule))[-1:]
         self.comparison.check(f"{prefix}.cfg", w, CLOSE, "diffusion guidance", relative=True)
         residual = self.draw_residual(hidden, codes, step, noise)
         if f"{prefix}.out" in self.comparison.expected:
@@ -138,9 +161,10 @@ def _probe(case: Golden, comparison: PeakComparison | None = None) -> Probe:
 
 def _recipe(case: Golden, expected: Mapping[str, Tensor], greedy: bool = False) -> Recipe:
     """Features with their positions.  Guidance counts from 1 here, from 0 in the reference."""
-    text = torch.cat([expected["in.context"], expected["in.position_ids"][..., None].float()], dim=-1)
+    pairs = zip(expected["in.context"], expected["in.position_ids"].float(), strict=True)
+    text = [PositionedText(features, positions) for features, positions in pairs]
     sampling = Sampling(1.0, 1 if greedy else 0, case.meta.get("top_p", 0.0))
-    return Recipe(tuple(text), None, (0,) * len(text), case.schedule, Guidance(1 + case.config["cfg"]), sampling)
+    return Recipe(tuple(text), None, (0,) * len(text), case.schedule, Guidance(Ramp(1 + case.config["cfg"])), sampling)
 
 
 def _run(case: Golden, probe: Probe, greedy: bool = False) -> None:
@@ -193,13 +217,14 @@ def _subset(case: Golden) -> None:
     dispatch = Dispatch((first, first + 1), tuple(cells))
     run = Run(probe, recipe, recipe.condition(probe), cache)
     tokens, positions = refine_sequence(probe, draft, dispatch)
-    apart = run.forward(tokens, positions, store=False, visible=positions.scale[0].int())
+    by_scale = run.step(positions, store=False, visible=positions.scale[0].int())
+    apart = probe.forward(tokens, by_scale)
     for n, scale in enumerate(dispatch.scales):
         part = slice(0, len(cells[0][0])) if n == 0 else slice(len(cells[0][0]), None)
         _band(comparison, run, f"scale{scale}", tokens[:, part], _cut(positions, part), apart[:, part])
-    joint = run.forward(tokens, positions, store=False)
+    joint = probe.forward(tokens, run.step(positions, store=False))
     comparison.check("joint.hidden", joint, CLOSE, relative=True)
-    comparison.check("joint.logits_cfg", probe.logits(joint, run.at(positions), 1.0), CLOSE, relative=True)
+    comparison.check("joint.logits_cfg", probe.logits(joint, run.step(positions, store=False)), CLOSE, relative=True)
     _fine_band(comparison, run, apart[:, part], _cut(positions, part))
 
 
@@ -208,19 +233,19 @@ def _cut(positions: Positions, part: slice) -> Positions:
 
 
 def _band(comparison: PeakComparison, run: Run, name: str, tokens: Tensor, positions: Positions, hidden: Tensor) -> None:
-    probe, step = run.backbone, run.at(positions)
+    probe, step = run.backbone, run.step(positions, store=False)
     x = probe.transformer.embed(tokens, positions.scale, run.condition, len(step.schedule))
     comparison.check(f"sep.{name}.x_in", x, CLOSE, "input", relative=True)
     places = torch.stack(coordinates(positions, step.schedule, run.condition.offset), dim=-1)
     comparison.check(f"pos2d.{name}", places, CLOSE, "positions", relative=True)
     comparison.check(f"sep.{name}.hidden", hidden, CLOSE, "hidden", relative=True)
-    comparison.check(f"sep.{name}.logits_cfg", probe.logits(hidden, step, 1.0), CLOSE, "logits_cfg", relative=True)
+    comparison.check(f"sep.{name}.logits_cfg", probe.logits(hidden, step), CLOSE, "logits_cfg", relative=True)
 
 
 def _fine_band(comparison: PeakComparison, run: Run, hidden: Tensor, positions: Positions) -> None:
     """The last scale's residual, for the chosen tokens alone."""
     probe, codes = run.backbone, comparison.take("last.idx").long()
-    residual = probe.checked_residual("last", hidden, codes, run.at(positions))
+    residual = probe.checked_residual("last", hidden, codes, run.step(positions, store=False))
     comparison.check("last.token", probe.vae.quantize.codebook[codes] + residual, DIFFUSED, "diffusion", relative=True)
 
 
@@ -229,12 +254,7 @@ def _fastvar(case: Golden) -> None:
     inputs = load_file(case.folder / f"{case.config['name']}_teacher.safetensors")
     given = {name: tensor for name, tensor in inputs.items() if name.startswith("in.")}
     comparison = replace(case.comparison, expected=given | case.comparison.expected)  # it collects in the same places
-    probe, names = _probe(case, comparison), {"sa": "attn", "ffn": "ffn"}
-
-    def on_keep(scale: int, layer: int, kind: str, keep: Tensor) -> None:
-        comparison.check(f"s{scale:02d}.block{layer}.{names[kind]}.kept", keep, EXACT, "kept tokens")
-
-    finish_fastvar(probe, _recipe(case, inputs), on_keep=on_keep)
+    finish_fastvar(_probe(case, comparison), _recipe(case, inputs))
 
 
 KINDS: dict[str, Callable[[Golden], None]] = {

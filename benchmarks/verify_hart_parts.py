@@ -15,7 +15,7 @@ from torch import Tensor
 
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_checkpoint import hart_from_state, tokenizer_from_state
-from comfy_moss.model.hart_head import DiffusionSteps, draw_residual, predict, soft_mix, truncate
+from comfy_moss.model.hart_head import STRENGTH, DiffusionSchedule, denoise, gumbel_softmax, predict, top_k_top_p
 from comfy_moss.model.quantize import Quantizer, phi_index
 from comfy_moss.model.rope import place_rotation, prompt_rotation, rotate
 from comfy_moss.model.schedule import Schedule, square_schedule
@@ -122,20 +122,15 @@ def first_half(comparison: PeakComparison, name: str, ours: Tensor, quantity: st
 def _sampler(comparison: PeakComparison, case: Golden, net: torch.nn.Module, z: Tensor, w: float, prefix: str) -> None:
     start, added = comparison.take(f"{prefix}.init_noise"), comparison.take(f"{prefix}.step_noise")
     rows = len(start)  # half of z, or all of it where nothing is guided
-    steps = DiffusionSteps.of(int(case.config["num_sampling_steps"]))
-    results, states = [], []
-
-    def on_step(_k: int, result: Tensor, state: Tensor) -> None:
-        results.append(result)
-        states.append(state)
-
+    schedule = DiffusionSchedule.of(int(case.config["num_sampling_steps"]))
     noise = torch.cat([start[None], added[:, :rows]])
-    out = draw_residual(net, steps, z[:rows], z[rows:] if rows < len(z) else None, w, noise, on_step)
+    steps = list(denoise(net, schedule, z[:rows], z[rows:] if rows < len(z) else None, w, noise))
+    results, states = zip(*steps, strict=True)
     for name, ours in ((f"{prefix}.step_x0", torch.stack(results)), (f"{prefix}.step_x", torch.stack(states))):
         reference = comparison.take(name)[:, :rows]
         error = (ours - reference).abs().amax(dim=(1, 2)) / reference.abs().amax(dim=(1, 2)).clamp_min(1e-12)
         comparison.note("diffusion, every step", error.max().item(), DIFFUSED)
-    first_half(comparison, f"{prefix}.out", out, "diffusion")
+    first_half(comparison, f"{prefix}.out", STRENGTH * states[-1], "diffusion")
 
 
 def units(case: Golden) -> None:
@@ -154,16 +149,16 @@ def _truncation(comparison: PeakComparison) -> None:
     logits = comparison.take("sampler.logits")
     for name in [n for n in comparison.expected if n.startswith("sampler.kept.")]:
         top_k, top_p = re.fullmatch(r"sampler\.kept\.k(\d+)\.p([\d.]+)", name).groups()
-        kept = truncate(logits, int(top_k) or logits.shape[-1], float(top_p)).isfinite()
+        kept = top_k_top_p(logits, int(top_k) or logits.shape[-1], float(top_p)).isfinite()
         comparison.check(name, kept, EXACT, "kept codes")
     for name in [n for n in comparison.expected if n.startswith("gumbel.soft_tau")]:
         _soft(comparison, name, logits, comparison.take("gumbel.exp_noise"))
 
 
-def _soft(comparison: PeakComparison, name: str, logits: Tensor, waiting: Tensor) -> None:
+def _soft(comparison: PeakComparison, name: str, logits: Tensor, exponential: Tensor) -> None:
     """The mix at that temperature, without the factor on the logits that comes with it in drawing."""
     ratio = (1 - float(name.removeprefix("gumbel.soft_tau")) / 0.27) / 0.95
-    mix = soft_mix(logits / (1 + ratio), torch.tensor([ratio]), waiting)
+    mix = gumbel_softmax(logits / (1 + ratio), torch.tensor([ratio]), exponential)
     comparison.check(name, mix, CLOSE, "soft mix", relative=True)
 
 
@@ -178,16 +173,16 @@ def _rotations(comparison: PeakComparison) -> None:
 
 
 def _constants(comparison: PeakComparison, count: int, times: list[int]) -> None:
-    steps, prefix = DiffusionSteps.of(count), f"diffusion{count}."
+    steps, prefix = DiffusionSchedule.of(count), f"diffusion{count}."
     comparison.note("wrong times", float(list(steps.times) != times), EXACT)
     ours = {
         "betas": steps.betas,
-        "alphas_cumprod": steps.kept,
-        "posterior_log_variance_clipped": steps.log_variance,
-        "posterior_mean_coef1": steps.result,
-        "posterior_mean_coef2": steps.state,
-        "sqrt_recip_alphas_cumprod": steps.kept.rsqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / steps.kept - 1).sqrt(),
+        "alphas_cumprod": steps.alphas_cumprod,
+        "posterior_log_variance_clipped": steps.posterior_log_variance,
+        "posterior_mean_coef1": steps.posterior_mean_x0,
+        "posterior_mean_coef2": steps.posterior_mean_xt,
+        "sqrt_recip_alphas_cumprod": steps.alphas_cumprod.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / steps.alphas_cumprod - 1).sqrt(),
     }
     for name, values in ours.items():
         comparison.check(prefix + name, values, CLOSE, "diffusion constants", relative=True)
@@ -202,9 +197,9 @@ def text(case: Golden) -> None:
     prompts = [row[kept].tolist() for row, kept in zip(comparison.take("tokens"), mask, strict=True)]
     for name, prefix in (("sys", system), ("nosys", [])):
         encoder = PromptEncoder(model, lambda _prompt: [], prefix, pad, length, meta["padding_side"])
-        features = torch.stack([encoder.features(ids) for ids in prompts])
-        comparison.check(f"{name}.context", features[..., :-1], CLOSE, "context", relative=True)
-        comparison.check("position_ids", features[..., -1], EXACT, "positions")
+        features, positions = map(torch.stack, zip(*(encoder.features(ids) for ids in prompts), strict=True))
+        comparison.check(f"{name}.context", features, CLOSE, "context", relative=True)
+        comparison.check("position_ids", positions, EXACT, "positions")
 
 
 PARTS: dict[str, Callable[[Golden], None]] = {"tokenizer": tokenizer, "diffusion": diffusion, "units": units, "text": text}

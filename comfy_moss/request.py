@@ -120,7 +120,7 @@ def check(request: Request) -> Checked:
     cfg = _scales(_guidance(request.cfg, files.cfg), schedule, "cfg")
     tau = _scales(files.tau if request.tau is None else request.tau, schedule, "tau")
     return Checked(
-        request, files, method, schedule, Guidance(cfg), files.sampling(tau), pixels, device, dtype
+        request, files, method, schedule, files.guidance(cfg), files.sampling(tau), pixels, device, dtype
     )
 
 

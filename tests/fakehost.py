@@ -126,8 +126,8 @@ class CLIP:
         self.cond_stage_model.reset_clip_options()
         tokens = self.tokenizer.tokenize_with_weights(text, False)
         self.load_model(tokens)
-        features, pooled = self.cond_stage_model.encode_token_weights(tokens)
-        return [[features, {"pooled_output": pooled}]]
+        features, pooled, more = self.cond_stage_model.encode_token_weights(tokens)
+        return [[features, {"pooled_output": pooled, **more}]]
 
 
 class VAE:

@@ -11,6 +11,7 @@ from builders import WORDS, _randomise
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comfy_moss.model.backbone import PositionedText
 from comfy_moss.model.hart import HartConfig, HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone
 from comfy_moss.model.quantize import Quantizer
@@ -48,11 +49,11 @@ def tiny_hart_backbone(seed: int = 0, **sizes: Any) -> HartBackbone:
     return HartBackbone(transformer, tiny_tokenizer(config.codes, config.channels, seed + 1), f"tiny-hart-{seed}")
 
 
-def prompt(number: int, tokens: int = 4, config: HartConfig = TINY) -> Tensor:
-    """Features of a prompt: its slots, and behind them padding whose positions stand still."""
+def prompt(number: int, tokens: int = 4, config: HartConfig = TINY) -> PositionedText:
+    """Features of a prompt: its tokens, and behind them padding whose positions stand still."""
     generator = torch.Generator().manual_seed(100 + number)
-    places = torch.arange(config.text_length).clamp_max(tokens - 1)
-    return torch.cat([torch.randn(config.text_length, config.text_width, generator=generator), places[:, None].float()], dim=1)
+    features = torch.randn(config.text_length, config.text_width, generator=generator)
+    return PositionedText(features, torch.arange(config.text_length).clamp_max(tokens - 1).float())
 
 
 def released_hart_state(transformer: HartTransformer) -> dict[str, Tensor]:

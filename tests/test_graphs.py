@@ -11,7 +11,7 @@ from builders import TINY, tiny_backbone
 from torch import Tensor
 
 from comfy_moss.model import graphs as graphs_module
-from comfy_moss.model.backbone import Pass
+from comfy_moss.model.backbone import Pass, Step
 from comfy_moss.model.graphs import Graphs, Replay
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.rope import rotation
@@ -113,16 +113,18 @@ def test_drafts_keep_their_caches_while_others_are_drawn(plain, graphed) -> None
 
 def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain, recorder) -> None:
     condition, graphs, model = _recipe().condition(plain), Graphs(recorder), plain.transformer
-    tables = rotation(Positions.of_scale(SCHEDULE, 2), SCHEDULE, TINY.head_dim)
+    step = Step(Positions.of_scale(SCHEDULE, 2), SCHEDULE, condition)
+    tables = rotation(step.positions, SCHEDULE, TINY.head_dim)
     pairs = []
     for turn in range(3):
         caches = [graphs.new_cache([64] * 2, 2, 2, TINY.head_dim, torch.float32, "cpu"), plain.new_cache(condition, 64)]
         generator = torch.Generator().manual_seed(turn)
         parts = [torch.randn(2, tables[0].shape[1], TINY.width, generator=generator) for _ in range(3)]
-        ours = [graphs.run(model, x, Pass(*tables, caches[0], store=True), condition) for x in parts]
-        theirs = [model(x, Pass(*tables, caches[1], store=True), condition) for x in parts]
-        pairs += zip(ours, theirs, strict=True)
-        del caches
+        nows = [Pass(replace(step, cache=cache, store=True), *tables) for cache in caches]
+        for x in parts:
+            replayed = graphs.replay(model, x, nows[0])
+            pairs.append((model(x, nows[0]) if replayed is None else replayed, model(x, nows[1])))
+        del caches, nows
     assert all(torch.equal(a, b) for a, b in pairs)  # at the end: a later replay must not write into an earlier result
     assert recorder.recorded == 3
 

@@ -23,8 +23,8 @@ def model():
 def first_logits(model, recipe, scale: int = 0):
     """Logits of the start token."""
     step = Step(Positions.of_scale(SCHEDULE, scale), SCHEDULE, recipe.condition(model), recipe.guidance)
-    hidden = model.forward(None, step, model.new_cache(step.condition, 8), store=False)
-    return model.logits(hidden, step, 1.0), hidden
+    hidden = model.forward(None, step)
+    return model.logits(hidden, step), hidden
 
 
 def test_logits_are_mixed_between_prompt_and_learned_text(model):

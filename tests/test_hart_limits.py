@@ -8,7 +8,7 @@ import pytest
 import torch
 from hart_builders import SCHEDULE, TINY, prompt, tiny_hart_backbone
 
-from comfy_moss.model.sampling import Guidance, Sampling
+from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft
 from comfy_moss.pipeline.fastvar import FastVARConfig, finish_fastvar
@@ -22,7 +22,7 @@ FINE = [80.0, 55.0]
 def make_recipe(batch: int = 1, first: int = 0, **changes) -> Recipe:
     numbers = range(first, first + batch)
     text = tuple(prompt(n, tokens=2 + n % 4) for n in numbers)
-    recipe = Recipe(text, None, tuple(numbers), SCHEDULE, Guidance(5.5), Sampling(1.0, 0, 0.0))
+    recipe = Recipe(text, None, tuple(numbers), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
     return replace(recipe, **changes)
 
 

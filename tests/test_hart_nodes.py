@@ -13,7 +13,6 @@ from fakehost import FakeHost, installed
 from hart_builders import TINY, write_hart_model
 
 from comfy_moss.model.library import find_model
-from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.generate import generate
 from comfy_moss.pipeline.plan import parse_method
@@ -53,7 +52,7 @@ def finish(host: FakeHost, draft: Any, method: str) -> dict[str, Any]:
 def test_the_graph_draws_the_pipelines_picture_bit_for_bit(host: FakeHost, parts: tuple, method: str):
     files = find_model(str(host.models / "hart" / NAME), [])
     text = tuple(files.load_text().encode([PROMPT]))
-    recipe = Recipe(text, None, (5,), files.schedule(1.0, files.area), Guidance(files.cfg), files.sampling(files.tau))
+    recipe = Recipe(text, None, (5,), files.schedule(1.0, files.area), files.guidance(files.cfg), files.sampling(files.tau))
     drawn = generate(files.load(), recipe, parse_method(method, published=files.published))
 
     latent = finish(host, draw(host, parts, seed=5), method)

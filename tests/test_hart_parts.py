@@ -11,25 +11,25 @@ from builders import tiny_backbone
 from hart_builders import SCHEDULE, TINY, prompt, tiny_hart, tiny_hart_backbone, tiny_tokenizer
 
 from comfy_moss.benchmarks.bench.hart_shape import HART_07B
-from comfy_moss.model.backbone import Backbone
+from comfy_moss.model.backbone import Backbone, PositionedText
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone
 from comfy_moss.model.hart_head import (
-    DiffusionSteps,
+    DiffusionSchedule,
     draw_code,
     draw_residual,
     exponential,
+    guidance_weights,
+    gumbel_softmax,
     normal,
     pass_of,
-    passes,
+    pass_sizes,
     progress,
-    soft_mix,
-    strengths,
-    truncate,
+    top_k_top_p,
 )
 from comfy_moss.model.quantize import Quantizer, phi_index
 from comfy_moss.model.rope import coordinates, picture_rotation, rotate
-from comfy_moss.model.sampling import Guidance, Sampling, bit_noise
+from comfy_moss.model.sampling import Guidance, Ramp, Sampling, bit_noise
 from comfy_moss.model.schedule import Positions
 from comfy_moss.model.vae import Tokenizer
 from comfy_moss.pipeline.dispatch import Dispatch, RefinePass
@@ -74,19 +74,19 @@ def test_the_halves_of_a_head_are_mixed_across_rows_and_columns():
 
 
 def test_guidance_grows_along_the_scales_and_stands_still_at_the_last():
-    t = strengths(Guidance(5.5), 14)
+    t = guidance_weights(Guidance(Ramp(5.5)), 14)
     assert t[:3].tolist() == pytest.approx([0, 4.5 / 13, 9 / 13]) and t[12] == t[13] == pytest.approx(4.5 * 12 / 13)
-    assert strengths(Guidance((1.0, 2.0, 4.0)), 3).tolist() == [0, 1, 3]
+    assert guidance_weights(Guidance((1.0, 2.0, 4.0)), 3).tolist() == [0, 1, 3]
     assert progress(1).tolist() == [0.0]
 
 
 def test_truncation_keeps_ties_and_never_the_unlikely():
     logits = torch.tensor([[[3.0, 1.0, 2.0, 2.0, -5.0]]])
 
-    assert truncate(logits, 2, 0.0).isfinite().tolist() == [[[True, False, True, True, False]]]
-    assert truncate(logits, 1, 0.0).isfinite().sum() == 1
-    assert truncate(logits, 5, 0.5).isfinite().tolist() == [[[True, False, False, False, False]]]
-    assert truncate(logits, torch.tensor([9]), 0.0).isfinite().all()
+    assert top_k_top_p(logits, 2, 0.0).isfinite().tolist() == [[[True, False, True, True, False]]]
+    assert top_k_top_p(logits, 1, 0.0).isfinite().sum() == 1
+    assert top_k_top_p(logits, 5, 0.5).isfinite().tolist() == [[[True, False, False, False, False]]]
+    assert top_k_top_p(logits, torch.tensor([9]), 0.0).isfinite().all()
 
 
 def test_codes_are_drawn_by_their_probability_and_removed_ones_never():
@@ -102,7 +102,7 @@ def test_codes_are_drawn_by_their_probability_and_removed_ones_never():
 def test_soft_mixes_sharpen_along_the_scales():
     logits, waiting = torch.zeros(1, 2, 3), torch.tensor([0.5, 1.0, 2.0]).expand(1, 2, 3)
 
-    early, late = soft_mix(logits, torch.tensor([0.0, 1.0]), waiting)[0]
+    early, late = gumbel_softmax(logits, torch.tensor([0.0, 1.0]), waiting)[0]
 
     assert early.sum().item() == pytest.approx(1) and early.argmax() == late.argmax() == 0
     assert 0.9 < early[0] < 0.95 and late[0] > 1 - 1e-6  # temperatures 0.27 and 0.0135
@@ -119,9 +119,9 @@ def test_noise_of_other_shapes_has_their_moments_and_no_infinities():
 
 
 def test_passes_take_a_random_order_from_its_end_until_nothing_is_left():
-    assert passes(64, 1) == [64] and passes(64, 3) == [9, 23, 32] and sum(passes(4096, 8)) == 4096
+    assert pass_sizes(64, 1) == [64] and pass_sizes(64, 3) == [9, 23, 32] and sum(pass_sizes(4096, 8)) == 4096
     order = torch.tensor([[2, 0, 3, 1]])
-    assert passes(4, 2) == [2, 2] and pass_of(order, 2).tolist() == [[1, 0, 1, 0]]
+    assert pass_sizes(4, 2) == [2, 2] and pass_of(order, 2).tolist() == [[1, 0, 1, 0]]
 
 
 def test_a_drawn_token_does_not_depend_on_which_others_are_drawn():
@@ -143,15 +143,15 @@ def test_a_drawn_token_does_not_depend_on_which_others_are_drawn():
 
 
 def test_diffusion_steps_are_spread_over_the_schedule_in_training():
-    steps = DiffusionSteps.of(8)
+    steps = DiffusionSchedule.of(8)
     assert steps.times == (0, 143, 285, 428, 571, 714, 856, 999)
-    assert steps.kept[-1].item() == pytest.approx(2.42876691e-09, rel=1e-6)
+    assert steps.alphas_cumprod[-1].item() == pytest.approx(2.42876691e-09, rel=1e-6)
     with pytest.raises(ValueError, match="2 to 1000 steps, not 1"):
-        DiffusionSteps.of(1)
+        DiffusionSchedule.of(1)
 
 
 def test_residuals_are_bounded_and_each_token_has_its_own():
-    net, steps = tiny_hart().diffloss["net"], DiffusionSteps.of(4)
+    net, steps = tiny_hart().diffloss["net"], DiffusionSchedule.of(4)
     generator = torch.Generator().manual_seed(0)
     z, other = (torch.randn(6, 32, generator=generator) for _ in range(2))
     noise = torch.randn(5, 6, 8, generator=generator)
@@ -167,7 +167,7 @@ def test_residuals_are_bounded_and_each_token_has_its_own():
 
 
 def test_only_the_last_scale_has_a_residual():
-    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(5.5), Sampling(1.0, 0, 0.0))
+    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
     with_residual, _ = draw_draft(model, recipe, 6)
     without, _ = draw_draft(replace(model, residual=False), recipe, 6)
 
@@ -233,7 +233,7 @@ def test_the_last_scale_is_added_to_exactly_its_cells():
 
 
 def test_the_refined_bands_leave_everything_else_as_drafted():
-    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(5.5), Sampling(1.0, 0, 0.0))
+    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
     draft, cache = draw_draft(model, recipe, 4)
     dispatch = Dispatch((4, 5), (torch.tensor([[0, 1]]), torch.tensor([[62, 63]])))
 
@@ -278,7 +278,7 @@ def test_moss2_takes_a_little_more_than_half_of_denses_multiply_adds(large: Hart
 
 
 def test_a_cache_is_as_large_as_it_is_said_to_be():
-    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(5.5), Sampling(1.0, 0, 0.0))
+    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
     _, cache = draw_draft(model, recipe, 4)
     assert cache.nbytes == model.cache_bytes(2, SCHEDULE.tokens(0, 4))
 
@@ -287,12 +287,14 @@ def test_a_cache_is_as_large_as_it_is_said_to_be():
 
 
 def test_text_of_another_length_is_refused():
-    with pytest.raises(ValueError, match=r"6 slots of 17 numbers and got \(7, 17\)"):
-        tiny_hart().condition([torch.zeros(7, 17)], None, True)
+    with pytest.raises(ValueError, match=r"6 tokens of 16 numbers and got \(7, 16\)"):
+        tiny_hart().condition([PositionedText(torch.zeros(7, 16), torch.zeros(7))], None, True)
+    with pytest.raises(ValueError, match=r"got \(6, 16\) without positions"):
+        tiny_hart().condition([torch.zeros(6, 16)], None, True)
 
 
 def test_guidance_inside_the_network_is_refused():
-    recipe = Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(5.5, layers=(-1,)), Sampling(1.0, 0, 0.0))
+    recipe = Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5), layers=(-1,)), Sampling(1.0, 0, 0.0))
     with pytest.raises(ValueError, match="guided at its logits alone"):
         draw_draft(tiny_hart_backbone(), recipe, 1)
 
@@ -300,6 +302,6 @@ def test_guidance_inside_the_network_is_refused():
 def test_values_that_are_not_numbers_are_told():
     model = tiny_hart_backbone()
     model.transformer.head.bias.data[3] = math.nan
-    recipe = Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(5.5), Sampling(1.0, 0, 0.0))
+    recipe = Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
     with pytest.raises(ValueError, match="not numbers"):
         draw_draft(model, recipe, 1)

@@ -29,13 +29,13 @@ def encoder(folder: Path) -> PromptEncoder:
 def test_every_prompt_fills_all_slots_and_positions_stop_at_its_end(encoder: PromptEncoder):
     short, long = encoder.encode(["a red star", "a red star and two blue dogs above three"])
 
-    assert short.shape == long.shape == (SLOTS, encoder.width) == (SLOTS, 17)
-    assert short[:, -1].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
-    assert long[:, -1].tolist() == list(range(8))
+    assert short.features.shape == long.features.shape == (SLOTS, encoder.width) == (SLOTS, 16)
+    assert short.positions.tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert long.positions.tolist() == list(range(8))
 
 
 def test_an_empty_prompt_has_no_position_at_all(encoder: PromptEncoder):
-    assert encoder.encode([""])[0][:, -1].tolist() == [-1] * SLOTS
+    assert encoder.encode([""])[0].positions.tolist() == [-1] * SLOTS
 
 
 def test_features_are_those_of_transformers_own_model(folder: Path, encoder: PromptEncoder):
@@ -47,13 +47,13 @@ def test_features_are_those_of_transformers_own_model(folder: Path, encoder: Pro
     with torch.no_grad():
         hidden = model(input_ids=torch.tensor([ids]), attention_mask=mask, position_ids=torch.arange(10)[None])
 
-    assert torch.allclose(encoder.encode(["two dogs"])[0][:, :-1], hidden.last_hidden_state[0, 2:], atol=1e-5)
+    assert torch.allclose(encoder.encode(["two dogs"])[0].features, hidden.last_hidden_state[0, 2:], atol=1e-5)
 
 
 def test_the_system_prompt_changes_every_slot(folder: Path, encoder: PromptEncoder):
     bare = PromptEncoder.load(folder, "", SLOTS)
 
-    difference = (bare.encode(["a dog"])[0] - encoder.encode(["a dog"])[0])[:, :-1].abs().amax(dim=1)
+    difference = (bare.encode(["a dog"])[0].features - encoder.encode(["a dog"])[0].features).abs().amax(dim=1)
 
     assert bare.system == () and (difference > 1e-3).all()
 
@@ -70,7 +70,7 @@ def test_padding_goes_where_the_tokenizer_says(folder: Path, tmp_path: Path):
     right = PromptEncoder.load(folder, SYSTEM, SLOTS)
     left = PromptEncoder(right.model, right.tokenize, right.system, right.pad, SLOTS, "left")
 
-    assert left.encode(["two dogs"])[0][:, -1].tolist() == [-1, -1, -1, -1, -1, -1, 0, 1]
+    assert left.encode(["two dogs"])[0].positions.tolist() == [-1, -1, -1, -1, -1, -1, 0, 1]
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "model.language_model."])
@@ -84,7 +84,7 @@ def test_names_of_files_with_more_in_them_are_understood(folder: Path, encoder: 
 
     loaded = PromptEncoder.load(tmp_path, SYSTEM, SLOTS)
 
-    assert torch.equal(loaded.encode(["a dog"])[0], encoder.encode(["a dog"])[0])
+    assert torch.equal(loaded.encode(["a dog"])[0].features, encoder.encode(["a dog"])[0].features)
 
 
 def test_a_missing_system_prompt_is_an_error_that_says_where_it_belongs(tmp_path: Path):

@@ -128,9 +128,10 @@ def test_a_head_of_zeros_stays_zero(kernels):
 def test_keys_and_values_go_straight_into_their_places_in_the_cache(kernels, dtype):
     args = packed(19, 96, dtype)
     cache = KVCache([40], 2, 3, 96, dtype, DEVICE)
-    cache.reserve(0, 4)
+    cache.lengths = [4]
 
-    q, k, v = kernels.cosine_rope2d(*args, cache.reserve(0, 19))
+    q, k, v = kernels.cosine_rope2d(*args, cache.room(0, 19))
+    cache.append(0, k, v)
 
     expected = kernels.cosine_rope2d(*args)
     assert all(torch.equal(a, b) for a, b in zip((q, k, v), expected, strict=True))
@@ -321,7 +322,7 @@ def test_a_model_computes_the_same_with_either_kernels(kernels, method):
         seen = hidden[backbone.kernels.name]
         hook = model.transformer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
         if method == "fastvar":
-            bits = finish_fastvar(backbone, recipe, FastVARConfig(first_layer=1), bits, store_last=True)[0].bits
+            bits = finish_fastvar(backbone, recipe, FastVARConfig(first_layer=1), bits)[0].bits
         else:
             draft, cache = draw_draft(backbone, recipe, 4, bits)
             made_by = RefinePass.of_last((50.0, 20.0, 5.0), cross_scale=method == "refine")

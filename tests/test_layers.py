@@ -63,6 +63,17 @@ def complaints(file: PurePosixPath, source: str) -> list[str]:
     return found
 
 
+def test_one_family_of_models_imports_nothing_of_the_other() -> None:
+    infinity = {"infinity", "infinity_backbone", "checkpoint", "graphs"}
+    hart = {"hart", "hart_head", "hart_backbone", "hart_checkpoint"}
+    for family, other in ((infinity, hart), (hart, infinity)):
+        for name in family:
+            file = PurePosixPath(f"comfy_moss/model/{name}.py")
+            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+            found = {part.parent.name for part in _imports(file, tree) if isinstance(part, PurePosixPath)}
+            assert not found & other, f"{name} imports {found & other}"
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_imports_go_down_only(file: Path) -> None:
     assert complaints(PurePosixPath(file.as_posix()), (ROOT / file).read_text(encoding="utf-8")) == []

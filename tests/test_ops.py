@@ -17,7 +17,7 @@ from builders import tiny_backbone
 from torch import Tensor
 
 from comfy_moss import ops
-from comfy_moss.model.backbone import Pass
+from comfy_moss.model.backbone import Pass, Step
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.rope import rotation
 from comfy_moss.model.schedule import Positions, make_schedule
@@ -33,14 +33,20 @@ SCHEDULE = make_schedule(1.0, "0.06M")
 
 
 class Kept:
-    """A cache that only appends, as training's."""
+    """A cache that only joins, as training's."""
+
+    rows, overwritten = 2, False
 
     def __init__(self) -> None:
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def room(self, layer: int, tokens: int) -> None:
+        return None
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         held = self.held.get(layer)
         self.held[layer] = (k, v) if held is None else tuple(torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+        return self.held[layer]
 
     def view(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.held[layer]
@@ -57,8 +63,8 @@ def test_a_pass_sees_the_same_tokens_whether_and_wherever_it_stores_its_own(visi
     for cache, store in zip(caches, (True, True, False), strict=True):
         for positions, seen, kept in ((first, None, True), (second, visible, store)):
             x = model.transformer.embed(torch.full((1, len(positions), 8), 0.1), positions.scale, condition)
-            step = Pass(*rotation(positions, SCHEDULE, 16), cache, kept, seen)
-            out = model.transformer(x, step, condition)
+            step = Step(positions, SCHEDULE, condition, cache=cache, store=kept, visible=seen)
+            out = model.transformer(x, Pass(step, *rotation(positions, SCHEDULE, 16)))
         hidden.append(out)
 
     assert all(torch.equal(a, b) for a, b in zip(caches[0].view(1), caches[1].view(1), strict=True))
@@ -101,14 +107,14 @@ def test_a_backbone_computes_with_the_kernels_it_is_given():
 def test_a_cache_hands_out_its_places_in_order_until_it_is_full():
     cache = KVCache([5], 1, 2, 4, torch.float32, "cpu")
     for start, end in ((0, 2), (2, 5)):
-        k, v = cache.reserve(0, end - start)
-        k.fill_(start), v.fill_(-start)
+        k, v = cache.room(0, end - start)
+        cache.append(0, k.fill_(start), v.fill_(-start))
 
     assert cache.lengths == [5]
     k, v = cache.view(0)
     assert k[0, 1, :, 3].tolist() == [0, 0, 2, 2, 2] and torch.equal(v, -k)
     with pytest.raises(ValueError, match="layer 0 holds 5 tokens, 6 were needed"):
-        cache.reserve(0, 1)
+        cache.room(0, 1)
 
 
 # --- which kernels ----------------------------------------------------------------------------------------------

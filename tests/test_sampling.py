@@ -72,3 +72,11 @@ def test_a_sure_bit_is_taken_not_drawn():
 def test_impossible_settings_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Sampling(**settings)
+
+
+def test_noise_never_reaches_one_so_a_sure_bit_is_always_drawn():
+    """The greatest of 2^24 values plus a half rounds up to 1 in float32; this is one of the places where it comes up."""
+    place = Positions.of_cells(SCHEDULE, 12, torch.tensor([[40 * 64 + 51]]))
+    noise = bit_noise([75], place, 32)[0, 0]
+    assert noise[26] == 1 - 2.0**-24
+    assert draw_bits(torch.tensor([0.0, 60.0]).expand(32, 2), noise, 0, 0.0).all()

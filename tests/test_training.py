@@ -61,8 +61,9 @@ def test_training_runs_the_forward_pass_of_inference(training, pool, nano, area)
         _, condition = nano.read(["a red circle", None])
         cache = backbone.new_cache(condition, schedule.tokens(0, 7))
         for n in range(7):
-            step = Step(Positions.of_scale(schedule, n), schedule, condition, Guidance(1.0))
-            logits = backbone.logits(backbone.forward(inputs[n], step, cache, store=True), step, 1.0)
+            positions = Positions.of_scale(schedule, n)
+            step = Step(positions, schedule, condition, Guidance(1.0), cache=cache, store=True)
+            logits = backbone.logits(backbone.forward(inputs[n], step), step)
             losses.append(F.binary_cross_entropy_with_logits(logits[..., 1] - logits[..., 0], targets[n].float()))
 
         trained = training.look(nano, features, ["a red circle", None], 7, flips=0.0).losses

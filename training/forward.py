@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from comfy_moss.model.backbone import Pass
+from comfy_moss.model.backbone import Pass, Step
 from comfy_moss.model.infinity import InfinityCondition, InfinityTransformer
 from comfy_moss.model.quantize import bits_to_codes, resample
 from comfy_moss.model.rope import rotation
@@ -23,15 +23,21 @@ FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 
 
 class GrowingCache:
-    """A KV cache that autograd can follow: the interface of model.cache.KVCache, by concatenation."""
+    """A KV cache that autograd can follow: what a pass asks of model.cache.KVCache, by concatenation."""
+
+    overwritten = False
 
     def __init__(self, rows: int) -> None:
         empty = torch.empty(rows, CONFIG.heads, 0, CONFIG.head_dim)
-        self.layers = [(empty, empty)] * CONFIG.depth
+        self.layers, self.rows = [(empty, empty)] * CONFIG.depth, rows
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def room(self, layer: int, tokens: int) -> None:
+        """New keys and values lie by themselves first."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         past_k, past_v = self.layers[layer]
         self.layers[layer] = (torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2))
+        return self.layers[layer]
 
     def view(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.layers[layer]
@@ -122,10 +128,11 @@ def look(
             )
             scale = positions.scale[0]
             visible = (scale[:, None] >= scale)[None] if len(part) > 1 else None
-            tables = rotation(positions, schedule, CONFIG.head_dim)
-            step = Pass(*tables, cache, store=part[-1] < scales - 1, visible=visible)
+            keep = part[-1] < scales - 1
+            step = Step(positions, schedule, condition, cache=cache, store=keep, visible=visible)
+            now = Pass(step, *rotation(positions, schedule, CONFIG.head_dim))
             for layer, block in enumerate(model.blocks):
-                x = block(x, layer, step, condition)
+                x = block(x, layer, now)
                 inner += [x] if layer == PLACE_BLOCK else []
             logits = model.logits(x, condition)
             margins = (logits[..., 1] - logits[..., 0]).split([len(targets[n][0]) for n in part], dim=1)

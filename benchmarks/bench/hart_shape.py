@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from comfy_moss.model.backbone import HART, Backbone
+from comfy_moss.model.backbone import HART, Backbone, PositionedText
 from comfy_moss.model.hart import HartConfig, HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone
 from comfy_moss.model.hart_checkpoint import is_large
 from comfy_moss.model.library import HART_CFG
 from comfy_moss.model.quantize import Quantizer
-from comfy_moss.model.sampling import Guidance, Sampling
+from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.model.schedule import Schedule, square_schedule
 from comfy_moss.model.text import PromptEncoder, empty_qwen, with_positions
 from comfy_moss.model.vae import Tokenizer, VAEConfig
@@ -37,7 +37,7 @@ class HartShape:
     codec: VAEConfig
     text: dict[str, object]
     published = HART
-    guidance = Guidance(HART_CFG)
+    guidance = Guidance(Ramp(HART_CFG))
     sampling = Sampling(1.0, 0, 0.0)
 
     def schedule(self, height_over_width: float, pixels: str) -> Schedule:
@@ -62,8 +62,9 @@ class HartShape:
         model = random_hart(config, VAEConfig(32, (1, 1), 1, 1, 8), torch.device("cpu"), torch.float32, "limits")
         model = replace(model, smooth=False, residual=False)  # single codes are equal or not, which rounding cannot blur
         generator = torch.Generator().manual_seed(1)
-        places = torch.arange(config.text_length).clamp_max(PROMPT_TOKENS)[:, None].float()
-        text = torch.cat([torch.randn(config.text_length, config.text_width, generator=generator), places], dim=1)
+        positions = torch.arange(config.text_length).clamp_max(PROMPT_TOKENS).float()
+        features = torch.randn(config.text_length, config.text_width, generator=generator)
+        text = PositionedText(features, positions)
         return model, Recipe((text,), None, (7,), square_schedule(sides), self.guidance, self.sampling)
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from comfy_moss.model.backbone import PAPER_BOUNDS, Backbone, Step
 from comfy_moss.model.graphs import Graphs
-from comfy_moss.model.sampling import Sampling
 from comfy_moss.ops import Kernels
 from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Draft, Recipe, draw_draft
@@ -53,9 +51,9 @@ class Listening(Wrapped):
         super().__init__(inner)
         self.heard: list[Tensor] = []
 
-    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, *rest: Any) -> Tensor:
-        self.heard.append(self.inner.logits(hidden, step, sampling.tau))
-        return self.inner.sample(hidden, step, sampling, *rest)
+    def sample(self, hidden: Tensor, step: Step) -> Tensor:
+        self.heard.append(self.inner.logits(hidden, step))
+        return self.inner.sample(hidden, step)
 
 
 def check_limits(

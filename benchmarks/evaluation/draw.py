@@ -14,7 +14,6 @@ from torch import Tensor
 from comfy_moss.images import png, psnr, ssim, to_bytes, to_image, write_files
 from comfy_moss.model.infinity_backbone import InfinityBackbone
 from comfy_moss.model.quantize import quantize_scales
-from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.frequency import contribution, frequency_map
 from comfy_moss.pipeline.generate import Picture, generate
@@ -54,7 +53,7 @@ class Studio:
     def recipe(self, numbers: Sequence[int]) -> Recipe:
         """The prompts of these numbers, each of which is its picture's seed too."""
         files, text = self.order.files, tuple(self.features[self.order.cases[n].prompt] for n in numbers)
-        return Recipe(text, None, tuple(numbers), self.order.schedule, Guidance(files.cfg), files.sampling(files.tau))
+        return Recipe(text, None, tuple(numbers), self.order.schedule, files.guidance(files.cfg), files.sampling(files.tau))
 
 
 def open_studio(order: Order) -> Studio:

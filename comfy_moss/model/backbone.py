@@ -1,87 +1,171 @@
-"""What the pipeline asks of a next-scale-prediction model.  A new model is one class with these members."""
+"""What the pipeline asks of a next-scale-prediction model, and the small types that both sides share.
+
+A new model is one class with the members of `Backbone`; what its blocks read of a step is a `Pass`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..ops import TORCH, Kernels, Segment
 from .cache import KVCache
-from .sampling import Guidance, Sampling, bit_noise
+from .sampling import Guidance, Sampling
 from .schedule import Grid, Positions, Schedule
 
-Noise = Callable[[Sequence[int], Positions, int], Tensor]  # see sampling.bit_noise
-Update = Callable[[Tensor, Tensor | None], Tensor]  # (tokens, kept indices or None) -> residual update of those tokens
-Branch = Callable[[int, str, Tensor, Update], Tensor]  # (layer, "sa" | "ca" | "ffn", x, update) -> update of all tokens
+
+class PositionedText(NamedTuple):
+    """Text features of a model whose text positions are not simply 0, 1, 2, ...
+
+    Attributes:
+        features: (L, Ct).
+        positions: (L,) float32, position of every row; negative where a row stands for no word.
+    """
+
+    features: Tensor
+    positions: Tensor
 
 
-def run_whole(layer: int, kind: str, x: Tensor, update: Update) -> Tensor:
-    """The plain way to run a residual branch: on all tokens."""
-    return update(x, None)
+Text = Tensor | PositionedText  # features (L, Ct) of a prompt
+
+
+def text_width(text: Text) -> int:
+    """Ct."""
+    return (text.features if isinstance(text, PositionedText) else text).shape[1]
+
+
+class Condition(Protocol):
+    """What the prompts say, in a form of the model's own; R rows, the prompts' before the unconditional ones.
+
+    Attributes:
+        batch: B, number of pictures; R = 2B when guided, else B.
+    """
+
+    batch: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether unconditional rows follow the prompts' rows."""
+
+    def unguided(self) -> Condition:
+        """The prompts' rows alone."""
+
+
+class Branch(Protocol):
+    """Runs residual branches on some of the tokens only.  A branch is named by its layer and "sa", "ca" or "ffn"."""
+
+    def pick(self, layer: int, kind: str, x: Tensor) -> Tensor | None:
+        """Indices (R, K) of the tokens of x (R, N, C) that are to run the branch; None = all."""
+
+    def fill(self, layer: int, kind: str, update: Tensor, picked: Tensor | None) -> Tensor:
+        """Updates (R, N, C) of all tokens from those (R, K, C) of the picked ones."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything about a forward pass but the tokens' values: which tokens of what picture, and how they are drawn.
+
+    A pass without guidance takes `condition.unguided()` and `cache.first_rows(condition.batch)`.  If it stores its
+    tokens, only the prompts' rows have them; so passes with guidance come before those without.
+
+    Attributes:
+        positions: of the N tokens.
+        seeds: B noise seeds.
+        cache: keys and values of earlier tokens; None = there are none, and none are kept.
+        store: append these tokens' keys and values to it.
+        visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its scale),
+            (R or 1, N, N) bool = row sees column.
+        branch: runs residual branches on some of the tokens only; None = on all.
+
+    Raises:
+        ValueError: the cache lacks rows, or another cache has overwritten its tokens.
+    """
+
+    positions: Positions
+    schedule: Schedule
+    condition: Condition
+    guidance: Guidance = Guidance()
+    sampling: Sampling = Sampling()
+    seeds: tuple[int, ...] = ()
+    cache: KVCache | None = None
+    store: bool = False
+    visible: Tensor | None = None
+    branch: Branch | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache is None:
+            return
+        rows = self.condition.batch * (2 if self.condition.guided else 1)
+        if self.cache.rows != rows:
+            raise ValueError(
+                f"this pass runs {rows} rows but the KV cache holds {self.cache.rows}: after a pass without guidance, "
+                "which stores the prompts' rows alone, no pass with guidance can follow"
+            )
+        if self.cache.overwritten:
+            raise ValueError("these keys and values were overwritten by another pass; rebuild them from the draft")
+
+    def part(self, tokens: slice) -> Step:
+        """Some of the tokens, for drawing them."""
+        where = self.positions
+        return replace(self, positions=Positions(*(x[:, tokens] for x in (where.scale, where.row, where.col))))
 
 
 @dataclass(frozen=True)
 class Pass:
-    """All that one forward pass over N tokens needs besides the tokens.
+    """A step as the blocks of a transformer read it.
 
     Attributes:
-        cos, sin: (R or 1, N, D / 2) rotary tables of the tokens.
-        cache: earlier tokens; None when there are none and none are kept.
-        store: append these tokens' keys and values to the cache.
-        visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its scale),
-            (R or 1, N, N) bool = row sees column.
-        branch: how residual branches are run (FastVAR runs some on fewer tokens).
+        cos, sin: (R or 1, N, .) rotary tables of the tokens.
         mix: layer -> guidance strength (B or 1, N, 1) mixed into the rows after that layer.
-        kernels: what the operations are computed with.
     """
 
+    step: Step
     cos: Tensor
     sin: Tensor
-    cache: KVCache | None = None
-    store: bool = False
-    visible: Tensor | None = None
-    branch: Branch = run_whole
-    mix: dict[int, Tensor] = field(default_factory=dict)
+    mix: Mapping[int, Tensor] = field(default_factory=dict)
     kernels: Kernels = TORCH
 
-    def rotary(self, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Tables of all tokens, or of the kept ones; keep (R, K) indices."""
-        if keep is None:
-            return self.cos, self.sin
-        index = keep[..., None].expand(-1, -1, self.cos.shape[-1])
-        return tuple(table.expand(len(keep), -1, -1).gather(1, index) for table in (self.cos, self.sin))
+    def pick(self, layer: int, kind: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens of x (R, N, C) that run a residual branch, and their indices; None = all of them."""
+        picked = self.step.branch.pick(layer, kind, x) if self.step.branch else None
+        return (x, None) if picked is None else (gather_tokens(x, picked), picked)
 
-    def places(self, layer: int, tokens: int) -> Segment | None:
-        """Where new keys and values are to be written: in the cache, or anywhere (None) if it does not keep them itself."""
-        return self.cache.reserve(layer, tokens) if self.store and isinstance(self.cache, KVCache) else None
+    def add(
+        self, layer: int, kind: str, x: Tensor, update: Tensor, picked: Tensor | None, gamma: Tensor | None = None
+    ) -> Tensor:
+        """x (R, N, C) plus a residual branch's update of the picked tokens, times gamma (R, 1, C) if given."""
+        if self.step.branch is None:
+            return x + update if gamma is None else self.kernels.gated_add(x, gamma, update)
+        update = update.to(x.dtype) if gamma is None else gamma * update
+        return x + self.step.branch.fill(layer, kind, update, picked)
+
+    def rotary(self, picked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tables of all tokens, or of the picked ones."""
+        if picked is None:
+            return self.cos, self.sin
+        return tuple(gather_tokens(table.expand(len(picked), -1, -1), picked) for table in (self.cos, self.sin))
+
+    def room(self, layer: int, tokens: int) -> Segment | None:
+        """Where new keys and values are to be written: in the cache, or anywhere (None) if nobody keeps them."""
+        return self.step.cache.room(layer, tokens) if self.step.store else None
 
     def context(self, layer: int, k: Tensor, v: Tensor) -> tuple[Segment, ...]:
-        """All that new tokens with these keys and values attend to, themselves last; stored first if they are to be kept.
+        """All that new tokens with these keys and values attend to, themselves last; stored if they are to be kept.
 
         In the cache old and new lie side by side, so that nothing has to be joined.
         """
-        if self.cache is None:
-            return ((k, v),)
-        if not self.store:
-            return self.cache.view(layer), (k, v)
-        if not isinstance(self.cache, KVCache):  # in training: a cache that gradients pass through
-            self.cache.append(layer, k, v)
-        return (self.cache.view(layer),)
+        if self.step.store:
+            return (self.step.cache.append(layer, k, v),)
+        return ((k, v),) if self.step.cache is None else (self.step.cache.view(layer), (k, v))
 
-    def residual(self, layer: int, kind: str, x: Tensor, update: Update, gamma: Tensor | None = None) -> Tensor:
-        """x plus the branch's update of it, times gamma (R, 1, C) if given."""
-        if self.branch is run_whole:  # nothing comes between update and sum: gate and add at once
-            y = run_whole(layer, kind, x, update)
-            return x + y if gamma is None else self.kernels.gated_add(x, gamma, y)
 
-        def gated(x: Tensor, keep: Tensor | None) -> Tensor:
-            return update(x, keep).to(x.dtype) if gamma is None else gamma * update(x, keep)
-
-        return x + self.branch(layer, kind, x, gated)
+def gather_tokens(x: Tensor, picked: Tensor) -> Tensor:
+    """Tokens (R, K, C) of x (R, N, C) at indices (R, K)."""
+    return x.gather(1, picked[..., None].expand(-1, -1, x.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -90,7 +174,7 @@ class Pruning:
 
     Attributes:
         skip: number of last scales that are not run at all.
-        prune: share of tokens dropped in each of the scales before those, coarsest first; the scale before them is saved.
+        prune: share of tokens dropped in each of the scales before those, coarsest first; the scale before is saved.
         first_layer, last_layer: blocks that prune, inclusive; last_layer None = to the end.
     """
 
@@ -102,13 +186,14 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Published:
-    """Settings for a family, as printed; for one model also what was found for it.
+    """Settings of the methods for a family of models, as printed; for one model also what was found for it.
 
     Attributes:
         bounds: number of refine scales k -> t_1 >= ... >= t_k in percent, coarsest refine scale first.
         k: of the method to start with.
         pruning: FastVAR's.
-        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at equal tokens.
+        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at equal
+            tokens.
         plans: plans by name, each as text (see pipeline/plan.py), found on the embedded model.
     """
 
@@ -132,41 +217,11 @@ PAPER_BOUNDS = {
     4: (80.0, 70.0, 30.0, 10.0),
     5: (90.0, 50.0, 15.0, 10.0, 5.0),
 }
-PAPER = Published(PAPER_BOUNDS, 4, Pruning(), plans=PLANS)  # of Infinity, the family that the paper is about first
-NANO = replace(PAPER, calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)})  # see docs/quality.md
+PAPER = Published(PAPER_BOUNDS, 4, Pruning(), plans=PLANS)  # of Infinity, the family of the paper first
+NANO = replace(  # see docs/quality.md
+    PAPER, calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)}
+)
 HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_layer=0, last_layer=None))
-
-
-class Condition(Protocol):
-    """What the prompts say, in a form of the model's own; R rows, the prompts' before the unconditional ones.
-
-    Attributes:
-        batch: B, number of pictures; R = 2B when guided, else B.
-    """
-
-    batch: int
-
-    @property
-    def guided(self) -> bool:
-        """Whether unconditional rows follow the prompts' rows."""
-
-    def unguided(self) -> Condition:
-        """The prompts' rows alone."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Which tokens are drawn, of what picture: everything about a forward pass but the tokens' values and the cache.
-
-    Attributes:
-        seeds: B noise seeds, for models whose passes draw lots.
-    """
-
-    positions: Positions
-    schedule: Schedule
-    condition: Condition
-    guidance: Guidance
-    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,13 +248,13 @@ class PromptReader(Protocol):
     def width(self) -> int:
         """Ct, numbers in a row of features."""
 
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
         """Features of each prompt, (L_i, Ct) float32 on the CPU."""
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt."""
 
-    def features(self, ids: list[int]) -> Tensor:
+    def features(self, ids: list[int]) -> Text:
         """Features (L, Ct) float32 on the CPU of token ids."""
 
 
@@ -222,10 +277,10 @@ class Backbone(Protocol):
     def map_grid(self, grid: Grid) -> Grid:
         """Grid of the code map that belongs to a token grid."""
 
-    def is_empty(self, text: Tensor) -> bool:
+    def is_empty(self, text: Text) -> bool:
         """Whether text features (L, Ct) are those of an empty prompt."""
 
-    def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> Condition:
+    def condition(self, text: Sequence[Text], negative: Sequence[Text] | None, guided: bool) -> Condition:
         """Prepare text features (L_i, Ct) for every layer."""
 
     def new_cache(self, condition: Condition, capacity: int | Sequence[int]) -> KVCache:
@@ -237,26 +292,10 @@ class Backbone(Protocol):
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         """Input tokens (B, h*w, .) of a scale: the sum of codes (B, c, H, W) resampled to its grid."""
 
-    def forward(
-        self,
-        tokens: Tensor | None,
-        step: Step,
-        cache: KVCache | None,
-        store: bool,
-        visible: Tensor | None = None,
-        branch: Branch = run_whole,
-    ) -> Tensor:
-        """Hidden states (R, N, C) of the input tokens (B, N, .); tokens None = those of scale 0, which has no input.
+    def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
+        """Hidden states (R, N, C) of the input tokens (B, N, .); None = those of scale 0, which has no input."""
 
-        Args:
-            cache: keys and values of earlier tokens.
-            store: append these tokens' keys and values to it.
-            visible: (1 or R, N, N) bool, which new token sees which, or (N,) int32, a group each that sees only itself; None =
-                all see all.
-            branch: how residual branches are run.
-        """
-
-    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, seeds: Sequence[int], noise: Noise = bit_noise) -> Tensor:
+    def sample(self, hidden: Tensor, step: Step) -> Tensor:
         """Tokens (B, N, d) drawn from hidden states."""
 
     def codes(self, tokens: Tensor) -> Tensor:

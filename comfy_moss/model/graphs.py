@@ -1,22 +1,23 @@
-"""CUDA graphs of the transformer's blocks: what a pass gives the GPU to do is recorded once and then replayed at once.
+"""CUDA graphs of the transformer's blocks: what a pass gives the GPU to do is recorded once and then replayed.
 
-A pass of Infinity-2B launches thousands of small kernels; where launching them takes longer than running them, as in the
-refine step, replaying a graph removes the difference.  Token counts never depend on a picture, so the passes of one picture are
-those of the next, as long as weights and KV cache stay where they are.  Embedding, head and sampling run as usual.
+A pass of Infinity-2B launches thousands of small kernels; where launching them takes longer than running them, as in
+the refine step, replaying a graph removes the difference.  Token counts never depend on a picture, so the passes of
+one picture are those of the next, as long as weights and KV cache stay where they are.  Embedding, head and sampling
+run as usual.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backbone import Pass, run_whole
+from .backbone import Pass, Step
 from .cache import KVCache
 from .infinity import InfinityCondition, InfinityTransformer
 
@@ -49,7 +50,7 @@ class Recording:
 
 
 class Graphs:
-    """The recordings of one model.  A pass that is seen for the first time runs as usual, from the second time on as a graph.
+    """The recordings of one model.  A pass runs as usual when it is seen for the first time, later on as a graph.
 
     Args:
         record: how a pass is recorded.
@@ -63,7 +64,7 @@ class Graphs:
         self._lent: weakref.ref[KVCache] | None = None
 
     def new_cache(self, *sizes: Any) -> KVCache:
-        """An empty `KVCache(*sizes)` on the memory of earlier pictures, where that is free, so that it stays where it is.
+        """An empty `KVCache(*sizes)`, on the memory of earlier pictures where that is free: so it stays in place.
 
         When other sizes are needed, the old memory and all recordings on it are let go.
         """
@@ -72,7 +73,7 @@ class Graphs:
         if self._sizes != sizes:
             self.clear()
             self._memory, self._sizes = KVCache(*sizes), sizes
-        lent = self._memory.twin()
+        lent = self._memory.cleared()
         self._lent = weakref.ref(lent)
         return lent
 
@@ -81,24 +82,25 @@ class Graphs:
         self._recordings.clear()
         self._memory = self._sizes = None
 
-    def run(self, transformer: InfinityTransformer, x: Tensor, step: Pass, condition: InfinityCondition) -> Tensor:
-        """What `transformer(x, step, condition)` returns and does to the cache."""
-        if step.branch is not run_whole:  # chooses tokens anew in every pass
-            return transformer(x, step, condition)
-        inputs = _inputs(x, step, condition)
-        key = _key(transformer, inputs, step, condition)
+    def replay(self, transformer: InfinityTransformer, x: Tensor, now: Pass) -> Tensor | None:
+        """What `transformer(x, now)` returns and does to the cache; None = nothing was done, run it as usual."""
+        step = now.step
+        if step.branch:  # chooses tokens anew in every pass
+            return None
+        inputs = list(_inputs(x, now))
+        key = _key(transformer, inputs, now)
         if key not in self._recordings:
             self._remember(key, None)
-            return transformer(x, step, condition)
-        recording = self._recordings[key] or self._recorded(transformer, inputs, step, condition)
+            return None
+        recording = self._recordings[key] or self._recorded(transformer, inputs, now)
         if recording is None:
-            return transformer(x, step, condition)
+            return None
         self._remember(key, recording)
         torch._foreach_copy_(recording.inputs, inputs)
         recording.replay()
-        if step.store:  # the graph has filled these places
+        if step.store:  # the graph has filled the cache's memory
             for layer in range(len(transformer.blocks)):
-                step.cache.reserve(layer, x.shape[1])
+                step.cache.append(layer, *step.cache.room(layer, x.shape[1]))
         return recording.result.clone()
 
     def _remember(self, key: Hashable, recording: Recording | None) -> None:
@@ -108,53 +110,59 @@ class Graphs:
         if len(self._recordings) > MOST:
             del self._recordings[next(iter(self._recordings))]
 
-    def _recorded(
-        self, transformer: InfinityTransformer, inputs: list[Tensor], step: Pass, condition: InfinityCondition
-    ) -> Recording | None:
+    def _recorded(self, transformer: InfinityTransformer, inputs: list[Tensor], now: Pass) -> Recording | None:
         """None where this pass cannot be recorded."""
         static = [tensor.clone() for tensor in inputs]
-        x, step, condition = _bound(static, step, condition)
+        x, now = _bound(static, now)
 
         def work() -> Tensor:  # the lengths of the cache are those before this pass, whenever it runs
-            return transformer(x, replace(step, cache=step.cache and step.cache.twin()), condition)
+            return transformer(x, replace(now, step=_apart(now.step)))
 
         try:
             replay, result = self._record(work)
         except RuntimeError as error:
-            log.warning("a pass could not be recorded as a CUDA graph and runs as usual: %s", str(error).partition("\n")[0])
+            reason = str(error).partition("\n")[0]
+            log.warning(f"a pass could not be recorded as a CUDA graph and runs as usual: {reason}")
             return None
         return Recording(static, replay, result)
 
 
-def _inputs(x: Tensor, step: Pass, condition: InfinityCondition) -> list[Tensor]:
+def _inputs(x: Tensor, now: Pass) -> Iterator[Tensor]:
     """All tensors of a pass whose values change from picture to picture, but for the cache."""
-    text = [tensor for pair in condition.text for tensor in pair]
-    optional = [tensor for tensor in (condition.text_mask, step.visible) if tensor is not None]
-    return [x, step.cos, step.sin, condition.pooled, condition.modulation, *step.mix.values(), *text, *optional]
+    condition = now.step.condition
+    yield from (x, now.cos, now.sin, condition.pooled, condition.modulation, *now.mix.values())
+    yield from (tensor for pair in condition.text for tensor in pair)
+    yield from (tensor for tensor in (condition.text_mask, now.step.visible) if tensor is not None)
 
 
-def _bound(static: list[Tensor], step: Pass, condition: InfinityCondition) -> tuple[Tensor, Pass, InfinityCondition]:
-    """The same pass on other memory, in the order of `_inputs`; the cache's is the same, but its owner may go."""
-    x, cos, sin, pooled, modulation, *rest = static
-    mix, rest = dict(zip(step.mix, rest, strict=False)), rest[len(step.mix) :]
-    layers = len(condition.text)
-    text, rest = tuple(zip(rest[: 2 * layers : 2], rest[1 : 2 * layers : 2], strict=True)), rest[2 * layers :]
-    mask = rest.pop(0) if condition.text_mask is not None else None
-    visible = rest.pop(0) if step.visible is not None else None
-    cache = step.cache and step.cache.twin()
-    return (
-        x,
-        replace(step, cos=cos, sin=sin, visible=visible, mix=mix, cache=cache),
-        InfinityCondition(pooled, modulation, text, mask, condition.batch),
-    )
+def _bound(static: list[Tensor], now: Pass) -> tuple[Tensor, Pass]:
+    """The same pass on other memory, taken in the order of `_inputs`; the cache's is the same, but its owner may go."""
+    step, rest = now.step, iter(static)
+    old = step.condition
+    x, cos, sin, pooled, modulation = (next(rest) for _ in range(5))
+    mix = {layer: next(rest) for layer in now.mix}
+    text = tuple((next(rest), next(rest)) for _ in old.text)
+    mask = next(rest) if old.text_mask is not None else None
+    visible = next(rest) if step.visible is not None else None
+    condition = InfinityCondition(pooled, modulation, text, mask, old.batch)
+    step = _apart(replace(step, condition=condition, visible=visible))
+    return x, replace(now, step=step, cos=cos, sin=sin, mix=mix)
 
 
-def _key(transformer: InfinityTransformer, inputs: list[Tensor], step: Pass, condition: InfinityCondition) -> Hashable:
+def _apart(step: Step) -> Step:
+    """The step with a cache of its own on the same memory."""
+    if step.cache is None:
+        return step
+    return replace(step, cache=step.cache.detached())
+
+
+def _key(transformer: InfinityTransformer, inputs: list[Tensor], now: Pass) -> Hashable:
     """What must be the same for a recording to be valid: sizes, and the addresses of weights and cache."""
-    cache = step.cache
+    step, cache = now.step, now.step.cache
+    absent = (step.condition.text_mask is None, step.visible is None)
     return (
         tuple((tensor.shape, tensor.dtype) for tensor in inputs),
-        (condition.text_mask is None, step.visible is None, step.store, tuple(step.mix), step.kernels.name, condition.batch),
+        (*absent, step.store, tuple(now.mix), now.kernels.name, step.condition.batch),
         tuple(parameter.data_ptr() for parameter in transformer.blocks.parameters()),
-        cache and (tuple(layer.data_ptr() for layer in cache.layers), tuple(cache.lengths), cache.layers[0].stride()),
+        cache and (tuple(x.data_ptr() for x in cache.layers), tuple(cache.lengths), cache.layers[0].stride()),
     )

@@ -1,7 +1,7 @@
 """HART's transformer: the prompt stands before the picture in one sequence, and every token gets one of V codes.
 
-Shapes: B pictures, R rows (2B when guided), T slots of the prompt, N tokens, C width, c channels of a token, V codes.
-Parameter names are those of the released file.  Facts: HART specification, sections 3 to 5.
+Shapes: B pictures, R rows (2B when guided), T text tokens, N tokens, C width, H heads, D = C / H, c channels of a
+token, V codes.  Parameter names are those of the released file.  Facts: docs/hart.md, sections 3 to 5.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .backbone import Pass
+from .backbone import Pass, PositionedText, Text
 from .hart_head import DiffusionNet, SinusoidEmbedding
 from .rope import rotate
 
@@ -52,14 +53,14 @@ class HartCondition:
     """What the prompts say, ready for the transformer.
 
     Attributes:
-        context: (R, T, C) embedded slots of the prompts, the input of scale 0.
-        places: (R, T) position id of every slot.
+        context: (R, T, C) embedded text of the prompts, the input of scale 0.
+        positions: (R, T) position of every text token.
         scale, shift: (R, 1, C) modulation of the head.
         batch: B, number of pictures; R = 2B when guided, else B.
     """
 
     context: Tensor
-    places: Tensor
+    positions: Tensor
     scale: Tensor
     shift: Tensor
     batch: int
@@ -71,13 +72,19 @@ class HartCondition:
 
     @property
     def offset(self) -> Tensor:
-        """(R,) position of the last slot, from where the picture's positions count on."""
-        return self.places[:, -1]
+        """(R,) position of the last text token, from where the picture's positions count on."""
+        return self.positions[:, -1]
 
     def unguided(self) -> HartCondition:
         """The prompts' rows alone."""
         n = self.batch
-        return HartCondition(self.context[:n], self.places[:n], self.scale[:n], self.shift[:n], n)
+        return HartCondition(self.context[:n], self.positions[:n], self.scale[:n], self.shift[:n], n)
+
+
+def _described(text: Text) -> tuple[int, ...] | str:
+    if isinstance(text, PositionedText):
+        return tuple(text.features.shape)
+    return f"{tuple(text.shape)} without positions"
 
 
 class Norm(nn.RMSNorm):
@@ -88,7 +95,7 @@ class Norm(nn.RMSNorm):
 
 
 class SelfAttention(nn.Module):
-    """Attention over everything drawn so far, at a quarter of the usual sharpness; or cosine attention with learned scales."""
+    """Attention over everything drawn so far, at a quarter of the usual sharpness; or cosine attention."""
 
     def __init__(self, config: HartConfig) -> None:
         super().__init__()
@@ -101,20 +108,18 @@ class SelfAttention(nn.Module):
         if config.cosine:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
 
-    def forward(self, x: Tensor, layer: int, step: Pass, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, now: Pass, picked: Tensor | None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv_proj.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (R, H, N, D)
+        qkv = F.linear(x, self.qkv_proj.weight, bias)
+        q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=self.heads)
         if self.cosine:
             q = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
             k = F.normalize(k.float(), dim=-1)
-        cos, sin = step.rotary(keep)
+        cos, sin = now.rotary(picked)
         q, k = (rotate(part, cos, sin).to(x.dtype) for part in (q, k))
-        if places := step.places(layer, x.shape[1]):
-            k, v = places[0].copy_(k), places[1].copy_(v)
         scale = 1.0 if self.cosine else self.sharpness
-        out = step.kernels.cross_scale_attention(q, step.context(layer, k, v), step.visible, scale)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        out = now.kernels.cross_scale_attention(q, now.context(layer, k, v), now.step.visible, scale)
+        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
 
 
 class FeedForward(nn.Module):
@@ -131,7 +136,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward behind one and the same norm, as residual branches that FastVAR may run on fewer tokens."""
+    """Self-attention and feed-forward behind one and the same norm, each a residual branch."""
 
     def __init__(self, config: HartConfig) -> None:
         super().__init__()
@@ -139,21 +144,17 @@ class Block(nn.Module):
         self.ffn = FeedForward(config.width, config.hidden)
         self.ln_wo_grad = Norm(config.width, eps=config.eps)
 
-    def forward(self, x: Tensor, layer: int, step: Pass) -> Tensor:
-        dtype = self.attn.q_bias.dtype  # the weights', while x is float32
-
-        def attend(x: Tensor, keep: Tensor | None) -> Tensor:
-            return self.attn(self.ln_wo_grad(x).to(dtype), layer, step, keep)
-
-        def feed_forward(x: Tensor, keep: Tensor | None) -> Tensor:
-            return self.ffn(self.ln_wo_grad(x).to(dtype))
-
-        x = step.residual(layer, "sa", x, attend)
-        return step.residual(layer, "ffn", x, feed_forward)
+    def forward(self, x: Tensor, layer: int, now: Pass) -> Tensor:
+        """x (R, N, C), the residual stream, in float32; the weights may be of a lower precision."""
+        dtype = self.attn.q_bias.dtype
+        part, picked = now.pick(layer, "sa", x)
+        x = now.add(layer, "sa", x, self.attn(self.ln_wo_grad(part).to(dtype), layer, now, picked), picked)
+        part, picked = now.pick(layer, "ffn", x)
+        return now.add(layer, "ffn", x, self.ffn(self.ln_wo_grad(part).to(dtype)), picked)
 
 
 class HartTransformer(nn.Module):
-    """The network.  Matrices of the blocks and the diffusion may be in a lower precision; the residual stream stays float32."""
+    """The network.  Matrices of blocks and diffusion may be of a lower precision; the residual stream is float32."""
 
     def __init__(self, config: HartConfig) -> None:
         super().__init__()
@@ -171,30 +172,35 @@ class HartTransformer(nn.Module):
         net = DiffusionNet(config.channels, width, config.diffusion_width, config.diffusion_depth)
         self.diffloss = nn.ModuleDict({"net": net})
 
-    def condition(self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> HartCondition:
+    def condition(
+        self, positive: Sequence[PositionedText], negative: Sequence[PositionedText] | None, guided: bool
+    ) -> HartCondition:
         """Prepare the prompts.
 
         Args:
-            positive: B text features, each (T, text width + 1); the last number of a slot is its position id.
-            negative: B features of negative prompts, or None for zeros, which the model knows as no text.
+            positive: B prompts: features (T, text width) with positions.
+            negative: B negative prompts, or None for zeros, which the model knows as no text.
             guided: add the unconditional rows.
 
         Raises:
             ValueError: features of another shape.
         """
-        shape = (self.config.text_length, self.config.text_width + 1)
+        shape = (self.config.text_length, self.config.text_width)
         rows = list(positive)
         if guided:
-            rows += negative if negative is not None else [torch.zeros(shape)] * len(positive)
-        if other := next((tuple(row.shape) for row in rows if row.shape != shape), None):
+            nothing = PositionedText(torch.zeros(shape), torch.zeros(shape[0]))
+            rows += negative if negative is not None else [nothing] * len(positive)
+        if other := next((got for got in map(_described, rows) if got != shape), None):
             raise ValueError(
-                f"this model reads text of {shape[0]} slots of {shape[1]} numbers and got {other}; encode one prompt for it"
+                f"this model reads text of {shape[0]} tokens of {shape[1]} numbers and got {other}; "
+                "encode one prompt for it"
             )
-        text = torch.stack([row.to(self.word_embed.weight) for row in rows])
-        context = self.context_embed(self.context_norm(text[..., :-1]))
-        pooled = context.amax(dim=1, keepdim=True)  # over all slots, the empty ones too
+        like = self.word_embed.weight
+        context = self.context_embed(self.context_norm(torch.stack([row.features.to(like) for row in rows])))
+        positions = torch.stack([row.positions.to(like) for row in rows])
+        pooled = context.amax(dim=1, keepdim=True)  # over all of them, the padding too
         scale, shift = self.head_nm["ada_lin"](pooled).chunk(2, dim=-1)
-        return HartCondition(context, text[..., -1], scale, shift, len(positive))
+        return HartCondition(context, positions, scale, shift, len(positive))
 
     def levels(self, scales: int) -> Tensor:
         """(S, C): what tells tokens their scale."""
@@ -204,19 +210,19 @@ class HartTransformer(nn.Module):
         """Input of block 0, (R, N, C), or (R, T, C) of the prompt, which stands in for scale 0.
 
         Args:
-            tokens: (B, N, c) sum of codes at each token's place; None for scale 0.
+            tokens: (B, N, c) sum of codes at each token's position; None for scale 0.
             scale: (B or 1, N) scale of every token.
         """
         levels = self.levels(scales)
         if tokens is None:
             return condition.context + levels[0]
         x = self.word_embed(tokens) + levels[scale]
-        return x.repeat(2 if condition.guided else 1, 1, 1)
+        return repeat(x, "b n c -> (twin b) n c", twin=2 if condition.guided else 1)
 
-    def forward(self, x: Tensor, step: Pass) -> Tensor:
+    def forward(self, x: Tensor, now: Pass) -> Tensor:
         """Run all blocks over x (R, N, C)."""
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, step)
+            x = block(x, layer, now)
         return x
 
     def logits(self, x: Tensor, condition: HartCondition) -> Tensor:

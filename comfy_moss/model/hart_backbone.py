@@ -6,34 +6,35 @@ A drawn token is its vector of c numbers: a mix of codes, at the last scale with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..ops import TORCH, Kernels
-from .backbone import HART, Branch, Noise, Pass, Published, Step, TokenWork, run_whole
+from .backbone import HART, Pass, PositionedText, Published, Step, TokenWork
 from .cache import KVCache
 from .hart import HartCondition, HartTransformer
 from .hart_head import (
     NOT_NUMBERS,
-    DiffusionSteps,
+    DiffusionSchedule,
     draw_code,
     draw_residual,
     exponential,
-    most_codes,
+    guidance_weights,
+    gumbel_softmax,
     normal,
     pass_of,
     progress,
-    soft_mix,
-    strengths,
-    truncate,
+    top_k_of,
+    top_k_top_p,
 )
-from .quantize import enlarge, shrink
+from .quantize import downsample, upsample
 from .rope import picture_rotation, prompt_rotation
-from .sampling import Sampling, bit_noise, per_scale
-from .schedule import Grid, Positions, Schedule
+from .sampling import bit_noise
+from .schedule import Grid, Schedule
 from .vae import Tokenizer, decode_as_fits
 
 CHUNK = 1024  # tokens whose logits and noise, a number for every code, are in memory at once
@@ -45,7 +46,7 @@ class HartBackbone:
 
     Attributes:
         kernels: what `ops.choose` found for the device.
-        smooth: tokens are soft mixes of codes, as released; off = single codes.
+        smooth: tokens are mixes of codes, as released; off = single codes.
         residual: the last scale's tokens get the diffusion's residual, as released.
         passes: in how many passes (MaskGIT) the last scale is drawn when it is drawn whole; 1 as released.
     """
@@ -76,14 +77,23 @@ class HartBackbone:
 
     @property
     def text_width(self) -> int:
-        return self.transformer.config.text_width + 1  # with the slot's position id
+        return self.transformer.config.text_width
 
     @property
     def work(self) -> TokenWork:
-        config = self.transformer.config
-        matrices = 4 * config.width**2 + 3 * config.width * config.hidden  # 3 qkv, out; gate, up, down
-        linear, attention = config.depth * matrices, 2 * config.width * config.depth
-        return TokenWork(float(linear), float(attention), config.text_length - 1)
+        depth, width, hidden = self.depth, self.width, self.transformer.config.hidden
+        matrices = 4 * width**2 + 3 * width * hidden  # 3 qkv, out; gate, up, down
+        return TokenWork(float(depth * matrices), float(2 * width * depth), self._prefix)
+
+    @property
+    def _prefix(self) -> int:
+        """Tokens in the cache beside the picture's: the prompt takes the place of scale 0."""
+        return self.transformer.config.text_length - 1
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the blocks, and so of keys and values."""
+        return self.transformer.blocks[0].attn.q_bias.dtype
 
     @property
     def channels(self) -> int:
@@ -96,48 +106,42 @@ class HartBackbone:
     def map_grid(self, grid: Grid) -> Grid:
         return tuple(grid)
 
-    def is_empty(self, text: Tensor) -> bool:
-        return bool((text[:, -1] < 0).all())  # no slot holds a token of the prompt
+    def is_empty(self, text: PositionedText) -> bool:
+        return bool((text.positions < 0).all())  # all of it is padding
 
-    def condition(self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> HartCondition:
+    def condition(
+        self, text: Sequence[PositionedText], negative: Sequence[PositionedText] | None, guided: bool
+    ) -> HartCondition:
         return self.transformer.condition(text, negative, guided)
 
     def cache_bytes(self, rows: int, tokens: int) -> int:
-        config, dtype = self.transformer.config, self.transformer.blocks[0].attn.q_bias.dtype
-        return 2 * rows * (tokens + config.text_length - 1) * config.width * config.depth * dtype.itemsize
+        return 2 * rows * (tokens + self._prefix) * self.width * self.depth * self._dtype.itemsize
 
     def new_cache(self, condition: HartCondition, capacity: int | Sequence[int]) -> KVCache:
         config = self.transformer.config
         capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
-        capacity = [tokens + config.text_length - 1 for tokens in capacity]  # the prompt takes the place of scale 0
-        dtype = self.transformer.blocks[0].attn.q_bias.dtype
-        return KVCache(capacity, len(condition.context), config.heads, config.head_dim, dtype, self.device)
+        capacity = [tokens + self._prefix for tokens in capacity]
+        return KVCache(
+            capacity, len(condition.context), config.heads, config.head_dim, self._dtype, self.device
+        )
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
-        return shrink(total, grid).flatten(2).transpose(1, 2)
+        return rearrange(downsample(total, grid), "b c h w -> b (h w) c")
 
-    def forward(
-        self,
-        tokens: Tensor | None,
-        step: Step,
-        cache: KVCache | None,
-        store: bool,
-        visible: Tensor | None = None,
-        branch: Branch = run_whole,
-    ) -> Tensor:
-        transformer, condition = self.transformer, step.condition
+    def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
+        condition, head_dim = step.condition, self.transformer.config.head_dim
         if set(step.guidance.layers) - {0, 1}:
-            raise ValueError(f"this model is guided at its logits alone (layer 0), not at layers {step.guidance.layers}")
-        x = transformer.embed(tokens, step.positions.scale, condition, len(step.schedule))
-        head_dim = transformer.config.head_dim
+            raise ValueError(
+                f"this model is guided at its logits alone (layer 0), not at layers {step.guidance.layers}"
+            )
+        x = self.transformer.embed(tokens, step.positions.scale, condition, len(step.schedule))
         if tokens is None:
-            tables = prompt_rotation(condition.places, head_dim)
-        else:
-            tables = picture_rotation(step.positions, step.schedule, condition.offset, head_dim)
-        if visible is None and self.passes > 1 and branch is run_whole and _is_whole_last_scale(step):
-            visible = self._visible_in_passes(step)
-        x = transformer(x, Pass(*tables, cache, store, visible, branch, kernels=self.kernels))
-        return x[:, -1:] if tokens is None else x
+            tables = prompt_rotation(condition.positions, head_dim)
+            return self.transformer(x, Pass(step, *tables, kernels=self.kernels))[:, -1:]
+        if self.passes > 1 and step.visible is None and step.branch is None and _is_whole_last_scale(step):
+            step = replace(step, visible=self._visible_in_passes(step))
+        tables = picture_rotation(step.positions, step.schedule, condition.offset, head_dim)
+        return self.transformer(x, Pass(step, *tables, kernels=self.kernels))
 
     def draw_order(self, step: Step) -> Tensor:
         """(B, N) a random order of the last scale's tokens; passes take them from its end."""
@@ -151,42 +155,37 @@ class HartBackbone:
         number = pass_of(self.draw_order(step), self.passes).repeat(2 if step.condition.guided else 1, 1)
         return number[:, :, None] >= number[:, None, :]
 
-    def logits(self, hidden: Tensor, step: Step, tau: float | tuple[float, ...]) -> Tensor:
+    def logits(self, hidden: Tensor, step: Step) -> Tensor:
         """Logits (B, N, V) after guidance and temperature."""
         scales, condition, scale = len(step.schedule), step.condition, step.positions.scale[0]
-        if condition.guided and 0 in step.guidance.layers:
-            t = strengths(step.guidance, scales, self.device)[scale][:, None]
-            positive, negative = self.transformer.logits(hidden, condition).chunk(2)
-            logits = (1 + t) * positive - t * negative
-        else:
-            logits = self.transformer.logits(hidden[: condition.batch], condition.unguided())
-        return logits / torch.tensor(per_scale(tau, scales, "tau"), device=self.device)[scale][:, None]
+        tau = step.sampling.tau_at(step.positions, scales)
+        if not condition.guided or 0 not in step.guidance.layers:
+            return self.transformer.logits(hidden[: condition.batch], condition.unguided()) / tau
+        t = guidance_weights(step.guidance, scales, self.device)[scale][:, None]
+        positive, negative = self.transformer.logits(hidden, condition).chunk(2)
+        return ((1 + t) * positive - t * negative) / tau
 
-    def sample(self, hidden: Tensor, step: Step, sampling: Sampling, seeds: Sequence[int], noise: Noise = bit_noise) -> Tensor:
-        drawn = []
-        for first in range(0, hidden.shape[1], CHUNK):
-            part = _columns(step, slice(first, first + CHUNK))
-            entries = noise(seeds, part.positions, self._entries(part))
-            drawn.append(self._draw(hidden[:, first : first + CHUNK], part, sampling, entries))
-        return torch.cat(drawn, dim=1)
+    def sample(self, hidden: Tensor, step: Step) -> Tensor:
+        parts = [slice(first, first + CHUNK) for first in range(0, hidden.shape[1], CHUNK)]
+        return torch.cat([self._draw(hidden[:, part], step.part(part)) for part in parts], dim=1)
 
-    def _entries(self, step: Step) -> int:
-        """How much noise a token takes: for its code, for every code in the mix, and for the residual where there is one."""
+    def noise_of(self, step: Step) -> Tensor:
+        """Uniform noise (B, N, .): for a token's code, for every code in its mix, for the residual if it has one."""
         config = self.transformer.config
         residual = (config.diffusion_steps + 1) * config.channels if _last(step).any() else 0
-        return 1 + config.codes + residual
+        return bit_noise(step.seeds, step.positions, 1 + config.codes + residual)
 
-    def _draw(self, hidden: Tensor, step: Step, sampling: Sampling, noise: Tensor) -> Tensor:
-        """Token vectors (B, N, c) from hidden states (R, N, C) and uniform noise (B, N, entries)."""
-        logits = self.logits(hidden, step, sampling.tau)
+    def _draw(self, hidden: Tensor, step: Step) -> Tensor:
+        """Token vectors (B, N, c) from hidden states (R, N, C)."""
+        logits, noise = self.logits(hidden, step), self.noise_of(step)
         if not torch.isfinite(logits).all():
             raise ValueError(NOT_NUMBERS)
-        logits = truncate(logits, most_codes(step.positions, sampling.top_k), sampling.top_p)
+        logits = top_k_top_p(logits, top_k_of(step.positions, step.sampling.top_k), step.sampling.top_p)
         codes, book = draw_code(logits, noise[..., 0]), self.vae.quantize.codebook
         tokens = book[codes]
         if self.smooth:
             ratio = progress(len(step.schedule), self.device)[step.positions.scale[0]]
-            tokens = soft_mix(logits, ratio, exponential(noise[..., 1 : 1 + len(book)])) @ book
+            tokens = gumbel_softmax(logits, ratio, exponential(noise[..., 1 : 1 + len(book)])) @ book
         last = _last(step).nonzero()[:, 0]
         if self.residual and len(last):
             rest = normal(noise[:, last, 1 + len(book) :])
@@ -204,24 +203,26 @@ class HartBackbone:
         z = self.transformer.residual_condition(hidden, self.vae.quantize.codebook[codes]).flatten(0, 1)
         guided = condition.guided and 0 in step.guidance.layers
         positive, negative = z[: codes.numel()], z[codes.numel() :]
-        w = strengths(step.guidance, len(step.schedule))[-1].item()
-        noise = noise.flatten(0, 1).unflatten(-1, (-1, config.channels)).transpose(0, 1)
-        steps, net = DiffusionSteps.of(config.diffusion_steps), self.transformer.diffloss["net"]
-        return draw_residual(net, steps, positive, negative if guided else None, w, noise).unflatten(0, codes.shape)
+        w = guidance_weights(step.guidance, len(step.schedule))[-1].item()
+        noise = rearrange(noise, "b n (s c) -> s (b n) c", c=config.channels)
+        schedule, net = DiffusionSchedule.of(config.diffusion_steps), self.transformer.diffloss["net"]
+        residual = draw_residual(net, schedule, positive, negative if guided else None, w, noise)
+        return rearrange(residual, "(b n) c -> b n c", b=len(codes))
 
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens
 
     def code_map(self, codes: Tensor, scale: int, schedule: Schedule, filled: Tensor | None = None) -> Tensor:
         grid, full = schedule.grids[scale], schedule.grids[-1]
-        image = codes.transpose(1, 2).unflatten(2, grid)
+        image = rearrange(codes, "b (h w) c -> b c h w", h=grid[0])
         if scale == len(schedule) - 1:
             return image
-        added = self.vae.quantize.phi(enlarge(image, full), scale, len(schedule))
+        added = self.vae.quantize.phi(upsample(image, full), scale, len(schedule))
         if filled is None:
             return added
         # Bicubic weights and phi's bias reach beyond the drawn cells; what was not drawn must stay as it is.
-        region = F.interpolate(filled.unflatten(1, grid)[:, None].float(), size=tuple(full), mode="nearest-exact")
+        region = rearrange(filled.float(), "b (h w) -> b 1 h w", h=grid[0])
+        region = F.interpolate(region, size=tuple(full), mode="nearest-exact")
         return added * region
 
     def decode(self, total: Tensor) -> Tensor:
@@ -236,9 +237,3 @@ def _last(step: Step) -> Tensor:
 def _is_whole_last_scale(step: Step) -> bool:
     h, w = step.schedule.grids[-1]
     return len(step.positions) == h * w and bool(_last(step).all())
-
-
-def _columns(step: Step, part: slice) -> Step:
-    """Some of the tokens of a step."""
-    places = (step.positions.scale, step.positions.row, step.positions.col)
-    return Step(Positions(*(place[:, part] for place in places)), step.schedule, step.condition, step.guidance, step.seeds)

@@ -1,90 +1,88 @@
-"""HART's head: a token's code from logits, the soft mix of codes, and the residual diffusion of the finest scale.
+"""HART's head: a token's code from logits, the mix of codes, and the residual diffusion of the finest scale.
 
-The diffusion draws what codes cannot say, a token at a time, so any subset of tokens gives the numbers that all of them would.
+The diffusion draws what codes cannot say, a token at a time: any subset of tokens gives the numbers that all would.
 Shapes: B pictures, N tokens, V codes, c channels of a token, C width of the transformer, S scales or diffusion steps.
-Facts: HART specification, sections 6 to 8.
+Facts: docs/hart.md, sections 6 to 8.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sampling import Guidance, per_scale
+from .sampling import Guidance, Ramp, per_scale
 from .schedule import Positions
 
-MANY, FEW, LATE = 600, 300, 7  # codes that a token may become: before the eighth scale, and from then on
+TOP_K, LATE_TOP_K, LATE = 600, 300, 7  # codes that a token may become: before the eighth scale, and from then on
 TINY = 2.0**-24  # distance from 0 and 1 that noise keeps
 NOT_NUMBERS = "the model returned values that are not numbers; its file is damaged or does not fit this precision"
 
 
 def progress(scales: int, device: torch.device | str = "cpu") -> Tensor:
-    """(S,) float32: how far through the scales each is, from 0 towards 1.  The last counts like the one before, as released."""
-    ratio = [n / max(1, scales - 1) for n in range(scales)]
-    return torch.tensor(ratio[:-1] + ratio[-2:-1] if scales > 1 else [0.0], device=device)
+    """(S,) float32: how far through the scales each is, see `sampling.Ramp`."""
+    return torch.tensor(Ramp(1.0).shares(scales), device=device)
 
 
-def strengths(guidance: Guidance, scales: int, device: torch.device | str = "cpu") -> Tensor:
+def guidance_weights(guidance: Guidance, scales: int, device: torch.device | str = "cpu") -> Tensor:
     """(S,) float32: t of every scale; logits become (1 + t) * prompt - t * unconditional.
 
-    One number grows along the scales from none, as released (whose own count leaves the 1 out: its 4.5 is 5.5 here).  A list
-    is taken as it stands.
+    The authors count without the 1: their 4.5 is a ramp of 5.5 here.
     """
-    if isinstance(guidance.cfg, tuple):
-        return torch.tensor(per_scale(guidance.cfg, scales, "cfg"), device=device) - 1
-    return (guidance.cfg - 1) * progress(scales, device)
+    if isinstance(guidance.cfg, Ramp):
+        return (guidance.cfg.strength - 1) * progress(scales, device)
+    return torch.tensor(per_scale(guidance.cfg, scales, "cfg"), device=device) - 1
 
 
-def most_codes(positions: Positions, top_k: int) -> Tensor:
+def top_k_of(positions: Positions, top_k: int) -> Tensor:
     """(N,) int64: how many codes each token may become.  top_k 0 = the released numbers."""
     scale = positions.scale[0]
-    return torch.where(scale < LATE, MANY, FEW) if top_k == 0 else torch.full_like(scale, top_k)
+    return torch.where(scale < LATE, TOP_K, LATE_TOP_K) if top_k == 0 else torch.full_like(scale, top_k)
 
 
-def truncate(logits: Tensor, most: Tensor | int, top_p: float) -> Tensor:
+def top_k_top_p(logits: Tensor, top_k: Tensor | int, top_p: float) -> Tensor:
     """Logits (B, N, V) with -inf at unlikely codes.
 
     Args:
-        most: top-k, one number or (N,); ties with the k-th survive.
+        top_k: one number or (N,); ties with the k-th survive.
         top_p: in (0, 1]: the least likely codes whose probabilities sum to at most 1 - top_p are removed.  0 = off.
     """
-    most = torch.as_tensor(most, device=logits.device).clamp(1, logits.shape[-1]).expand(logits.shape[:-1])
-    best = logits.topk(int(most.max()), dim=-1).values
-    logits = logits.masked_fill(logits < best.gather(-1, most[..., None] - 1), -math.inf)
+    top_k = torch.as_tensor(top_k, device=logits.device).clamp(1, logits.shape[-1]).expand(logits.shape[:-1])
+    best = logits.topk(int(top_k.max()), dim=-1).values
+    logits = logits.masked_fill(logits < best.gather(-1, top_k[..., None] - 1), -math.inf)
     if not 0 < top_p:
         return logits
-    ordered, place = logits.sort(dim=-1)
+    ordered, index = logits.sort(dim=-1)
     unlikely = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
     unlikely[..., -1] = False
-    return logits.masked_fill(unlikely.scatter(-1, place, unlikely), -math.inf)
+    return logits.masked_fill(unlikely.scatter(-1, index, unlikely), -math.inf)
 
 
 def draw_code(logits: Tensor, noise: Tensor) -> Tensor:
     """Code numbers (B, N) int64 by probability; logits (B, N, V), noise (B, N) uniform in (0, 1)."""
-    upto = logits.softmax(dim=-1).cumsum(dim=-1)
-    place = noise.clamp(TINY, 1 - TINY) * upto[..., -1]
-    return torch.searchsorted(upto, place[..., None].contiguous(), right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
+    cumulated = logits.softmax(dim=-1).cumsum(dim=-1)
+    target = (noise.clamp(TINY, 1 - TINY) * cumulated[..., -1])[..., None].contiguous()
+    return torch.searchsorted(cumulated, target, right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
 
 
-def soft_mix(logits: Tensor, ratio: Tensor, waiting: Tensor) -> Tensor:
+def gumbel_softmax(logits: Tensor, ratio: Tensor, exponential: Tensor) -> Tensor:
     """Weights (B, N, V) of the codes in the mix that becomes a token.
 
     Args:
         logits: (B, N, V), truncated.
         ratio: (N,) or (B or 1, N), see `progress`: the further, the closer to one code alone.
-        waiting: (B, N, V) noise of the exponential distribution.
+        exponential: (B, N, V) noise of the exponential distribution, minus whose logarithm is Gumbel noise.
     """
     ratio = ratio[..., None]
-    return ((logits * (1 + ratio) - waiting.log()) / softness(ratio)).softmax(dim=-1)
+    return ((logits * (1 + ratio) - exponential.log()) / gumbel_tau(ratio)).softmax(dim=-1)
 
 
-def softness(ratio: Tensor) -> Tensor:
-    """Temperature of the soft mix, falling along the scales."""
+def gumbel_tau(ratio: Tensor) -> Tensor:
+    """Temperature of the mix, falling along the scales."""
     return (0.27 * (1 - 0.95 * ratio)).clamp_min(0.005)
 
 
@@ -98,8 +96,8 @@ def normal(noise: Tensor) -> Tensor:
     return math.sqrt(2) * (2 * noise.clamp(TINY, 1 - TINY) - 1).erfinv()
 
 
-def passes(tokens: int, count: int) -> list[int]:
-    """How many of a scale's tokens each of `count` passes draws, in order (MaskGIT's cosine); they sum to `tokens`."""
+def pass_sizes(tokens: int, count: int) -> list[int]:
+    """How many of a scale's tokens each of `count` passes draws (MaskGIT's cosine); they sum to `tokens`."""
     hidden, sizes = tokens, []
     for step in range(1, count):
         left = max(1, min(hidden - 1, math.floor(tokens * math.cos(math.pi / 2 * step / count))))
@@ -110,7 +108,7 @@ def passes(tokens: int, count: int) -> list[int]:
 
 def pass_of(order: Tensor, count: int) -> Tensor:
     """Which pass draws each token: order (B, N) a permutation, whose last entries come first -> (B, N) in [0, count)."""
-    sizes = torch.tensor(passes(order.shape[1], count), device=order.device)
+    sizes = torch.tensor(pass_sizes(order.shape[1], count), device=order.device)
     number = torch.arange(count, device=order.device).repeat_interleave(sizes).flip(0)
     return torch.empty_like(order).scatter_(1, order, number.expand_as(order))
 
@@ -118,7 +116,6 @@ def pass_of(order: Tensor, count: int) -> Tensor:
 SINUSOID = 256  # numbers that a time or a level is written in
 STRENGTH = 0.6  # of the residual, so that it stays within +-0.6
 TIMES = 1000  # of the schedule in training
-OnStep = Callable[[int, Tensor, Tensor], None]  # (step k, estimate of the result, state after it), both (N, c)
 
 
 def sinusoid(values: Tensor) -> Tensor:
@@ -191,7 +188,9 @@ class DiffusionNet(nn.Module):
         return noise, variance
 
 
-def predict(net: DiffusionNet, x: Tensor, time: int, z: Tensor, unguided: Tensor | None, w: float) -> tuple[Tensor, Tensor]:
+def predict(
+    net: DiffusionNet, x: Tensor, time: int, z: Tensor, unguided: Tensor | None, w: float
+) -> tuple[Tensor, Tensor]:
     """Noise and variance, each (N, c), of states x (N, c) under guidance; the variance is not guided.
 
     Args:
@@ -206,26 +205,27 @@ def predict(net: DiffusionNet, x: Tensor, time: int, z: Tensor, unguided: Tensor
 
 
 @dataclass(frozen=True)
-class DiffusionSteps:
-    """Constants of the S kept steps of a cosine schedule, float64, by rising time.
+class DiffusionSchedule:
+    """Constants of the S kept steps of a cosine schedule, by rising time; tensors (S,) float64.
 
     Attributes:
         times: what the network is told.
-        kept: share of the signal's power left at each step.
+        alphas_cumprod: share of the signal's power left at each step.
         betas: noise added from the step before.
-        log_variance: smallest (log) variance of a step back; the first one's is the second's, its own being 0.
-        result, state: weights of the estimated result and of the present state in the mean of a step back.
+        posterior_log_variance: smallest (log) variance of a step back; the first is the second's, its own being 0.
+        posterior_mean_x0, posterior_mean_xt: weights of the estimated result and of the present state in the mean of
+            a step back.
     """
 
     times: tuple[int, ...]
-    kept: Tensor
+    alphas_cumprod: Tensor
     betas: Tensor
-    log_variance: Tensor
-    result: Tensor
-    state: Tensor
+    posterior_log_variance: Tensor
+    posterior_mean_x0: Tensor
+    posterior_mean_xt: Tensor
 
     @classmethod
-    def of(cls, steps: int) -> DiffusionSteps:
+    def of(cls, steps: int) -> DiffusionSchedule:
         """S >= 2 steps spread evenly over the schedule in training.
 
         Raises:
@@ -237,41 +237,51 @@ class DiffusionSteps:
         power = ((edge + 0.008) / 1.008 * math.pi / 2).cos().square()
         trained = (1 - (1 - power[1:] / power[:-1]).clamp_max(0.999)).cumprod(0)
         times = tuple(round(k * (TIMES - 1) / (steps - 1)) for k in range(steps))
-        kept = trained[list(times)]
-        before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-        betas = 1 - kept / before
-        variance = betas * (1 - before) / (1 - kept)
+        alphas = trained[list(times)]
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+        betas = 1 - alphas / before
+        variance = betas * (1 - before) / (1 - alphas)
         variance[0] = variance[1]
-        result, state = betas * before.sqrt() / (1 - kept), (1 - before) * (1 - betas).sqrt() / (1 - kept)
-        return cls(times, kept, betas, variance.log(), result, state)
+        x0, xt = betas * before.sqrt() / (1 - alphas), (1 - before) * (1 - betas).sqrt() / (1 - alphas)
+        return cls(times, alphas, betas, variance.log(), x0, xt)
 
 
-def draw_residual(
+def denoise(
     net: DiffusionNet,
-    steps: DiffusionSteps,
+    schedule: DiffusionSchedule,
     z: Tensor,
     unguided: Tensor | None,
     w: float,
     noise: Tensor,
-    on_step: OnStep | None = None,
-) -> Tensor:
-    """Residuals (N, c) float32 in [-0.6, 0.6].
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """After every diffusion step the estimate of the result and the state, both (N, c) float32.
 
     Args:
         z, unguided, w: see `predict`.  With w exactly 1 the model was run without guidance, and is here.
-        noise: (S + 1, N, c) of the normal distribution: the start, then what each step adds, the last one's unused.
+        noise: (S + 1, N, c) of the normal distribution: the start, then what each step adds, the last unused.
     """
     unguided = None if w == 1 else unguided
     x = noise[0].float()
-    for n, k in enumerate(reversed(range(len(steps.times)))):
-        eps, variance = predict(net, x, steps.times[k], z, unguided, w)
-        kept, beta = steps.kept[k].item(), steps.betas[k].item()
-        estimate = (x / math.sqrt(kept) - math.sqrt(1 / kept - 1) * eps).clamp(-1, 1)
+    for n, k in enumerate(reversed(range(len(schedule.times)))):
+        eps, variance = predict(net, x, schedule.times[k], z, unguided, w)
+        alpha, beta = schedule.alphas_cumprod[k].item(), schedule.betas[k].item()
+        x0 = (x / math.sqrt(alpha) - math.sqrt(1 / alpha - 1) * eps).clamp(-1, 1)
         share = (variance + 1) / 2
-        log_variance = share * math.log(beta) + (1 - share) * steps.log_variance[k].item()
-        x = steps.result[k].item() * estimate + steps.state[k].item() * x
+        log_variance = share * math.log(beta) + (1 - share) * schedule.posterior_log_variance[k].item()
+        x = schedule.posterior_mean_x0[k].item() * x0 + schedule.posterior_mean_xt[k].item() * x
         if k > 0:
             x = x + (log_variance / 2).exp() * noise[n + 1]
-        if on_step:
-            on_step(k, estimate, x)
+        yield x0, x
+
+
+def draw_residual(
+    net: DiffusionNet,
+    schedule: DiffusionSchedule,
+    z: Tensor,
+    unguided: Tensor | None,
+    w: float,
+    noise: Tensor,
+) -> Tensor:
+    """Residuals (N, c) float32 in [-0.6, 0.6]; arguments as for `denoise`."""
+    *_, (_, x) = denoise(net, schedule, z, unguided, w, noise)
     return STRENGTH * x

@@ -1,7 +1,8 @@
 """Infinity's transformer: text conditioning, blocks, and two logits for every bit of every token.
 
-Shapes: B pictures, R rows (2B when guided), N tokens, C width, d bits a token, Ct text width.
-Parameter names are those of the released files, with blocks numbered through.  Facts: Infinity specification, 1.2, 3, 4.
+Shapes: B pictures, R rows (prompts, then unconditional twins), N tokens, C channels, H heads, D = C / H, d bits a
+token, T text tokens of Ct numbers.  Parameter names are those of the released files, with blocks numbered through.
+Facts: docs/infinity.md, sections 1.2, 3 and 4.
 """
 
 from __future__ import annotations
@@ -12,12 +13,51 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..ops import modulated_norm
 from .backbone import Pass
 from .contents import count_of
 from .sampling import mix_rows
+
+
+@dataclass(frozen=True)
+class InfinityConfig:
+    """Sizes of a transformer, all readable from its weights."""
+
+    depth: int
+    width: int  # C
+    heads: int
+    hidden: int  # of the feed-forward
+    bits: int  # d
+    text_width: int  # Ct
+    text_heads: int  # of the attention pool
+    text_length: int  # rows of the learned unconditional text
+    levels: int  # rows of the level embedding
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, Iterable[int]]) -> InfinityConfig:
+        """Read the sizes from {canonical parameter name: shape}.
+
+        `scale_mul_1H11` may be (1, H, 1, 1) or (1, 1, H, 1).
+        """
+        size = {name: tuple(shape) for name, shape in shapes.items()}
+        return cls(
+            depth=count_of(size, r"blocks\.(\d+)\."),
+            width=size["pos_start"][-1],
+            heads=max(size["blocks.0.sa.scale_mul_1H11"]),
+            hidden=size["blocks.0.ffn.fc1.weight"][0],
+            bits=size["word_embed.weight"][1],
+            text_width=size["text_norm.weight"][0],
+            text_heads=size["text_proj_for_sos.ca.mat_q"][1],
+            text_length=size["cfg_uncond"][0],
+            levels=size["lvl_embed.weight"][0],
+        )
 
 
 @dataclass(frozen=True)
@@ -63,13 +103,14 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layer: int, step: Pass, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, now: Pass, picked: Tensor | None) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))  # (R, N, 3, H, D)
-        places = step.places(layer, x.shape[1])
-        q, k, v = step.kernels.cosine_rope2d(qkv, self.scale_mul_1H11.flatten(), *step.rotary(keep), places)
-        out = step.kernels.cross_scale_attention(q, step.context(layer, k, v), step.visible)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        qkv = F.linear(x, self.mat_qkv.weight, bias)
+        qkv = rearrange(qkv, "r n (three h d) -> r n three h d", three=3, h=self.heads)
+        scale, room = self.scale_mul_1H11.flatten(), now.room(layer, x.shape[1])
+        q, k, v = now.kernels.cosine_rope2d(qkv, scale, *now.rotary(picked), room)
+        out = now.kernels.cross_scale_attention(q, now.context(layer, k, v), now.step.visible)
+        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -85,15 +126,19 @@ class CrossAttention(nn.Module):
 
     def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (R, T, C) -> keys and values (R, H, T, D)."""
-        bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        kv = F.linear(text.to(bias.dtype), self.mat_kv.weight, bias)
-        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return k, v
+        return _keys_values(text.to(self.v_bias.dtype), self.mat_kv.weight, self.v_bias, self.heads)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        q = self.mat_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = rearrange(self.mat_q(x), "r n (h d) -> r h n d", h=self.heads)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
+
+
+def _keys_values(text: Tensor, weight: Tensor, v_bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Keys, which have no bias, and values of text (R, T, C), each (R, heads, T, D)."""
+    kv = F.linear(text, weight, torch.cat([torch.zeros_like(v_bias), v_bias]))
+    k, v = rearrange(kv, "r t (two h d) -> two r h t d", two=2, h=heads)
+    return k, v
 
 
 class FeedForward(nn.Module):
@@ -107,7 +152,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each a residual branch that `Pass.branch` may run on fewer tokens."""
+    """Self-attention, cross-attention and feed-forward, each a residual branch."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -117,60 +162,23 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, heads)
         self.ffn = FeedForward(width, hidden)
 
-    def forward(self, x: Tensor, layer: int, step: Pass, condition: InfinityCondition) -> Tensor:
-        modulation = self.ada_gss + condition.modulation[:, None]  # (R, 1, 6, C)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        text_k, text_v = condition.text[layer]
-        kernels, dtype = step.kernels, text_k.dtype  # the weights', while x is float32
+    def forward(self, x: Tensor, layer: int, now: Pass) -> Tensor:
+        """x (R, N, C), the residual stream, in float32; the weights may be of a lower precision."""
+        ops, condition, dtype = now.kernels, now.step.condition, self.sa.q_bias.dtype
+        modulation = self.ada_gss + rearrange(condition.modulation, "r six c -> r 1 six c")
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (R, 1, C)
 
-        def self_attend(x: Tensor, keep: Tensor | None) -> Tensor:
-            return self.sa(kernels.modulated_norm(x, scale1, shift1, dtype), layer, step, keep)
+        part, picked = now.pick(layer, "sa", x)
+        part = ops.modulated_norm(part, scale1, shift1, dtype)
+        x = now.add(layer, "sa", x, self.sa(part, layer, now, picked), picked, gamma1)
 
-        def read_text(x: Tensor, keep: Tensor | None) -> Tensor:
-            norm = self.ca_norm
-            return self.ca(kernels.affine_norm(x, norm.weight, norm.bias, dtype, norm.eps), text_k, text_v, condition.text_mask)
+        part, picked = now.pick(layer, "ca", x)
+        part = ops.affine_norm(part, self.ca_norm.weight, self.ca_norm.bias, dtype, self.ca_norm.eps)
+        x = now.add(layer, "ca", x, self.ca(part, *condition.text[layer], condition.text_mask), picked)
 
-        def feed_forward(x: Tensor, keep: Tensor | None) -> Tensor:
-            return self.ffn(kernels.modulated_norm(x, scale2, shift2, dtype))
-
-        x = step.residual(layer, "sa", x, self_attend, gamma1)
-        x = step.residual(layer, "ca", x, read_text)
-        return step.residual(layer, "ffn", x, feed_forward, gamma2)
-
-
-@dataclass(frozen=True)
-class InfinityConfig:
-    """Sizes of a transformer, all readable from its weights."""
-
-    depth: int
-    width: int  # C
-    heads: int
-    hidden: int  # of the feed-forward
-    bits: int  # d
-    text_width: int  # Ct
-    text_heads: int  # of the attention pool
-    text_length: int  # rows of the learned unconditional text
-    levels: int  # rows of the level embedding
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @classmethod
-    def from_shapes(cls, shapes: Mapping[str, Iterable[int]]) -> InfinityConfig:
-        """Read the sizes from {canonical parameter name: shape}; `scale_mul_1H11` may be (1, H, 1, 1) or (1, 1, H, 1)."""
-        size = {name: tuple(shape) for name, shape in shapes.items()}
-        return cls(
-            depth=count_of(size, r"blocks\.(\d+)\."),
-            width=size["pos_start"][-1],
-            heads=max(size["blocks.0.sa.scale_mul_1H11"]),
-            hidden=size["blocks.0.ffn.fc1.weight"][0],
-            bits=size["word_embed.weight"][1],
-            text_width=size["text_norm.weight"][0],
-            text_heads=size["text_proj_for_sos.ca.mat_q"][1],
-            text_length=size["cfg_uncond"][0],
-            levels=size["lvl_embed.weight"][0],
-        )
+        part, picked = now.pick(layer, "ffn", x)
+        part = ops.modulated_norm(part, scale2, shift2, dtype)
+        return now.add(layer, "ffn", x, self.ffn(part), picked, gamma2)
 
 
 class TextPool(nn.Module):
@@ -186,11 +194,10 @@ class TextPool(nn.Module):
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
         """Text (R, T, Ct) -> (R, C)."""
-        bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        kv = F.linear(text, self.mat_kv.weight, bias).unflatten(-1, (2, self.mat_q.shape[1], -1))
-        k, v = kv.permute(2, 0, 3, 1, 4)  # (R, heads, T, C / heads)
-        q = self.mat_q.unsqueeze(2).expand(len(text), -1, -1, -1)
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).flatten(1))
+        k, v = _keys_values(text, self.mat_kv.weight, self.v_bias, self.mat_q.shape[1])
+        q = repeat(self.mat_q, "1 h d -> r h 1 d", r=len(text))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(rearrange(out, "r h 1 d -> r (h d)"))
 
 
 class AdaLinear(nn.Sequential):
@@ -201,22 +208,22 @@ class AdaLinear(nn.Sequential):
         self.count = count
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).unflatten(-1, (self.count, -1))
+        return rearrange(super().forward(x), "r (n c) -> r n c", n=self.count)
 
 
 class InfinityTransformer(nn.Module):
-    """The network.  Blocks may be in a lower precision; everything around them and the residual stream stay float32."""
+    """The network.  Blocks may be in a lower precision; what is around them and the residual stream stay float32."""
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.cfg_uncond = nn.Parameter(torch.zeros(config.text_length, config.text_width))
+        width, text_width = config.width, config.text_width
+        self.cfg_uncond = nn.Parameter(torch.zeros(config.text_length, text_width))
         self.pos_start = nn.Parameter(torch.zeros(1, 1, width))
-        self.text_norm = nn.RMSNorm(config.text_width, eps=1e-6)
+        self.text_norm = nn.RMSNorm(text_width, eps=1e-6)
         self.text_proj_for_sos = nn.ModuleDict({"ca": TextPool(config)})
         self.text_proj_for_ca = nn.Sequential(
-            nn.Linear(config.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+            nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
         self.lvl_embed = nn.Embedding(config.levels, width)
         self.word_embed = nn.Linear(config.bits, width)
@@ -225,21 +232,28 @@ class InfinityTransformer(nn.Module):
         self.head_nm = nn.ModuleDict({"ada_lin": AdaLinear(width, 2)})
         self.head = nn.Linear(width, 2 * config.bits)
 
-    def condition(self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool) -> InfinityCondition:
+    def condition(
+        self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool
+    ) -> InfinityCondition:
         """Prepare the prompts for every layer.
 
         Args:
             positive: B text features, each (L_i, Ct), L_i >= 1.
             negative: B features of negative prompts, or None for the learned unconditional text.
             guided: add the unconditional rows.
+
+        Raises:
+            ValueError: text of another model.
         """
         rows = list(positive)
+        if not all(isinstance(row, Tensor) for row in (*rows, *(negative or ()))):
+            raise ValueError("this text was encoded for another model; encode it with this one's own text encoder")
         if guided:
             rows += negative if negative is not None else [self.cfg_uncond[: len(text)] for text in positive]
         lengths = torch.tensor([len(row) for row in rows], device=self.pos_start.device)
         text = nn.utils.rnn.pad_sequence([row.to(self.pos_start) for row in rows], batch_first=True)
         mask = torch.arange(text.shape[1], device=lengths.device) < lengths[:, None]
-        mask = None if mask.all() else mask[:, None, None]
+        mask = None if mask.all() else rearrange(mask, "r t -> r 1 1 t")
         text = self.text_norm(text)
         pooled = self.text_proj_for_sos["ca"](text, mask)
         memory = self.text_proj_for_ca(text)
@@ -250,25 +264,25 @@ class InfinityTransformer(nn.Module):
         """Input of block 0, (R, N, C): both halves of the rows see the same tokens.
 
         Args:
-            tokens: (B, N, d) running sum of the codes at each token's place; None for the start token of scale 0.
+            tokens: (B, N, d) running sum of the codes at each token's position; None for the start token of scale 0.
             scale: (B or 1, N) scale of every token.
         """
         if tokens is None:
-            x = condition.pooled[:, None] + self.pos_start
+            x = rearrange(condition.pooled, "r c -> r 1 c") + self.pos_start
         else:
-            x = self.word_embed(tokens).repeat(2 if condition.guided else 1, 1, 1)
+            x = repeat(self.word_embed(tokens), "b n c -> (twin b) n c", twin=2 if condition.guided else 1)
         level = self.lvl_embed(scale)
         return x + (level.repeat(len(x) // len(level), 1, 1) if len(level) > 1 else level)
 
-    def forward(self, x: Tensor, step: Pass, condition: InfinityCondition) -> Tensor:
+    def forward(self, x: Tensor, now: Pass) -> Tensor:
         """Run all blocks over x (R, N, C)."""
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, step, condition)
-            if layer in step.mix and condition.guided:
-                x = mix_rows(x, step.mix[layer])
+            x = block(x, layer, now)
+            if layer in now.mix and now.step.condition.guided:
+                x = mix_rows(x, now.mix[layer])
         return x
 
     def logits(self, x: Tensor, condition: InfinityCondition) -> Tensor:
         """Hidden (R, N, C) -> (R, N, d, 2), the last axis being (bit 0, bit 1)."""
-        scale, shift = self.head_nm["ada_lin"](condition.pooled)[:, None].unbind(2)
-        return self.head(modulated_norm(x.float(), scale, shift)).unflatten(-1, (-1, 2))
+        scale, shift = rearrange(self.head_nm["ada_lin"](condition.pooled), "r two c -> two r 1 c")
+        return rearrange(self.head(modulated_norm(x.float(), scale, shift)), "r n (d two) -> r n d two", two=2)

@@ -35,7 +35,7 @@ from .checkpoint import RELEASED_VAES, fits_bits, load_infinity, open_transforme
 from .contents import CODEC, TRANSFORMER, listing
 from .hart_backbone import HartBackbone
 from .hart_checkpoint import AVERAGED, PARTS, hart_folder, is_hart, load_hart, open_hart, read_settings, weights_file
-from .sampling import Sampling
+from .sampling import Guidance, PerScale, Ramp, Sampling
 from .schedule import Schedule, make_schedule, square_schedule
 from .tensors import CheckpointError, open_tensors
 from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, read_qwen_config, read_system_prompt
@@ -87,7 +87,11 @@ class ModelFiles:
         """
         return make_schedule(height_over_width, area)
 
-    def sampling(self, tau: float | tuple[float, ...]) -> Sampling:
+    def guidance(self, cfg: PerScale) -> Guidance:
+        """Guidance as this family understands one number: the same at all scales."""
+        return Guidance(cfg)
+
+    def sampling(self, tau: PerScale) -> Sampling:
         """How tokens are drawn, at this temperature."""
         return Sampling(tau)
 
@@ -130,7 +134,11 @@ class HartFiles(ModelFiles):
             raise ValueError(f"this model draws {side} x {side} pictures only; choose 1:1 and the model's own area ({self.area})")
         return square_schedule(self.sides)
 
-    def sampling(self, tau: float | tuple[float, ...]) -> Sampling:
+    def guidance(self, cfg: PerScale) -> Guidance:
+        """One number grows along the scales, a list is taken as it stands."""
+        return Guidance(cfg if isinstance(cfg, tuple) else Ramp(cfg))
+
+    def sampling(self, tau: PerScale) -> Sampling:
         return Sampling(tau, top_k=0, top_p=0.0)
 
     def load_text(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PromptEncoder:
@@ -138,9 +146,9 @@ class HartFiles(ModelFiles):
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HartBackbone:
         backbone, width = load_hart(self.transformer, self.vae, device, dtype), read_qwen_config(self.text)["hidden_size"]
-        if width + 1 != backbone.text_width:
+        if width != backbone.text_width:
             raise CheckpointError(
-                f"{self.folder} reads text features of {backbone.text_width - 1} numbers, but {self.text} makes {width}; "
+                f"{self.folder} reads text features of {backbone.text_width} numbers, but {self.text} makes {width}; "
                 f"use {QWEN}"
             )
         return backbone

@@ -71,14 +71,14 @@ def quantize_scales(features: Tensor, grids: Sequence[Grid]) -> tuple[list[Tenso
     return bits, total
 
 
-def enlarge(image: Tensor, grid: Grid) -> Tensor:
+def upsample(image: Tensor, grid: Grid) -> Tensor:
     """Bicubic to a larger grid, (B, c, h, w) -> (B, c, H, W)."""
     if image.shape[-2:] == torch.Size(grid):
         return image
     return F.interpolate(image, size=tuple(grid), mode="bicubic", align_corners=False)
 
 
-def shrink(image: Tensor, grid: Grid) -> Tensor:
+def downsample(image: Tensor, grid: Grid) -> Tensor:
     """Means over the cells of a smaller grid, (B, c, H, W) -> (B, c, h, w)."""
     return image if image.shape[-2:] == torch.Size(grid) else area_mean(image, grid)
 
@@ -111,7 +111,7 @@ class Quantizer(nn.Module):
         return self.embedding.weight
 
     def phi(self, image: Tensor, scale: int, scales: int) -> Tensor:
-        """What a scale's enlarged codes (B, c, P, P) add to the sum."""
+        """What a scale's upsampled codes (B, c, P, P) add to the sum."""
         convolutions = self.quant_resi["qresi_ls"]
         blurred = convolutions[phi_index(scale, scales, len(convolutions))](image)
         return (1 - self.strength) * image + self.strength * blurred
@@ -146,10 +146,10 @@ class Quantizer(nn.Module):
         total, codes, totals = torch.zeros_like(features), [], []
         for scale, side in enumerate(sides):
             left = features - total
-            codes.append(self.nearest(shrink(left, (side, side)).flatten(2).transpose(1, 2)))
+            codes.append(self.nearest(downsample(left, (side, side)).flatten(2).transpose(1, 2)))
             image = self.codebook[codes[-1]].transpose(1, 2).unflatten(2, (side, side))
             final = scale == scales - 1
-            added = image if final and hybrid else self.phi(enlarge(image, full), scale, scales)
+            added = image if final and hybrid else self.phi(upsample(image, full), scale, scales)
             total = total + added
             totals.append(total)
         return codes, totals, left

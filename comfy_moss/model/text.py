@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backbone import PositionedText
 from .contents import count_of
 from .tensors import CheckpointError, Tensors, fill_module, open_tensors, reading
 from .tokenizer import DAMAGED, QWEN, Tokenizer, check_ids, load_padded_tokenizer, load_tokenizer
@@ -223,11 +224,11 @@ class PromptEncoder:
 
     @property
     def width(self) -> int:
-        """Numbers per slot: the decoder's, and the slot's position id."""
-        return self.model.config.hidden_size + 1
+        """Numbers per token."""
+        return self.model.config.hidden_size
 
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Features of each prompt, (T, width) float32 on the CPU.
+    def encode(self, prompts: Sequence[str]) -> list[PositionedText]:
+        """Features of each prompt, (T, width) float32 on the CPU, and positions.
 
         Raises:
             ValueError: the features are not finite.
@@ -243,8 +244,8 @@ class PromptEncoder:
         return list(ids[: self.slots])
 
     @torch.no_grad()
-    def features(self, ids: Sequence[int]) -> Tensor:
-        """Features (T, width) float32 on the CPU of at most T token ids; the last number of a slot is its position id.
+    def features(self, ids: Sequence[int]) -> PositionedText:
+        """Features (T, width) float32 on the CPU of at most T token ids; padding repeats the last token's position.
 
         Raises:
             ValueError: they are not finite.
@@ -261,7 +262,7 @@ class PromptEncoder:
         rows = hidden[0, len(self.system) :].float().cpu()
         if not torch.isfinite(rows).all():
             raise ValueError("the text model returned values that are not numbers; load it in bfloat16 or float32")
-        return torch.cat([rows, (real.cumsum(0) - 1)[:, None].float()], dim=1)
+        return PositionedText(rows, (real.cumsum(0) - 1).float())
 
 
 def find_system_prompt(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..images import to_bytes
-from ..model.backbone import Backbone, PromptReader
+from ..model.backbone import Backbone, PositionedText, PromptReader, Text
 from ..model.library import ModelFiles
 from ..model.vae import VAE
 from ..pipeline.cost import Stopwatch
@@ -33,6 +33,7 @@ from .notices import warn_of_unsupported, warn_of_weights
 
 ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly
 PREVIEW = 512  # pixels along the longest side of a preview, at most
+POSITIONS = "moss_positions"  # in a CONDITIONING: of the text tokens, for models that do not simply count them
 log = logging.getLogger(__name__)
 
 
@@ -186,10 +187,12 @@ class T5(nn.Module):
         self.encoder = encoder
         self.model = encoder.model
 
-    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None]:
-        """Features (1, L, Ct) float32; there is no pooled output."""
-        ids = [token[0] for chunk in tokens["t5"] for token in chunk]
-        return self.encoder.features(ids)[None], None
+    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None, dict[str, Tensor]]:
+        """Features (1, L, Ct) float32, no pooled output, and the positions (1, L) where the model reads them."""
+        text = self.encoder.features([token[0] for chunk in tokens["t5"] for token in chunk])
+        if isinstance(text, PositionedText):
+            return text.features[None], None, {POSITIONS: text.positions[None]}
+        return text[None], None, {}
 
     def reset_clip_options(self) -> None:
         """CLIP's options (layer, projection) mean nothing here."""
@@ -225,8 +228,8 @@ class InfinityCLIP(comfy.sd.CLIP):
         return self.patcher
 
 
-def text_features(conditioning: list, name: str) -> tuple[Tensor, ...]:
-    """Features (L, Ct) of every row of a CONDITIONING.
+def text_features(conditioning: list, name: str) -> tuple[Text, ...]:
+    """Features (L, Ct) of every row of a CONDITIONING, with their positions where it has them.
 
     Raises:
         ValueError: several prompts combined, values that are not finite, or not made by this model's CLIP.
@@ -245,7 +248,10 @@ def text_features(conditioning: list, name: str) -> tuple[Tensor, ...]:
     warn_of_unsupported(settings, name)
     if not torch.isfinite(features).all():
         raise ValueError(f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode")
-    return tuple(features.to(torch.float32).unbind(0))
+    rows = features.to(torch.float32).unbind(0)
+    if (positions := settings.get(POSITIONS)) is None:
+        return rows
+    return tuple(PositionedText(row, where) for row, where in zip(rows, positions, strict=True))
 
 
 # --- codec --------------------------------------------------------------------------------------------------------

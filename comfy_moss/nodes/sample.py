@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..model.sampling import Guidance
+from ..model.backbone import text_width
 from ..model.schedule import PRESETS, Schedule, parse_aspect
 from ..ops import BACKENDS, choose
 from ..pipeline.cost import Cost, Stopwatch
@@ -49,9 +49,9 @@ def make_recipe(
     text = text_features(positive, "positive")
     denied = text_features(negative, "negative") if negative is not None else ()
     for name, rows in (("positive", text), ("negative", denied)):
-        if rows and rows[0].shape[1] != width:
+        if rows and (found := text_width(rows[0])) != width:
             raise ValueError(
-                f"the {name} prompt was encoded to {rows[0].shape[1]} numbers a token and this model reads {width}; "
+                f"the {name} prompt was encoded to {found} numbers a token and this model reads {width}; "
                 "use the CLIP of the same Load Infinity"
             )
         if len(rows) not in (0, 1, batch):
@@ -62,7 +62,7 @@ def make_recipe(
         denied = ()  # the model's own unconditional text serves better than an empty prompt
     text, denied = (rows * batch if len(rows) == 1 else rows for rows in (text, denied))
     seeds = tuple((seed + n) % (MAX_SEED + 1) for n in range(batch))
-    guidance, sampling = Guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau)
+    guidance, sampling = model.files.guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau)
     return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
 
 

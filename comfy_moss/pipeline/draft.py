@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Branch, Condition, Noise, Step, run_whole
+from ..model.backbone import Backbone, Branch, Condition, Step, Text
 from ..model.cache import KVCache
-from ..model.sampling import Guidance, Sampling, bit_noise
+from ..model.sampling import Guidance, Sampling
 from ..model.schedule import Positions, Schedule
 from .dispatch import Dispatch, RefinePass
 
@@ -26,13 +26,13 @@ class Recipe:
     """Everything that decides a picture besides the weights and the method.
 
     Attributes:
-        text: B text features, each (L_i, Ct).
+        text: B text features, each (L_i, Ct), with positions where the model reads them.
         negative: the same for negative prompts; None = the model's learned unconditional text.
         seeds: B noise seeds, one a picture.
     """
 
-    text: tuple[Tensor, ...]
-    negative: tuple[Tensor, ...] | None
+    text: tuple[Text, ...]
+    negative: tuple[Text, ...] | None
     seeds: tuple[int, ...]
     schedule: Schedule
     guidance: Guidance = Guidance()
@@ -114,16 +114,14 @@ class Run:
     recipe: Recipe
     condition: Condition
     cache: KVCache | None
-    noise: Noise = bit_noise
 
     @classmethod
     def begin(
-        cls, backbone: Backbone, recipe: Recipe, tokens: int, noise: Noise = bit_noise,
-        condition: Condition | None = None,
+        cls, backbone: Backbone, recipe: Recipe, tokens: int, condition: Condition | None = None
     ) -> Run:
         """With an empty cache for that many tokens a row; the prompts are made ready here, if the caller has not."""
         condition = condition or recipe.condition(backbone)
-        return cls(backbone, recipe, condition, backbone.new_cache(condition, tokens), noise)
+        return cls(backbone, recipe, condition, backbone.new_cache(condition, tokens))
 
     def guided_by(self, strength: float | None) -> Run:
         """The same under another guidance: None = as it is, 1 = none, which leaves the prompts' rows alone.
@@ -139,7 +137,7 @@ class Run:
                     f"a pass with guidance {strength:g} cannot follow a draft or a pass without guidance; switch it "
                     "on in all of them, or off in this one too"
                 )
-            guidance = replace(self.recipe.guidance, cfg=float(strength))
+            guidance = self.recipe.guidance.of_strength(strength)
             return replace(self, recipe=replace(self.recipe, guidance=guidance))
         if not self.condition.guided:
             return self
@@ -147,24 +145,13 @@ class Run:
         cache = self.cache and self.cache.first_rows(condition.batch)
         return replace(self, condition=condition, cache=cache)
 
-    def at(self, positions: Positions) -> Step:
-        """Those tokens of this picture."""
-        return Step(positions, self.recipe.schedule, self.condition, self.recipe.guidance, self.recipe.seeds)
-
-    def forward(
-        self,
-        tokens: Tensor | None,
-        positions: Positions,
-        store: bool,
-        visible: Tensor | None = None,
-        branch: Branch = run_whole,
-    ) -> Tensor:
-        """Hidden states (R, N, C) of N tokens: the one way through the transformer, for every method."""
-        return self.backbone.forward(tokens, self.at(positions), self.cache, store, visible, branch)
-
-    def sample(self, hidden: Tensor, positions: Positions) -> Tensor:
-        """Drawn tokens (B, N, d) from hidden states."""
-        return self.backbone.sample(hidden, self.at(positions), self.recipe.sampling, self.recipe.seeds, self.noise)
+    def step(
+        self, positions: Positions, store: bool, visible: Tensor | None = None, branch: Branch | None = None
+    ) -> Step:
+        """A forward pass over those tokens of this picture."""
+        recipe = self.recipe
+        settings = (recipe.guidance, recipe.sampling, recipe.seeds)
+        return Step(positions, recipe.schedule, self.condition, *settings, self.cache, store, visible, branch)
 
 
 def empty_total(backbone: Backbone, recipe: Recipe) -> Tensor:
@@ -178,7 +165,7 @@ def draw_scales(
     total: Tensor,
     scales: range,
     given: Sequence[Tensor] = (),
-    branch: Branch = run_whole,
+    branch: Branch | None = None,
     on_scale: OnScale | None = None,
     store: bool = True,
 ) -> tuple[list[Tensor], Tensor]:
@@ -200,9 +187,10 @@ def draw_scales(
         tokens = backbone.tokens(total, grid) if scale else None
         known = given[scale].to(backbone.device) if scale < len(given) else None
         keep = store and not final
+        step = run.step(positions, keep, branch=branch)
         if known is None or keep:  # a known scale that nobody looks back at leaves nothing to compute
-            hidden = run.forward(tokens, positions, store=keep, branch=branch)
-        bits = run.sample(hidden, positions) if known is None else known
+            hidden = backbone.forward(tokens, step)
+        bits = backbone.sample(hidden, step) if known is None else known
         total = total + backbone.code_map(backbone.codes(bits), scale, schedule)
         drawn.append(bits)
         if on_scale:
@@ -217,7 +205,6 @@ def draw_draft(
     scales: int,
     given: Sequence[Tensor] = (),
     on_scale: OnScale | None = None,
-    noise: Noise = bit_noise,
     condition: Condition | None = None,
 ) -> tuple[Draft, KVCache]:
     """Draw the first scales of a picture.
@@ -236,7 +223,7 @@ def draw_draft(
     schedule = recipe.schedule
     if not 1 <= scales <= len(schedule):
         raise ValueError(f"a draft has 1 to {len(schedule)} scales here, got {scales}")
-    run = Run.begin(backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)), noise, condition)
+    run = Run.begin(backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)), condition)
     return draft_of(run, scales, given, on_scale), run.cache
 
 

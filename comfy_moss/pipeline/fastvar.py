@@ -7,15 +7,14 @@ Facts: Infinity specification, section 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Branch, Noise, Pruning, Published, Update, run_whole
+from ..model.backbone import Backbone, Branch, Pruning, Published
 from ..model.cache import KVCache
-from ..model.sampling import bit_noise
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
 from .cost import ForwardPass
@@ -74,12 +73,9 @@ class FastVARConfig(Pruning):
         return layer >= self.first_layer and (self.last_layer is None or layer <= self.last_layer)
 
 
-OnKeep = Callable[[int, int, str, Tensor], None]  # (scale, layer, "sa" | "ca" | "ffn", kept indices (R, K))
-
-
 @dataclass
 class Pruner:
-    """Runs residual branches on the most active tokens; the others take the update saved at a coarser scale.
+    """The updates that tokens get which do not run a residual branch: those saved at a coarser scale.
 
     Attributes:
         saved: (layer, kind) -> update (R, h*w, C) of the saved scale.
@@ -87,41 +83,57 @@ class Pruner:
 
     config: FastVARConfig
     schedule: Schedule
-    on_keep: OnKeep | None = None
     saved: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
-    def branch(self, scale: int) -> Branch:
-        """How this scale runs its branches."""
-        kept = self.config.kept(self.schedule)
-        first_pruned = len(self.schedule) - self.config.skip - len(self.config.prune)
-        if scale == first_pruned - 1 and self.config.prune:
-            return self._save
-        if scale < first_pruned or kept[scale] == self.schedule.tokens(scale, scale + 1):
-            return run_whole
+    @property
+    def first(self) -> int:
+        """The first pruned scale; the one before it is saved."""
+        return len(self.schedule) - self.config.skip - len(self.config.prune)
 
-        def pruned(layer: int, kind: str, x: Tensor, update: Update) -> Tensor:
-            if not self.config.prunes(layer):
-                return update(x, None)
-            keep = most_active(x, kept[scale])
-            if self.on_keep:
-                self.on_keep(scale, layer, kind, keep)
-            index = keep[..., None].expand(-1, -1, x.shape[-1])
-            base = self._enlarged(self.saved[layer, kind], first_pruned - 1, self.schedule.grids[scale])
-            fresh = update(x.gather(1, index), keep)
-            return base.to(fresh.dtype).scatter(1, index, fresh)
+    def branch(self, scale: int) -> Branch | None:
+        """How this scale runs its residual branches; None = as the plain model does."""
+        if scale == self.first - 1 and self.config.prune:
+            return Saving(self)
+        kept = self.config.kept(self.schedule)[scale]
+        return None if scale < self.first or kept == self.schedule.tokens(scale, scale + 1) else Pruned(self, scale, kept)
 
-        return pruned
-
-    def _save(self, layer: int, kind: str, x: Tensor, update: Update) -> Tensor:
-        whole = update(x, None)
-        if self.config.prunes(layer):
-            self.saved[layer, kind] = whole
-        return whole
-
-    def _enlarged(self, saved: Tensor, scale: int, grid: Grid) -> Tensor:
-        """A saved update (R, n, C) area-resampled to another grid, (R, h*w, C)."""
-        image = saved.transpose(1, 2).unflatten(2, self.schedule.grids[scale])
+    def upsampled(self, layer: int, kind: str, grid: Grid) -> Tensor:
+        """A saved update area-resampled to another grid, (R, h*w, C)."""
+        image = self.saved[layer, kind].transpose(1, 2).unflatten(2, self.schedule.grids[self.first - 1])
         return area_mean(image, grid).flatten(2).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A `Branch` of all tokens, whose updates are saved for the scales to come."""
+
+    pruner: Pruner
+
+    def pick(self, layer: int, kind: str, x: Tensor) -> None:
+        return None
+
+    def fill(self, layer: int, kind: str, update: Tensor, picked: Tensor | None) -> Tensor:
+        if self.pruner.config.prunes(layer):
+            self.pruner.saved[layer, kind] = update
+        return update
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A `Branch` of the `kept` most active tokens; the others take the update saved at a coarser scale."""
+
+    pruner: Pruner
+    scale: int
+    kept: int
+
+    def pick(self, layer: int, kind: str, x: Tensor) -> Tensor | None:
+        return most_active(x, self.kept) if self.pruner.config.prunes(layer) else None
+
+    def fill(self, layer: int, kind: str, update: Tensor, picked: Tensor | None) -> Tensor:
+        if picked is None:
+            return update
+        saved = self.pruner.upsampled(layer, kind, self.pruner.schedule.grids[self.scale]).to(update.dtype)
+        return saved.scatter(1, picked[..., None].expand_as(update), update)
 
 
 def most_active(x: Tensor, count: int) -> Tensor:
@@ -137,16 +149,12 @@ def finish_fastvar(
     config: FastVARConfig | None = None,
     given: Sequence[Tensor] = (),
     on_scale: OnScale | None = None,
-    noise: Noise = bit_noise,
-    store_last: bool = False,
-    on_keep: OnKeep | None = None,
 ) -> tuple[Draft, KVCache, list[int]]:
     """Draw a picture by FastVAR.
 
     Args:
         config: None = as published for this family of models.
         given: drawn tokens of leading scales, from a draft of the same recipe; those scales are run but not drawn anew.
-        store_last: also keep the last run scale in the cache, as the released code does to no use.
 
     Returns:
         All scales it ran as a draft (its total is the picture), the cache, and tokens per scale.
@@ -154,13 +162,13 @@ def finish_fastvar(
     schedule, config = recipe.schedule, config or FastVARConfig.printed(backbone.published)
     kept = config.kept(schedule)
     last = len(schedule) - config.skip
-    stored = last if store_last else min(last, len(schedule)) - 1
+    stored = last - 1  # nobody looks back at the last one that is run
     capacity = [
         sum(kept[:stored]) if config.prunes(layer) else schedule.tokens(0, stored) for layer in range(backbone.depth)
     ]
     condition = recipe.condition(backbone)
-    run = Run(backbone, recipe, condition, backbone.new_cache(condition, capacity), noise)
-    pruner = Pruner(config, schedule, on_keep)
+    run = Run(backbone, recipe, condition, backbone.new_cache(condition, capacity))
+    pruner = Pruner(config, schedule)
     bits, total = [], empty_total(backbone, recipe)
     for scale in range(last):
         drawn, total = draw_scales(

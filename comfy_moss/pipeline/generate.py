@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Noise
-from ..model.sampling import bit_noise
+from ..model.backbone import Backbone
 from .cost import Cost, Stopwatch
 from .dispatch import Dispatch, RefinePass, dispatch_tokens
 from .draft import Draft, OnScale, Recipe, Run, draft_of
@@ -48,7 +47,7 @@ class Picture:
 
 def generate(
     backbone: Backbone, recipe: Recipe, method: Method, on_scale: OnScale | None = None,
-    painted: Tensor | None = None, noise: Noise = bit_noise,
+    painted: Tensor | None = None,
 ) -> Picture:
     """Draw and decode.
 
@@ -62,10 +61,10 @@ def generate(
     """
     watch = Stopwatch(backbone.device, STAGES)
     if isinstance(method, Plan):
-        picture = run(backbone, recipe, method, watch, on_scale, painted, noise)
+        picture = run(backbone, recipe, method, watch, on_scale, painted)
     else:
         with watch.stage("draft"):
-            drawn, cache, tokens = finish_fastvar(backbone, recipe, method, on_scale=on_scale, noise=noise)
+            drawn, cache, tokens = finish_fastvar(backbone, recipe, method, on_scale=on_scale)
         picture = Picture(drawn.total, Cost(method.label, tuple(tokens), cache.nbytes, watch.seconds))
     with watch.stage("decode"), torch.inference_mode():
         return replace(picture, image=backbone.decode(picture.total.to(backbone.device)))
@@ -74,16 +73,16 @@ def generate(
 @torch.inference_mode()
 def run(
     backbone: Backbone, recipe: Recipe, plan: Plan, watch: Stopwatch | None = None, on_scale: OnScale | None = None,
-    painted: Tensor | None = None, noise: Noise = bit_noise,
+    painted: Tensor | None = None,
 ) -> Picture:
     """Draw a picture by a plan; arguments as of `generate`."""
     schedule, watch = recipe.schedule, watch or Stopwatch(backbone.device, STAGES)
     fitted = plan.on(schedule)
     if plan.guidance is not None:
-        recipe = replace(recipe, guidance=replace(recipe.guidance, cfg=plan.guidance))
+        recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
     stored = schedule.tokens(0, min(fitted.draft, len(schedule) - 1)) + fitted.room(schedule)
     with watch.stage("draft"):
-        live = Run.begin(backbone, recipe, stored, noise)
+        live = Run.begin(backbone, recipe, stored)
         draft = draft_of(live, fitted.draft, on_scale=on_scale)
     kv_bytes, maps = live.cache.nbytes, []
     for n, step in enumerate(fitted.passes, start=1):

@@ -12,9 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Condition, Noise
+from ..model.backbone import Backbone, Condition
 from ..model.cache import KVCache
-from ..model.sampling import bit_noise
 from ..model.schedule import Positions
 from .dispatch import Dispatch, RefinePass
 from .draft import Draft, OnScale, Residual, Run, draft_of
@@ -43,7 +42,6 @@ def refine(
     dispatch: Dispatch,
     made_by: RefinePass,
     cache: KVCache | None = None,
-    noise: Noise = bit_noise,
     condition: Condition | None = None,
 ) -> Residual:
     """Draw the dispatched tokens, attending to the draft's cache and to each other.  Changes neither draft nor cache.
@@ -57,9 +55,9 @@ def refine(
     """
     condition = condition or draft.recipe.condition(backbone)
     if cache is None:
-        run = replace(rebuild(backbone, draft, condition=condition)[1], noise=noise)
+        run = rebuild(backbone, draft, condition=condition)[1]
     else:
-        run = Run(backbone, draft.recipe, condition, cache, noise)
+        run = Run(backbone, draft.recipe, condition, cache)
     return draw_pass(run, draft, dispatch, made_by, store=False)[0]
 
 
@@ -85,10 +83,11 @@ def draw_pass(
         return Residual(dispatch, tuple(draft.bits[0][:, :0] for _ in dispatch.cells), made_by), follows
     tokens, positions = refine_sequence(run.backbone, draft, dispatch)
     visible = None if made_by.cross_scale else positions.scale[0].int()  # the same scales for every picture
-    hidden = drawn_as.forward(tokens, positions, store=store, visible=visible)
+    step = drawn_as.step(positions, store, visible)
+    hidden = run.backbone.forward(tokens, step)
     if given is not None:
         return given, follows
-    bits = drawn_as.sample(hidden, positions).cpu().split(list(dispatch.counts), dim=1)
+    bits = run.backbone.sample(hidden, step).cpu().split(list(dispatch.counts), dim=1)
     return Residual(dispatch, bits, made_by), follows
 
 
@@ -160,7 +159,6 @@ def finish_dense(
     draft: Draft,
     cache: KVCache | None = None,
     on_scale: OnScale | None = None,
-    noise: Noise = bit_noise,
     condition: Condition | None = None,
 ) -> tuple[Draft, KVCache]:
     """Draw what the draft lacks as the plain model does: every scale that is left, whole, one after the other.
@@ -178,7 +176,7 @@ def finish_dense(
         return draft, cache
     schedule, recipe = draft.recipe.schedule, draft.recipe
     grown = cache.grown(cache.lengths[0] + schedule.tokens(draft.left.start, len(schedule) - 1))
-    run, finished = Run(backbone, recipe, condition, grown, noise), draft
+    run, finished = Run(backbone, recipe, condition, grown), draft
     for scale in draft.left:
         cells = torch.arange(schedule.tokens(scale, scale + 1)).expand(len(draft.total), -1)
         whole, made_by = Dispatch((scale,), (cells,)), RefinePass((scale,), (100.0,))
