@@ -2,7 +2,7 @@
 
 A file's name tells its kind: <kind>, or <config>_<kind>.  Drawing runs teacher-forced, through the pipeline: every scale gets
 the reference's codes and noise.  Errors are relative to the reference's largest number; codes and sets of tokens must be
-equal.  Facts: HART specification, section 14.
+equal.  Facts: docs/hart.md, section 14.
 """
 
 from __future__ import annotations
@@ -221,15 +221,11 @@ def _subset(case: Golden) -> None:
     apart = probe.forward(tokens, by_scale)
     for n, scale in enumerate(dispatch.scales):
         part = slice(0, len(cells[0][0])) if n == 0 else slice(len(cells[0][0]), None)
-        _band(comparison, run, f"scale{scale}", tokens[:, part], _cut(positions, part), apart[:, part])
+        _band(comparison, run, f"scale{scale}", tokens[:, part], positions.part(part), apart[:, part])
     joint = probe.forward(tokens, run.step(positions, store=False))
     comparison.check("joint.hidden", joint, CLOSE, relative=True)
     comparison.check("joint.logits_cfg", probe.logits(joint, run.step(positions, store=False)), CLOSE, relative=True)
-    _fine_band(comparison, run, apart[:, part], _cut(positions, part))
-
-
-def _cut(positions: Positions, part: slice) -> Positions:
-    return Positions(*(place[:, part] for place in (positions.scale, positions.row, positions.col)))
+    _fine_band(comparison, run, apart[:, part], positions.part(part))
 
 
 def _band(comparison: PeakComparison, run: Run, name: str, tokens: Tensor, positions: Positions, hidden: Tensor) -> None:

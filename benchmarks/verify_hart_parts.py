@@ -17,7 +17,7 @@ from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_checkpoint import hart_from_state, tokenizer_from_state
 from comfy_moss.model.hart_head import STRENGTH, DiffusionSchedule, denoise, gumbel_softmax, predict, top_k_top_p
 from comfy_moss.model.quantize import Quantizer, phi_index
-from comfy_moss.model.rope import place_rotation, prompt_rotation, rotate
+from comfy_moss.model.rope import coordinate_rotation, prompt_rotation, rotate
 from comfy_moss.model.schedule import Schedule, square_schedule
 from comfy_moss.model.tensors import Tensors
 from comfy_moss.model.text import PromptEncoder, qwen_from_state
@@ -164,7 +164,7 @@ def _soft(comparison: PeakComparison, name: str, logits: Tensor, exponential: Te
 
 def _rotations(comparison: PeakComparison) -> None:
     x, place = comparison.take("rope2d.x"), comparison.take("rope2d.pos")
-    cos, sin = place_rotation(place[..., 0], place[..., 1], x.shape[-1])
+    cos, sin = coordinate_rotation(place[..., 0], place[..., 1], x.shape[-1])
     comparison.check("rope2d.cos", cos, CLOSE, "cos, sin", relative=True)
     comparison.check("rope2d.sin", sin, CLOSE, "cos, sin", relative=True)
     comparison.check("rope2d.out", rotate(x, cos, sin), CLOSE, "rotated", relative=True)

@@ -39,7 +39,7 @@ def to_image(pictures: Tensor) -> Tensor:
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """Image in [0, 1] -> uint8, cut off, not rounded: so do Infinity's own code (specification 7.2) and ComfyUI's Save Image."""
+    """Image in [0, 1] -> uint8, cut off, not rounded, as ComfyUI's Save Image; docs/infinity.md, section 7.2."""
     return (255 * image).clamp(0, 255).to(torch.uint8)
 
 

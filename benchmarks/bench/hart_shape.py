@@ -1,4 +1,4 @@
-"""HART to measure: random weights in the released shape.  Facts: HART specification, sections 1 and 2."""
+"""HART to measure: random weights in the released shape.  Facts: docs/hart.md, sections 1 and 2."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Condition(Protocol):
 
 
 class Branch(Protocol):
-    """Runs residual branches on some of the tokens only.  A branch is named by its layer and "sa", "ca" or "ffn"."""
+    """Runs residual branches, each named by its layer and "sa", "ca" or "ffn", on some of the tokens only."""
 
     def pick(self, layer: int, kind: str, x: Tensor) -> Tensor | None:
         """Indices (R, K) of the tokens of x (R, N, C) that are to run the branch; None = all."""
@@ -67,18 +67,18 @@ class Branch(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """Everything about a forward pass but the tokens' values: which tokens of what picture, and how they are drawn.
+    """Everything about a forward pass but the tokens' values: which tokens of what picture, drawn how.
 
-    A pass without guidance takes `condition.unguided()` and `cache.first_rows(condition.batch)`.  If it stores its
-    tokens, only the prompts' rows have them; so passes with guidance come before those without.
+    A pass without guidance takes `condition.unguided()` and `cache.first_rows(condition.batch)`.  If it
+    stores its tokens, only the prompts' rows have them; so passes with guidance come before those without.
 
     Attributes:
         positions: of the N tokens.
         seeds: B noise seeds.
         cache: keys and values of earlier tokens; None = there are none, and none are kept.
         store: append these tokens' keys and values to it.
-        visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its scale),
-            (R or 1, N, N) bool = row sees column.
+        visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its
+            scale), (R or 1, N, N) bool = row sees column.
         branch: runs residual branches on some of the tokens only; None = on all.
 
     Raises:
@@ -102,16 +102,15 @@ class Step:
         rows = self.condition.batch * (2 if self.condition.guided else 1)
         if self.cache.rows != rows:
             raise ValueError(
-                f"this pass runs {rows} rows but the KV cache holds {self.cache.rows}: after a pass without guidance, "
-                "which stores the prompts' rows alone, no pass with guidance can follow"
+                f"this pass runs {rows} rows but the KV cache holds {self.cache.rows}: after a pass without "
+                "guidance, which stores the prompts' rows alone, no pass with guidance can follow"
             )
         if self.cache.overwritten:
-            raise ValueError("these keys and values were overwritten by another pass; rebuild them from the draft")
+            raise ValueError("these keys and values were overwritten by another pass; rebuild them")
 
     def part(self, tokens: slice) -> Step:
         """Some of the tokens, for drawing them."""
-        where = self.positions
-        return replace(self, positions=Positions(*(x[:, tokens] for x in (where.scale, where.row, where.col))))
+        return replace(self, positions=self.positions.part(tokens))
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,15 @@ class Pass:
         return (x, None) if picked is None else (gather_tokens(x, picked), picked)
 
     def add(
-        self, layer: int, kind: str, x: Tensor, update: Tensor, picked: Tensor | None, gamma: Tensor | None = None
+        self,
+        layer: int,
+        kind: str,
+        x: Tensor,
+        update: Tensor,
+        picked: Tensor | None,
+        gamma: Tensor | None = None,
     ) -> Tensor:
-        """x (R, N, C) plus a residual branch's update of the picked tokens, times gamma (R, 1, C) if given."""
+        """x (R, N, C) plus a residual branch's update of the picked tokens, times gamma (R, 1, C)."""
         if self.step.branch is None:
             return x + update if gamma is None else self.kernels.gated_add(x, gamma, update)
         update = update.to(x.dtype) if gamma is None else gamma * update
@@ -147,14 +152,15 @@ class Pass:
         """Tables of all tokens, or of the picked ones."""
         if picked is None:
             return self.cos, self.sin
-        return tuple(gather_tokens(table.expand(len(picked), -1, -1), picked) for table in (self.cos, self.sin))
+        tables = (table.expand(len(picked), -1, -1) for table in (self.cos, self.sin))
+        return tuple(gather_tokens(table, picked) for table in tables)
 
     def room(self, layer: int, tokens: int) -> Segment | None:
-        """Where new keys and values are to be written: in the cache, or anywhere (None) if nobody keeps them."""
+        """Where new keys and values are to be written: in the cache, or anywhere (None)."""
         return self.step.cache.room(layer, tokens) if self.step.store else None
 
     def context(self, layer: int, k: Tensor, v: Tensor) -> tuple[Segment, ...]:
-        """All that new tokens with these keys and values attend to, themselves last; stored if they are to be kept.
+        """All that new tokens with these keys and values attend to, themselves last; stores them if asked to.
 
         In the cache old and new lie side by side, so that nothing has to be joined.
         """
@@ -174,7 +180,8 @@ class Pruning:
 
     Attributes:
         skip: number of last scales that are not run at all.
-        prune: share of tokens dropped in each of the scales before those, coarsest first; the scale before is saved.
+        prune: share of tokens dropped in each of the scales before those, coarsest first; the scale before
+            them is saved.
         first_layer, last_layer: blocks that prune, inclusive; last_layer None = to the end.
     """
 
@@ -192,8 +199,8 @@ class Published:
         bounds: number of refine scales k -> t_1 >= ... >= t_k in percent, coarsest refine scale first.
         k: of the method to start with.
         pruning: FastVAR's.
-        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at equal
-            tokens.
+        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at
+            equal tokens.
         plans: plans by name, each as text (see pipeline/plan.py), found on the embedded model.
     """
 
@@ -209,7 +216,7 @@ class Published:
         return {**self.bounds, **self.calibrated}
 
 
-# Sparse refine passes: all but the last scales drafted, then parts of a few of them, the last pass without guidance.
+# Sparse refine passes: all but the last scales drafted, then parts of a few, the last pass without guidance.
 PLANS = {"sparse3": "draft-3; -1@45 unguided", "sparse4": "draft-4; -4@70; -1@45 unguided"}
 PAPER_BOUNDS = {
     2: (50.0, 25.0),
@@ -228,10 +235,11 @@ HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_
 class TokenWork:
     """Multiply-adds that a token of one row takes in all blocks together.
 
-    Cross-attention to the text is left out, and so is what lies around the blocks: embedding, head, text conditioning.
+    Cross-attention to the text is left out, and so is what lies around the blocks: embedding, head, text.
 
     Attributes:
-        linear: the blocks' matrices: self-attention's qkv and out, cross-attention's query and out, feed-forward.
+        linear: the blocks' matrices: self-attention's qkv and out, cross-attention's query and out, and
+            both of the feed-forward.
         attention: for each token attended to in self-attention, itself included: its score and its value.
         prefix: tokens of the prompt that run before the picture's first one and stay in the cache.
     """
@@ -293,7 +301,7 @@ class Backbone(Protocol):
         """Input tokens (B, h*w, .) of a scale: the sum of codes (B, c, H, W) resampled to its grid."""
 
     def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
-        """Hidden states (R, N, C) of the input tokens (B, N, .); None = those of scale 0, which has no input."""
+        """Hidden states (R, N, C) of input tokens (B, N, .); None = of scale 0, which has no input."""
 
     def sample(self, hidden: Tensor, step: Step) -> Tensor:
         """Tokens (B, N, d) drawn from hidden states."""

@@ -14,9 +14,9 @@ from ..ops import Segment
 class KVCache:
     """Keys and values of every layer in one buffer, filled from the front.
 
-    Layers may hold different numbers of tokens (FastVAR drops tokens in some layers only).  Several caches may
-    share one memory (`twin`, `first_rows`, `grown`): each knows how much of it is its own, and `overwritten` tells
-    when another one has since written there.
+    Layers may hold different numbers of tokens (FastVAR drops tokens in some layers only).  Several caches
+    may share one memory (`twin`, `first_rows`, `grown`): each knows how much of it is its own, and
+    `overwritten` tells when another one has since written there.
 
     Args:
         capacity: tokens each layer can hold.
@@ -36,7 +36,7 @@ class KVCache:
         self.layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * len(self.layers)
         self.owner: KVCache | None = None  # whose memory this is, and which must live as long
-        self._writes: list[object] = []  # one mark a pass that is now in the memory; shared by all who share it
+        self._writes: list[object] = []  # a mark for every pass now in the memory; shared by all on it
         self._mine: list[object] = []  # the marks that this cache's tokens need
 
     @property
@@ -99,8 +99,8 @@ class KVCache:
     def first_rows(self, rows: int) -> KVCache:
         """The cache of the first rows only, on the same memory.
 
-        It may be appended to: that is how a pass without guidance keeps its tokens.  The other rows then lack them,
-        so a pass with guidance cannot follow on it (`backbone.Step` refuses that).
+        It may be appended to: that is how a pass without guidance keeps its tokens.  The other rows then lack
+        them, so a pass with guidance cannot follow on it (`backbone.Step` refuses that).
         """
         part = self.twin()
         part.layers = [layer[:, :rows] for layer in self.layers]
@@ -121,7 +121,7 @@ class KVCache:
         return new
 
     def detached(self) -> KVCache:
-        """The same tokens on the same memory, for a recording: keeps nobody alive and overwrites nobody's tokens."""
+        """The same tokens on the same memory, for a recording: keeps nobody alive, writes for nobody."""
         apart = self.twin()
         apart.owner, apart._writes = None, list(self._mine)
         return apart

@@ -1,7 +1,7 @@
 """Infinity checkpoints: names, pairing, building, converting.
 
 Accepted: released .pth files, training checkpoints, safetensors, sharded directories.  Everything that can be refused is
-refused from names and shapes, before memory is taken.  Facts: Infinity specification, sections 1, 1.1, 1.2, 7.4.
+refused from names and shapes, before memory is taken.  Facts: docs/infinity.md, sections 1, 1.1, 1.2, 7.4.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def transformer_from_state(
 
     Args:
         device: where it goes; None = where the tensors are.
-        dtype: of the blocks; everything around them is float32 (specification, section 4.1).
+        dtype: of the blocks; everything around them is float32 (docs/infinity.md, section 4.1).
 
     Raises:
         CheckpointError: see `open_transformer` and `tensors.fill_module`.

@@ -2,7 +2,7 @@
 
 Trainers leave the weights one or two dictionaries deep, prefix every name (`module.`, `_orig_mod.`,
 `model.`), and keep an
-averaged copy beside the raw one.  Facts: Infinity specification, section 1.1; HART specification, section 1.
+averaged copy beside the raw one.  Facts: docs/infinity.md, section 1.1; docs/hart.md, section 1.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""CUDA graphs of the transformer's blocks: what a pass gives the GPU to do is recorded once and then replayed.
+"""CUDA graphs of the transformer's blocks: what a pass has the GPU do is recorded once and then replayed.
 
-A pass of Infinity-2B launches thousands of small kernels; where launching them takes longer than running them, as in
-the refine step, replaying a graph removes the difference.  Token counts never depend on a picture, so the passes of
-one picture are those of the next, as long as weights and KV cache stay where they are.  Embedding, head and sampling
-run as usual.
+A pass of Infinity-2B launches thousands of small kernels; where launching them takes longer than running
+them, as in the refine step, replaying a graph removes the difference.  Token counts never depend on a
+picture, so the passes of one picture are those of the next, as long as weights and KV cache stay where they
+are.  Embedding, head and sampling run as usual.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def record_cuda(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
     """Record `work` without running it: what runs it, and where its result will be.
 
-    Attention is bound to kernels that are known to be right in a graph (cuDNN's before 9.15.1 are not for every length).
+    Attention is bound to kernels that are right in a graph (cuDNN's before 9.15.1 are not for every length).
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -50,7 +50,7 @@ class Recording:
 
 
 class Graphs:
-    """The recordings of one model.  A pass runs as usual when it is seen for the first time, later on as a graph.
+    """The recordings of one model.  A pass runs as usual when it is first seen, later on as a graph.
 
     Args:
         record: how a pass is recorded.
@@ -64,7 +64,7 @@ class Graphs:
         self._lent: weakref.ref[KVCache] | None = None
 
     def new_cache(self, *sizes: Any) -> KVCache:
-        """An empty `KVCache(*sizes)`, on the memory of earlier pictures where that is free: so it stays in place.
+        """An empty `KVCache(*sizes)`, on the memory of earlier pictures where that is free.
 
         When other sizes are needed, the old memory and all recordings on it are let go.
         """
@@ -83,7 +83,7 @@ class Graphs:
         self._memory = self._sizes = None
 
     def replay(self, transformer: InfinityTransformer, x: Tensor, now: Pass) -> Tensor | None:
-        """What `transformer(x, now)` returns and does to the cache; None = nothing was done, run it as usual."""
+        """What `transformer(x, now)` returns and does to the cache; None = nothing was done: run it."""
         step = now.step
         if step.branch:  # chooses tokens anew in every pass
             return None
@@ -110,7 +110,9 @@ class Graphs:
         if len(self._recordings) > MOST:
             del self._recordings[next(iter(self._recordings))]
 
-    def _recorded(self, transformer: InfinityTransformer, inputs: list[Tensor], now: Pass) -> Recording | None:
+    def _recorded(
+        self, transformer: InfinityTransformer, inputs: list[Tensor], now: Pass
+    ) -> Recording | None:
         """None where this pass cannot be recorded."""
         static = [tensor.clone() for tensor in inputs]
         x, now = _bound(static, now)
@@ -136,7 +138,7 @@ def _inputs(x: Tensor, now: Pass) -> Iterator[Tensor]:
 
 
 def _bound(static: list[Tensor], now: Pass) -> tuple[Tensor, Pass]:
-    """The same pass on other memory, taken in the order of `_inputs`; the cache's is the same, but its owner may go."""
+    """The same pass on other memory, in the order of `_inputs`; the cache's is the same."""
     step, rest = now.step, iter(static)
     old = step.condition
     x, cos, sin, pooled, modulation = (next(rest) for _ in range(5))

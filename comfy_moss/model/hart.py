@@ -1,7 +1,8 @@
-"""HART's transformer: the prompt stands before the picture in one sequence, and every token gets one of V codes.
+"""HART's transformer: the prompt stands before the picture in one sequence; every token gets one of V codes.
 
-Shapes: B pictures, R rows (2B when guided), T text tokens, N tokens, C width, H heads, D = C / H, c channels of a
-token, V codes.  Parameter names are those of the released file.  Facts: docs/hart.md, sections 3 to 5.
+Shapes: B pictures, R rows (2B when guided), T text tokens, N tokens, C width, H heads, D = C / H, c channels
+of a token, V codes.  Parameter names are those of the released file.
+Facts: docs/hart.md, sections 3 to 5.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class Block(nn.Module):
 
 
 class HartTransformer(nn.Module):
-    """The network.  Matrices of blocks and diffusion may be of a lower precision; the residual stream is float32."""
+    """The network.  Matrices of blocks and diffusion may be in a lower precision than the residual stream."""
 
     def __init__(self, config: HartConfig) -> None:
         super().__init__()

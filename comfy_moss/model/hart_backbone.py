@@ -1,6 +1,6 @@
 """HART behind the pipeline's Backbone interface: transformer, residual diffusion and tokenizer together.
 
-A drawn token is its vector of c numbers: a mix of codes, at the last scale with the diffusion's residual on top.
+A drawn token is its vector of c numbers: a mix of codes, at the last scale with the diffusion's residual.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .backbone import HART, Pass, PositionedText, Published, Step, TokenWork
 from .cache import KVCache
 from .hart import HartCondition, HartTransformer
 from .hart_head import (
-    NOT_NUMBERS,
     DiffusionSchedule,
     draw_code,
     draw_residual,
@@ -33,7 +32,7 @@ from .hart_head import (
 )
 from .quantize import downsample, upsample
 from .rope import picture_rotation, prompt_rotation
-from .sampling import bit_noise
+from .sampling import bit_noise, check_finite
 from .schedule import Grid, Schedule
 from .vae import Tokenizer, decode_as_fits
 
@@ -170,7 +169,7 @@ class HartBackbone:
         return torch.cat([self._draw(hidden[:, part], step.part(part)) for part in parts], dim=1)
 
     def noise_of(self, step: Step) -> Tensor:
-        """Uniform noise (B, N, .): for a token's code, for every code in its mix, for the residual if it has one."""
+        """Uniform noise (B, N, .): for a token's code, for every code in its mix, for its residual."""
         config = self.transformer.config
         residual = (config.diffusion_steps + 1) * config.channels if _last(step).any() else 0
         return bit_noise(step.seeds, step.positions, 1 + config.codes + residual)
@@ -178,8 +177,7 @@ class HartBackbone:
     def _draw(self, hidden: Tensor, step: Step) -> Tensor:
         """Token vectors (B, N, c) from hidden states (R, N, C)."""
         logits, noise = self.logits(hidden, step), self.noise_of(step)
-        if not torch.isfinite(logits).all():
-            raise ValueError(NOT_NUMBERS)
+        check_finite(logits)
         logits = top_k_top_p(logits, top_k_of(step.positions, step.sampling.top_k), step.sampling.top_p)
         codes, book = draw_code(logits, noise[..., 0]), self.vae.quantize.codebook
         tokens = book[codes]
@@ -197,7 +195,7 @@ class HartBackbone:
 
         Args:
             hidden: (R, N, C); codes: (B, N) their drawn codes.
-            noise: (B, N, (S + 1) * c) of the normal distribution, for the start and then every diffusion step.
+            noise: (B, N, (S + 1) * c) of the normal distribution: the start, then every diffusion step.
         """
         condition, config = step.condition, self.transformer.config
         z = self.transformer.residual_condition(hidden, self.vae.quantize.codebook[codes]).flatten(0, 1)

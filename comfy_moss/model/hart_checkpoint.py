@@ -1,7 +1,7 @@
 """HART checkpoints: sizes from names, shapes and config.json, building, loading.
 
 Accepted: the released PyTorch files and what `convert` makes of them.  Everything that can be refused is refused before
-memory is taken.  Facts: HART specification, sections 1 and 9.
+memory is taken.  Facts: docs/hart.md, sections 1 and 9.
 """
 
 from __future__ import annotations

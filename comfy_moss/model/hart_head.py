@@ -1,7 +1,8 @@
 """HART's head: a token's code from logits, the mix of codes, and the residual diffusion of the finest scale.
 
-The diffusion draws what codes cannot say, a token at a time: any subset of tokens gives the numbers that all would.
-Shapes: B pictures, N tokens, V codes, c channels of a token, C width of the transformer, S scales or diffusion steps.
+The diffusion draws what codes cannot say, a token at a time: any subset of tokens gives the numbers that all
+would.  Shapes: B pictures, N tokens, V codes, c channels of a token, C width of the transformer, S scales or
+diffusion steps.
 Facts: docs/hart.md, sections 6 to 8.
 """
 
@@ -18,9 +19,8 @@ from torch import Tensor, nn
 from .sampling import Guidance, Ramp, per_scale
 from .schedule import Positions
 
-TOP_K, LATE_TOP_K, LATE = 600, 300, 7  # codes that a token may become: before the eighth scale, and from then on
+TOP_K, LATE_TOP_K, LATE = 600, 300, 7  # codes that a token may become, fewer from scale LATE on
 TINY = 2.0**-24  # distance from 0 and 1 that noise keeps
-NOT_NUMBERS = "the model returned values that are not numbers; its file is damaged or does not fit this precision"
 
 
 def progress(scales: int, device: torch.device | str = "cpu") -> Tensor:
@@ -49,7 +49,7 @@ def top_k_top_p(logits: Tensor, top_k: Tensor | int, top_p: float) -> Tensor:
 
     Args:
         top_k: one number or (N,); ties with the k-th survive.
-        top_p: in (0, 1]: the least likely codes whose probabilities sum to at most 1 - top_p are removed.  0 = off.
+        top_p: in (0, 1]: the least likely codes whose probabilities sum to at most 1 - top_p go.  0 = off.
     """
     top_k = torch.as_tensor(top_k, device=logits.device).clamp(1, logits.shape[-1]).expand(logits.shape[:-1])
     best = logits.topk(int(top_k.max()), dim=-1).values
@@ -107,7 +107,7 @@ def pass_sizes(tokens: int, count: int) -> list[int]:
 
 
 def pass_of(order: Tensor, count: int) -> Tensor:
-    """Which pass draws each token: order (B, N) a permutation, whose last entries come first -> (B, N) in [0, count)."""
+    """Which pass draws each token, (B, N) in [0, count); order (B, N): a permutation, last entries first."""
     sizes = torch.tensor(pass_sizes(order.shape[1], count), device=order.device)
     number = torch.arange(count, device=order.device).repeat_interleave(sizes).flip(0)
     return torch.empty_like(order).scatter_(1, order, number.expand_as(order))
@@ -121,7 +121,8 @@ TIMES = 1000  # of the schedule in training
 def sinusoid(values: Tensor) -> Tensor:
     """Numbers (n,) as cosines, then sines, of 128 frequencies: (n, 256) float32."""
     half = SINUSOID // 2
-    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    index = torch.arange(half, dtype=torch.float32, device=values.device)
+    frequency = torch.exp(-math.log(10000) * index / half)
     angles = values.float()[:, None] * frequency
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -168,7 +169,7 @@ class _Final(nn.Module):
 
 
 class DiffusionNet(nn.Module):
-    """The network; parameter names are those of the released file.  Its matrices may be in a lower precision."""
+    """The network, under the released file's names.  Its matrices may be in a lower precision."""
 
     def __init__(self, channels: int, condition: int, width: int, depth: int) -> None:
         super().__init__()
@@ -212,9 +213,9 @@ class DiffusionSchedule:
         times: what the network is told.
         alphas_cumprod: share of the signal's power left at each step.
         betas: noise added from the step before.
-        posterior_log_variance: smallest (log) variance of a step back; the first is the second's, its own being 0.
-        posterior_mean_x0, posterior_mean_xt: weights of the estimated result and of the present state in the mean of
-            a step back.
+        posterior_log_variance: smallest (log) variance of a step back; the first is the second's.
+        posterior_mean_x0, posterior_mean_xt: weights of the estimated result and of the present state in the
+            mean of a step back.
     """
 
     times: tuple[int, ...]

@@ -1,8 +1,8 @@
 """Infinity's transformer: text conditioning, blocks, and two logits for every bit of every token.
 
-Shapes: B pictures, R rows (prompts, then unconditional twins), N tokens, C channels, H heads, D = C / H, d bits a
-token, T text tokens of Ct numbers.  Parameter names are those of the released files, with blocks numbered through.
-Facts: docs/infinity.md, sections 1.2, 3 and 4.
+Shapes: B pictures, R rows (prompts, then unconditional twins), N tokens, C channels, H heads, D = C / H, d
+bits a token, T text tokens of Ct numbers.  Parameter names are those of the released files, with blocks
+numbered through.  Facts: docs/infinity.md, sections 1.2, 3 and 4.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class AdaLinear(nn.Sequential):
 
 
 class InfinityTransformer(nn.Module):
-    """The network.  Blocks may be in a lower precision; what is around them and the residual stream stay float32."""
+    """The network.  Blocks may be in a lower precision; what is around them, and the residual stream, not."""
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class InfinityTransformer(nn.Module):
         """
         rows = list(positive)
         if not all(isinstance(row, Tensor) for row in (*rows, *(negative or ()))):
-            raise ValueError("this text was encoded for another model; encode it with this one's own text encoder")
+            raise ValueError("this text was encoded for another model; use this model's own text encoder")
         if guided:
             rows += negative if negative is not None else [self.cfg_uncond[: len(text)] for text in positive]
         lengths = torch.tensor([len(row) for row in rows], device=self.pos_start.device)
@@ -264,7 +264,7 @@ class InfinityTransformer(nn.Module):
         """Input of block 0, (R, N, C): both halves of the rows see the same tokens.
 
         Args:
-            tokens: (B, N, d) running sum of the codes at each token's position; None for the start token of scale 0.
+            tokens: (B, N, d) sum of the codes at each token's position; None for the start token of scale 0.
             scale: (B or 1, N) scale of every token.
         """
         if tokens is None:
@@ -285,4 +285,5 @@ class InfinityTransformer(nn.Module):
     def logits(self, x: Tensor, condition: InfinityCondition) -> Tensor:
         """Hidden (R, N, C) -> (R, N, d, 2), the last axis being (bit 0, bit 1)."""
         scale, shift = rearrange(self.head_nm["ada_lin"](condition.pooled), "r two c -> two r 1 c")
-        return rearrange(self.head(modulated_norm(x.float(), scale, shift)), "r n (d two) -> r n d two", two=2)
+        logits = self.head(modulated_norm(x.float(), scale, shift))
+        return rearrange(logits, "r n (d two) -> r n d two", two=2)

@@ -15,7 +15,7 @@ from .graphs import Graphs
 from .infinity import InfinityCondition, InfinityTransformer
 from .quantize import bits_to_codes, map_to_tokens, resample, tokens_to_map
 from .rope import rotation
-from .sampling import bit_noise, draw_bits
+from .sampling import bit_noise, check_finite, draw_bits
 from .schedule import Grid, Schedule
 from .vae import VAE, decode_as_fits
 
@@ -122,10 +122,7 @@ class InfinityBackbone:
 
     def sample(self, hidden: Tensor, step: Step) -> Tensor:
         logits = self.logits(hidden, step)
-        if not torch.isfinite(logits).all():
-            raise ValueError(
-                "the model returned values that are not numbers; its file is damaged or does not fit this precision"
-            )
+        check_finite(logits)
         noise = bit_noise(step.seeds, step.positions, logits.shape[-2])
         return draw_bits(logits, noise, step.sampling.top_k, step.sampling.top_p)
 
@@ -133,7 +130,7 @@ class InfinityBackbone:
         return bits_to_codes(bits, self.channels)
 
     def code_map(self, codes: Tensor, scale: int, schedule: Schedule, filled: Tensor | None = None) -> Tensor:
-        image = tokens_to_map(codes, schedule.grids[scale], self.patchify)  # zeros stay zeros: `filled` adds nothing
+        image = tokens_to_map(codes, schedule.grids[scale], self.patchify)  # zeros stay zeros, so no `filled`
         return resample(image, self.map_grid(schedule.grids[-1]))
 
     def decode(self, total: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which models there are, which files belong together, and where they lie on this machine.
 
-Facts: Infinity specification, section 1; HART specification, sections 1 and 2.
+Facts: docs/infinity.md, section 1; docs/hart.md, sections 1 and 2.
 """
 
 from __future__ import annotations

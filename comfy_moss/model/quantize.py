@@ -1,10 +1,10 @@
 """Quantisation over scales: Infinity's binary spherical one (bits) and HART's vector quantiser (a codebook).
 
-BSQ: a token of d bits is the point (2 * bit - 1) / sqrt(c) on the unit sphere of the codec's c channels (c = d, or d / 4 with
-spatial patchify).  Facts: Infinity specification, sections 6 and 7.3.
+BSQ: a token of d bits is the point (2 * bit - 1) / sqrt(c) on the unit sphere of the codec's c channels; c is
+d or, with patchify, d / 4.  Facts: docs/infinity.md, sections 6 and 7.3.
 
-VQ: a codebook, and a small convolution (phi) on what every scale but the last adds.  Shapes: B pictures, c channels of the code
-map, P its side, V codes.  Facts: HART specification, sections 6 and 9.
+VQ: a codebook, and a small convolution (phi) on what every scale but the last adds.  Shapes: B pictures, c
+channels of the code map, P its side, V codes.  Facts: docs/hart.md, sections 6 and 9.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops import area_mean
@@ -21,15 +22,15 @@ from .schedule import Grid
 
 
 def tokens_to_map(tokens: Tensor, grid: Grid, patchify: bool) -> Tensor:
-    """(B, h*w, d) raster tokens -> (B, c, H, W) map; patchify unfolds 4 channels into a 2 x 2 block of the doubled grid."""
-    image = tokens.transpose(1, 2).unflatten(2, grid)
-    return F.pixel_shuffle(image, 2) if patchify else image
+    """(B, h*w, d) raster tokens -> (B, c, H, W) map; patchify unfolds 4 numbers into 2 x 2 cells."""
+    side = 2 if patchify else 1
+    return rearrange(tokens, "b (h w) (c y x) -> b c (h y) (w x)", h=grid[0], y=side, x=side)
 
 
 def map_to_tokens(image: Tensor, patchify: bool) -> Tensor:
     """(B, c, H, W) map -> (B, h*w, d) raster tokens; the inverse of tokens_to_map."""
-    image = F.pixel_unshuffle(image, 2) if patchify else image
-    return image.flatten(2).transpose(1, 2)
+    side = 2 if patchify else 1
+    return rearrange(image, "b c (h y) (w x) -> b (h w) (c y x)", y=side, x=side)
 
 
 def bits_to_codes(bits: Tensor, channels: int) -> Tensor:
@@ -38,21 +39,21 @@ def bits_to_codes(bits: Tensor, channels: int) -> Tensor:
 
 
 def resample(codes: Tensor, grid: Grid) -> Tensor:
-    """Bilinear, half-pixel centres, no antialiasing, also when shrinking: the one resampling of drawing (B, c, H, W)."""
+    """Bilinear, half-pixel centres, no antialiasing, also when shrinking: BSQ's resampling (B, c, H, W)."""
     if codes.shape[-2:] == torch.Size(grid):
         return codes
     return F.interpolate(codes, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
 def quantize_scales(features: Tensor, grids: Sequence[Grid]) -> tuple[list[Tensor], Tensor]:
-    """Encode a feature map into the bits of every scale, coarse to fine, each coding what the coarser ones left over.
+    """Encode a feature map into bits, coarse to fine, each scale coding what the coarser ones left over.
 
     Args:
         features: (B, c, H, W) output of the codec's encoder.
         grids: codec grids, coarsest first; the last one is (H, W).
 
     Returns:
-        bits per scale, each (B, c, h, w) bool, and z (B, c, H, W), the sum of all codes, which the codec decodes.
+        bits per scale, each (B, c, h, w) bool, and the sum of all codes (B, c, H, W), which gets decoded.
 
     Raises:
         ValueError: the last grid is not the size of the feature map.
@@ -84,23 +85,25 @@ def downsample(image: Tensor, grid: Grid) -> Tensor:
 
 
 def phi_index(scale: int, scales: int, count: int) -> int:
-    """Which of `count` convolutions a scale uses: the one whose share of the way through the scales is nearest."""
-    place = scale / (scales - 1) if scales > 1 else 0.0
+    """Which of `count` convolutions a scale uses: the nearest by its share of the way through the scales."""
+    share = scale / (scales - 1) if scales > 1 else 0.0
     ticks = np.linspace(1 / 3 / count, 1 - 1 / 3 / count, count)  # rounded as released: it decides ties
-    return int(np.abs(ticks - place).argmin())
+    return int(np.abs(ticks - share).argmin())
 
 
 class Quantizer(nn.Module):
     """Codebook and phi convolutions; parameter names are those of the released file.
 
     Args:
-        strength: share of the convolution in phi, the rest being its input.
+        phi_share: of the convolution in phi, the rest being its input.
         cosine: nearest means the smallest angle, not the smallest distance.
     """
 
-    def __init__(self, codes: int, channels: int, convolutions: int = 4, strength: float = 0.5, cosine: bool = False) -> None:
+    def __init__(
+        self, codes: int, channels: int, convolutions: int = 4, phi_share: float = 0.5, cosine: bool = False
+    ) -> None:
         super().__init__()
-        self.strength, self.cosine = strength, cosine
+        self.phi_share, self.cosine = phi_share, cosine
         self.embedding = nn.Embedding(codes, channels)
         phis = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(convolutions))
         self.quant_resi = nn.ModuleDict({"qresi_ls": phis})
@@ -114,7 +117,7 @@ class Quantizer(nn.Module):
         """What a scale's upsampled codes (B, c, P, P) add to the sum."""
         convolutions = self.quant_resi["qresi_ls"]
         blurred = convolutions[phi_index(scale, scales, len(convolutions))](image)
-        return (1 - self.strength) * image + self.strength * blurred
+        return (1 - self.phi_share) * image + self.phi_share * blurred
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Code numbers (...) int64 of vectors (..., c)."""
@@ -125,7 +128,9 @@ class Quantizer(nn.Module):
             distance = flat.square().sum(1, keepdim=True) + book.square().sum(1) - 2 * flat @ book.T
         return distance.argmin(dim=1).view(vectors.shape[:-1])
 
-    def quantize(self, features: Tensor, sides: Sequence[int], hybrid: bool = True) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def quantize(
+        self, features: Tensor, sides: Sequence[int], hybrid: bool = True
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Encode features into the codes of every scale, each coding what the coarser ones left over.
 
         Args:
@@ -134,20 +139,22 @@ class Quantizer(nn.Module):
             hybrid: leave phi out at the last scale, as in drawing.
 
         Returns:
-            code numbers per scale (B, side^2), the sum of codes (B, c, P, P) after each scale, and what the last scale has to
-            say, (B, c, P, P), which codes say only in part.
+            code numbers per scale (B, side^2), the sum of codes (B, c, P, P) after each scale, and what is
+            left for the last scale to say, (B, c, P, P), which codes say only in part.
 
         Raises:
             ValueError: the last side is not P.
         """
-        full, scales = tuple(features.shape[-2:]), len(sides)
-        if full != (sides[-1], sides[-1]):
-            raise ValueError(f"the schedule ends at {sides[-1]} x {sides[-1]} but the image encodes to {full[0]} x {full[1]}")
+        full, side, scales = tuple(features.shape[-2:]), sides[-1], len(sides)
+        if full != (side, side):
+            raise ValueError(
+                f"the schedule ends at {side} x {side} but the image encodes to {full[0]} x {full[1]}"
+            )
         total, codes, totals = torch.zeros_like(features), [], []
         for scale, side in enumerate(sides):
             left = features - total
-            codes.append(self.nearest(downsample(left, (side, side)).flatten(2).transpose(1, 2)))
-            image = self.codebook[codes[-1]].transpose(1, 2).unflatten(2, (side, side))
+            codes.append(self.nearest(rearrange(downsample(left, (side, side)), "b c h w -> b (h w) c")))
+            image = rearrange(self.codebook[codes[-1]], "b (h w) c -> b c h w", h=side)
             final = scale == scales - 1
             added = image if final and hybrid else self.phi(upsample(image, full), scale, scales)
             total = total + added

@@ -48,12 +48,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ramp:
-    """Guidance that grows along the scales, from none at the first; a whole one would end at `strength`.  HART's."""
+    """HART's guidance: grows along the scales, from none at the first towards `strength`."""
 
     strength: float
 
     def shares(self, scales: int) -> list[float]:
-        """How far up the ramp each scale is, from 0 towards 1; the last counts like the one before, as released."""
+        """How far up each scale is, from 0 towards 1; the last counts like the one before, as released."""
         ratio = [n / max(1, scales - 1) for n in range(scales)]
         return ratio[:-1] + ratio[-2:-1] if scales > 1 else [0.0]
 
@@ -116,6 +116,19 @@ def mix_rows(x: Tensor, cfg: Tensor) -> Tensor:
     positive, negative = x.chunk(2)
     mixed = cfg * positive + (1 - cfg) * negative
     return torch.where(cfg.repeat(2 if cfg.shape[0] > 1 else 1, 1, 1) != 1, torch.cat([mixed, mixed]), x)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse logits that are no numbers.
+
+    Raises:
+        ValueError: some are not finite.
+    """
+    if not torch.isfinite(logits).all():
+        raise ValueError(
+            "the model returned values that are not numbers; "
+            "its file is damaged or does not fit this precision"
+        )
 
 
 def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
-"""Scale schedules of Infinity: which token grids are drawn, coarse to fine, for every aspect ratio and image area.
+"""Scale schedules of Infinity: which token grids are drawn, coarse to fine, for every ratio and image area.
 
-One table, one owner.  Facts: Infinity specification, section 2.
+One table, one owner.  Facts: docs/infinity.md, section 2.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _parse(text: str) -> tuple[Grid, ...]:
 
 
 def _ratio_table() -> dict[float, tuple[Grid, ...]]:
-    """All 15 ratios in the order that decides ties: 1.0, then each portrait ratio followed by its transpose."""
+    """All 15 ratios in the order that decides ties: 1.0, then each portrait ratio and its transpose."""
     table = {}
     for ratio, text in _PORTRAIT.items():
         grids = _parse(text)
@@ -56,7 +56,7 @@ class Schedule:
     Attributes:
         ratio: key h/w of the aspect-ratio table, e.g. 1.333.
         grids: S token grids (rows, columns), coarsest first.
-        rope_grid: last grid of the ratio's 1M schedule; positions of every scale are measured on it, whatever S is.
+        rope_grid: last grid of the ratio's 1M schedule; positions of every scale are measured on it.
     """
 
     ratio: float
@@ -148,6 +148,10 @@ class Positions:
         import torch
 
         return cls(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("scale", "row", "col")))
+
+    def part(self, tokens: slice) -> Positions:
+        """Some of the tokens."""
+        return Positions(*(x[:, tokens] for x in (self.scale, self.row, self.col)))
 
     def __len__(self) -> int:
         return self.scale.shape[1]

@@ -1,7 +1,7 @@
 """Reading and writing tensor files: safetensors, PyTorch files and sharded directories.
 
 Nothing in a file is ever run, and nothing is read into memory before it is asked for.
-Facts: Infinity specification, section 1.1.
+Facts: docs/infinity.md, section 1.1.
 """
 
 from __future__ import annotations

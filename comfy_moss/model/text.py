@@ -1,10 +1,10 @@
 """Text features of prompts: a T5 encoder and its tokenizer from a local directory.  Nothing is ever downloaded.
 
 The tokenizer is read from its own file (`tokenizer.json`, or `spiece.model` through sentencepiece), so the tokens do not
-depend on the version of transformers.  Facts: Infinity specification, section 3.
+depend on the version of transformers.  Facts: docs/infinity.md, section 3.
 
 HART reads a Qwen2 decoder's features, with a fixed system prompt before every prompt.  Every prompt fills the same number of
-slots; what is left over is padding that the model reads, too.  Facts: HART specification, section 2.
+slots; what is left over is padding that the model reads, too.  Facts: docs/hart.md, section 2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tokenizers of text encoders: prompt -> token ids, from their own files, so that they do not depend on transformers.
 
-Facts: Infinity specification, section 3; HART specification, section 2.
+Facts: docs/infinity.md, section 3; docs/hart.md, section 2.
 """
 
 from __future__ import annotations

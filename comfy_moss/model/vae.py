@@ -1,7 +1,7 @@
-"""Convolutional codecs: image <-> the feature map that codes sum up to; Infinity's, HART's with attention, and decoding in tiles.
+"""Convolutional codecs: image <-> the feature map that codes sum up to; and decoding in tiles.
 
-Stride 2^(levels-1).  Module names follow the released files (`X.conv.weight`, `X.norm.weight`).
-Facts: Infinity specification, section 7; HART specification, section 9.
+Stride 2^(levels - 1).  Module names follow the released files (`X.conv.weight`, `X.norm.weight`).
+Facts: docs/infinity.md, section 7; docs/hart.md, section 9.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from .contents import count_of
@@ -41,7 +42,8 @@ class VAEConfig:
         """Read the sizes from {canonical parameter name: shape}."""
         levels = count_of(shapes, r"encoder\.down\.(\d+)\.")
         width = tuple(shapes["encoder.conv_in.conv.weight"])[0]
-        mult = (tuple(shapes[f"encoder.down.{n}.block.0.conv1.conv.weight"])[0] // width for n in range(levels))
+        firsts = (f"encoder.down.{n}.block.0.conv1.conv.weight" for n in range(levels))
+        mult = (tuple(shapes[first])[0] // width for first in firsts)
         return cls(
             width=width,
             mult=tuple(mult),
@@ -63,7 +65,7 @@ class Conv(nn.Module):
 
 
 class Norm(nn.Module):
-    """GroupNorm with 32 groups (24 where 32 does not divide the width), then swish, as every use of it needs."""
+    """GroupNorm with 32 groups (24 where 32 does not divide the width), then swish."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,70 +110,100 @@ class Up(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _level(inputs: int, outputs: int, blocks: int) -> nn.Module:
-    level = nn.Module()
-    level.block = nn.ModuleList(ResBlock(inputs if n == 0 else outputs, outputs) for n in range(blocks))
-    return level
+class Attention(nn.Module):
+    """Every position of a feature map (B, C, H, W) attends to every position; one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        out = F.scaled_dot_product_attention(q, k, v)  # the scale is C^-1/2
+        return x + self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
-def _middle(channels: int) -> nn.Module:
-    middle = nn.Module()
-    middle.block_1 = ResBlock(channels, channels)
-    middle.block_2 = ResBlock(channels, channels)
-    return middle
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention if asked for."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResBlock(inputs if n == 0 else outputs, outputs) for n in range(blocks))
+        self.attn = nn.ModuleList(Attention(outputs) if attention else nn.Identity() for _ in range(blocks))
+        self.downsample = self.upsample = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.block, self.attn, strict=True):
+            x = attention(block(x))
+        return x
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the lowest resolution, with attention between them if asked for."""
+
+    def __init__(self, channels: int, attention: bool) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels)
+        self.attn_1 = Attention(channels) if attention else nn.Identity()
+        self.block_2 = ResBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: VAEConfig) -> None:
+    """Image -> features; `attention` at the lowest resolution."""
+
+    def __init__(self, config: VAEConfig, attention: bool = False) -> None:
         super().__init__()
         widths = [config.width * m for m in config.mult]
+        last = len(widths) - 1
         self.conv_in = Conv(3, config.width)
         self.down = nn.ModuleList()
         for n, (inputs, outputs) in enumerate(zip([config.width, *widths], widths, strict=False)):
-            level = _level(inputs, outputs, config.encoder_blocks)
-            if n < len(widths) - 1:
-                level.downsample = Down(outputs)
-            self.down.append(level)
-        self.mid = _middle(widths[-1])
+            self.down.append(Level(inputs, outputs, config.encoder_blocks, attention and n == last))
+            if n < last:
+                self.down[n].downsample = Down(outputs)
+        self.mid = Middle(widths[-1], attention)
         self.norm_out = Norm(widths[-1])
         self.conv_out = Conv(widths[-1], config.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
-            for block in level.block:
-                x = block(x)
-            x = level.downsample(x) if hasattr(level, "downsample") else x
-        x = self.mid.block_2(self.mid.block_1(x))
-        return self.conv_out(self.norm_out(x))
+            x = level.downsample(level(x))
+        return self.conv_out(self.norm_out(self.mid(x)))
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: VAEConfig) -> None:
+    """Features -> image; `attention` at the lowest resolution."""
+
+    def __init__(self, config: VAEConfig, attention: bool = False) -> None:
         super().__init__()
         widths = [config.width * m for m in config.mult]
+        last = len(widths) - 1
         self.conv_in = Conv(config.channels, widths[-1])
-        self.mid = _middle(widths[-1])
+        self.mid = Middle(widths[-1], attention)
         self.up = nn.ModuleList()  # indexed by level, so it runs from the last to the first
         for n, outputs in enumerate(widths):
-            level = _level(widths[min(n + 1, len(widths) - 1)], outputs, config.decoder_blocks)
+            inputs = widths[min(n + 1, last)]
+            self.up.append(Level(inputs, outputs, config.decoder_blocks, attention and n == last))
             if n > 0:
-                level.upsample = Up(outputs)
-            self.up.append(level)
+                self.up[n].upsample = Up(outputs)
         self.norm_out = Norm(widths[0])
         self.conv_out = Conv(widths[0], 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid.block_2(self.mid.block_1(self.conv_in(x)))
+        x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
-            for block in level.block:
-                x = block(x)
-            x = level.upsample(x) if hasattr(level, "upsample") else x
+            x = level.upsample(level(x))
         return self.conv_out(self.norm_out(x))
 
 
 class VAE(nn.Module):
-    """Codec between images (B, 3, H, W) in [-1, 1], RGB, and feature maps (B, c, H / stride, W / stride)."""
+    """Infinity's codec: images (B, 3, H, W), RGB in [-1, 1] <-> features (B, c, H / stride, W / stride)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -206,75 +238,14 @@ def _wrapped(name: str) -> str:
     return ".".join(parts)
 
 
-class Attention(nn.Module):
-    """Every place of a feature map (B, C, H, W) attends to every place; one head."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.flatten(2).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, dim=1))
-        out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # the scale is C^-1/2
-        return x + self.proj_out(out.transpose(1, 2).unflatten(2, x.shape[2:]))
-
-
-def _attentions(channels: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(Attention(channels) for _ in range(count))
-
-
-def _run_level(level: nn.Module, x: Tensor) -> Tensor:
-    """Residual blocks, each followed by attention where the level has it."""
-    for n, block in enumerate(level.block):
-        x = block(x)
-        x = level.attn[n](x) if hasattr(level, "attn") else x
-    return x
-
-
-def _run_middle(middle: nn.Module, x: Tensor) -> Tensor:
-    return middle.block_2(middle.attn_1(middle.block_1(x)))
-
-
-class AttentiveEncoder(Encoder):
-    def __init__(self, config: VAEConfig) -> None:
-        super().__init__(config)
-        channels = config.width * config.mult[-1]
-        self.down[-1].attn = _attentions(channels, config.encoder_blocks)
-        self.mid.attn_1 = Attention(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            x = _run_level(level, x)
-            x = level.downsample(x) if hasattr(level, "downsample") else x
-        return self.conv_out(self.norm_out(_run_middle(self.mid, x)))
-
-
-class AttentiveDecoder(Decoder):
-    def __init__(self, config: VAEConfig) -> None:
-        super().__init__(config)
-        channels = config.width * config.mult[-1]
-        self.up[-1].attn = _attentions(channels, config.decoder_blocks)
-        self.mid.attn_1 = Attention(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = _run_middle(self.mid, self.conv_in(x))
-        for level in reversed(self.up):
-            x = _run_level(level, x)
-            x = level.upsample(x) if hasattr(level, "upsample") else x
-        return self.conv_out(self.norm_out(x))
-
-
 class Tokenizer(nn.Module):
-    """Codec between images (B, 3, H, W) in [-1, 1], RGB, and feature maps (B, c, H / stride, W / stride); and its quantiser."""
+    """HART's codec, with its quantiser; images and features as for `VAE`."""
 
     def __init__(self, config: VAEConfig, quantizer: Quantizer) -> None:
         super().__init__()
         self.config = config
-        self.encoder = AttentiveEncoder(config)
-        self.decoder = AttentiveDecoder(config)
+        self.encoder = Encoder(config, attention=True)
+        self.decoder = Decoder(config, attention=True)
         self.quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
         self.quantize = quantizer
@@ -301,13 +272,16 @@ def decode_as_fits(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
     try:
         return decode(codes)
     except torch.OutOfMemoryError:
-        log.warning("the picture is decoded in tiles, because this device has too little memory to decode it at once")
+        log.warning("the picture is decoded in tiles: this device has too little memory to decode it at once")
     return decode_in_tiles(decode, codes)
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Tensor], codes: Tensor, tile: int = TILE, overlap: int = OVERLAP) -> Tensor:
-    """Decode overlapping tiles one after the other and blend them linearly; close to decoding at once, but not equal, since
-    the codec's norms see a tile where they would see the picture.
+def decode_in_tiles(
+    decode: Callable[[Tensor], Tensor], codes: Tensor, tile: int = TILE, overlap: int = OVERLAP
+) -> Tensor:
+    """Decode overlapping tiles one after the other and blend them linearly.
+
+    Close to decoding at once, but not equal: the codec's norms see a tile where they would see the picture.
 
     Args:
         decode: codes (B, c, h, w) -> image (B, 3, h * stride, w * stride).
@@ -328,7 +302,8 @@ def decode_in_tiles(decode: Callable[[Tensor], Tensor], codes: Tensor, tile: int
             if image is None:
                 image = part.new_zeros(*part.shape[:2], *(stride * n for n in codes.shape[2:]))
                 weights = torch.zeros_like(image[:1, :1])
-            ramp = _ramp(part.shape[2], overlap * stride, part)[:, None] * _ramp(part.shape[3], overlap * stride, part)
+            down, across = (_ramp(length, overlap * stride, part) for length in part.shape[2:])
+            ramp = down[:, None] * across
             place = slice(top * stride, bottom * stride), slice(left * stride, right * stride)
             image[(..., *place)] += part * ramp
             weights[(..., *place)] += ramp

@@ -2,7 +2,7 @@
 
 The released code names widths (24 saves, 32 and 40 prune, 48 and 64 are skipped), which fits only 1:1 at one megapixel.
 Here the same scales are named by their rank from the end, which is identical there and prunes at every other ratio too.
-Facts: Infinity specification, section 8.
+Facts: docs/infinity.md, section 8.
 """
 
 from __future__ import annotations
