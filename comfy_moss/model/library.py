@@ -13,24 +13,9 @@ from pathlib import Path
 import torch
 
 from .. import typed
+from . import catalog
 from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
-from .catalog import (
-    all_named,
-    best,
-    children,
-    holds_model,
-    instead,
-    is_whole,
-    model_entries,
-    named,
-    of_kind,
-    text_for,
-    text_models,
-    texts_in,
-)
-from .catalog import (
-    default_roots as default_roots,
-)
+from .catalog import default_roots as default_roots
 from .checkpoint import RELEASED_VAES, fits_bits, load_infinity, open_transformer
 from .contents import CODEC, TRANSFORMER, listing
 from .hart_backbone import HartBackbone
@@ -172,7 +157,7 @@ def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, n
     """
     transformer = weights_file(folder / "llm")
     config = open_hart(open_tensors(transformer), read_settings(transformer.parent))[1]
-    text = text or _hart_text(folder, entries, config.text_width - 1)
+    text = text or _hart_text(folder, entries, config.text_width)
     if text is None:
         raise CheckpointError(f"for {folder} its text model (the folder {QWEN}) was not found; put it there, or choose it")
     read_qwen_config(text)
@@ -194,9 +179,13 @@ def locate_hart(entries: Sequence[Path]) -> tuple[Path | None, Path | None, Path
 
 def _hart_text(folder: Path, entries: Sequence[Path], width: int | None = None) -> Path | None:
     """In the model's folder or beside it, or else anywhere; of several the one whose features have that width."""
-    places = (folder / "text", folder / QWEN, folder.parent / QWEN, *text_models(entries))
+    places = (folder / "text", folder / QWEN, folder.parent / QWEN, *catalog.text_models(entries))
     found = [path for path in dict.fromkeys(places) if (path / "config.json").is_file()]
-    return best(found, lambda path: is_whole(path) and width in (None, read_qwen_config(path)["hidden_size"]), "the text model")
+
+    def fits(path: Path) -> bool:
+        return catalog.is_whole(path) and width in (None, read_qwen_config(path)["hidden_size"])
+
+    return catalog.best(found, fits, "the text model")
 
 
 TEXT_ENCODER = "flan-t5-xl"
@@ -281,14 +270,14 @@ def _known_name(text: str) -> str | None:
 def _at(path: Path, roots: Sequence[Path]) -> ModelFiles:
     """A model by its place."""
     if folder := hart_folder(path):
-        return find_hart(folder, model_entries([folder.parent, *roots]))
-    if path.is_file() or (path.is_dir() and holds_model(path)):
+        return find_hart(folder, catalog.model_entries([folder.parent, *roots]))
+    if path.is_file() or (path.is_dir() and catalog.holds_model(path)):
         return assemble(path, None, None, roots)
     if not path.is_dir():
         raise _unknown(str(path))
-    inside = model_entries([path])
-    if not any(map(holds_model, children(path))) and (folders := hart_folders(inside)):
-        return find_hart(folders[0], model_entries([path, *roots]))
+    inside = catalog.model_entries([path])
+    if not any(map(catalog.holds_model, catalog.children(path))) and (folders := hart_folders(inside)):
+        return find_hart(folders[0], catalog.model_entries([path, *roots]))
     return _of_directory(str(path), path, roots)
 
 
@@ -303,20 +292,21 @@ def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequ
         CheckpointError: no Infinity transformer, or no VAE or text encoder that belongs to it was found.
     """
     config = open_transformer(open_tensors(transformer))[1]
-    beside, entries = children(transformer.parent), model_entries([transformer.parent, *roots])
+    beside, entries = catalog.children(transformer.parent), catalog.model_entries([transformer.parent, *roots])
     belongs = RELEASED_VAES.get(config.bits, EMBEDDED.vae)
-    vaes = [*all_named(belongs, entries), *all_named(EMBEDDED.vae, beside)] or of_kind(CODEC, beside)
-    vae = vae or best(vaes, lambda path: fits_bits(path, config.bits), "the VAE")
-    text = text or text_for(config.text_width, [*texts_in(beside, transformer.parent), *text_models(entries, TEXT_ENCODER)])
+    vaes = [*catalog.all_named(belongs, entries), *catalog.all_named(EMBEDDED.vae, beside)] or catalog.of_kind(CODEC, beside)
+    vae = vae or catalog.best(vaes, lambda path: fits_bits(path, config.bits), "the VAE")
+    texts = [*catalog.texts_in(beside, transformer.parent), *catalog.text_models(entries, TEXT_ENCODER)]
+    text = text or catalog.text_for(config.text_width, texts)
     if missing := _absent({f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}):
         message = f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it"
-        raise CheckpointError(message + instead(beside))
+        raise CheckpointError(message + catalog.instead(beside))
     return _settings(transformer).files(transformer.name, transformer, vae, text)
 
 
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
     """What there is of every known model, nano first, then of other models below the roots in folders of their own."""
-    entries = model_entries(roots)
+    entries = catalog.model_entries(roots)
     folders = {NANO_FOLDER: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
     own = (EMBEDDED.transformer, EMBEDDED.vae, "text")
     statuses = [
@@ -328,7 +318,7 @@ def survey(roots: Sequence[Path]) -> list[ModelStatus]:
 
 
 def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
-    status = _status(name, model_entries(roots))
+    status = _status(name, catalog.model_entries(roots))
     if status.missing:
         raise CheckpointError(
             f"the model {name} is incomplete: {listing(status.missing)} not found below {_listed(roots)}; "
@@ -338,7 +328,7 @@ def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
 
 
 def _hart(roots: Sequence[Path]) -> ModelFiles:
-    entries = model_entries(roots)
+    entries = catalog.model_entries(roots)
     inside = [folder for root in roots if (folder := hart_folder(Path(root)))]  # a root may be the model, or its llm
     if not (folders := [*inside, *hart_folders(entries)]):
         raise CheckpointError(
@@ -359,31 +349,31 @@ def _listed(roots: Sequence[Path]) -> str:
 def _status(name: str, entries: Sequence[Path]) -> ModelStatus:
     release = RELEASES[name]
     expected = (release.transformer, release.vae, TEXT_ENCODER)
-    text = text_for(None, text_models(entries, TEXT_ENCODER))
-    return ModelStatus(name, expected, *(named(file, entries) for file in expected[:2]), text)
+    text = catalog.text_for(None, catalog.text_models(entries, TEXT_ENCODER))
+    return ModelStatus(name, expected, *(catalog.named(file, entries) for file in expected[:2]), text)
 
 
 def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
     """A model in a directory of its own: fixed or released names first, then whatever the contents say, here or deeper."""
-    beside = children(folder)
-    inside = beside if any(map(holds_model, beside)) else model_entries([folder])[1:]
+    beside = catalog.children(folder)
+    inside = beside if any(map(catalog.holds_model, beside)) else catalog.model_entries([folder])[1:]
     transformers = _in_role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], inside)
     vaes = _in_role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], inside)
-    texts = [*texts_in(inside, folder), *text_models(model_entries([folder, *roots]), TEXT_ENCODER)]
-    transformer = best(transformers, lambda path: any(_fit(path, vae) for vae in vaes), "the transformer")
-    vae = best(vaes, lambda path: _fit(transformer, path), "the VAE")
-    text = text_for(_width(transformer) if len(texts) > 1 else None, texts)
+    texts = [*catalog.texts_in(inside, folder), *catalog.text_models(catalog.model_entries([folder, *roots]), TEXT_ENCODER)]
+    transformer = catalog.best(transformers, lambda path: any(_fit(path, vae) for vae in vaes), "the transformer")
+    vae = catalog.best(vaes, lambda path: _fit(transformer, path), "the VAE")
+    text = catalog.text_for(_width(transformer) if len(texts) > 1 else None, texts)
     if transformer and not vae:
         return assemble(transformer, None, text, roots)
     if missing := _absent({"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}):
         message = f"the model folder {folder} lacks {missing}; put it there, or give another folder"
-        raise CheckpointError(message + instead(inside))
+        raise CheckpointError(message + catalog.instead(inside))
     return (release or _settings(transformer)).files(name, transformer, vae, text)
 
 
 def _in_role(kind: str, names: Sequence[str], inside: Sequence[Path]) -> list[Path]:
     """Those of the names, best first, or else those of the kind."""
-    return next((found for name in names if (found := all_named(name, inside))), None) or of_kind(kind, inside)
+    return next((found for name in names if (found := catalog.all_named(name, inside))), None) or catalog.of_kind(kind, inside)
 
 
 def _fit(transformer: Path | None, vae: Path) -> bool:
