@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import released_state, released_vae_state, tiny_transformer, tiny_vae, write_weights
 
-from comfy_moss.model import library
+from comfy_moss.model import catalog, library
 from comfy_moss.model.catalog import default_roots
 from comfy_moss.model.infinity import InfinityConfig
 from comfy_moss.model.library import RELEASES, find_model, survey
@@ -96,7 +96,7 @@ def test_links_are_followed_and_loops_end(shelf: Path, tmp_path_factory: pytest.
     (root / "models").symlink_to(shelf, target_is_directory=True)
     (shelf / "loop").symlink_to(root, target_is_directory=True)
     assert find_model("2b", [root]).vae == root / "models" / "vae" / "infinity_vae_d32reg.pth"
-    assert [e.name for e in library.model_entries([root, shelf])].count("infinity_vae_d32reg.pth") == 1
+    assert [e.name for e in catalog.model_entries([root, shelf])].count("infinity_vae_d32reg.pth") == 1
 
 
 def test_a_directory_is_a_model(own_model: Path) -> None:
