@@ -298,7 +298,7 @@ def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]
     request = checked.request
     return {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
-        "cfg": checked.guidance.cfg, "tau": checked.sampling.tau, "aspect": request.aspect, "pixels": checked.pixels,
+        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": request.aspect, "pixels": checked.pixels,
         "model": Path(checked.files.name).name, "model_id": backbone.model_id, "noise": NOISE_ID,
         "precision": "bf16" if checked.dtype == torch.bfloat16 else "fp32", "device": checked.device.type,
         "version": __version__, "torch": torch.__version__,

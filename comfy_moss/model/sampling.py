@@ -72,9 +72,14 @@ class Guidance:
     layers: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        cfg = self.cfg.strength if isinstance(self.cfg, Ramp) else self.cfg
-        if not all(math.isfinite(v) and v >= 0 for v in (cfg if isinstance(cfg, tuple) else (cfg,))):
-            raise ValueError(f"cfg (guidance) must be 0 or more, got {cfg}")
+        values = self.asked if isinstance(self.asked, tuple) else (self.asked,)
+        if not all(math.isfinite(v) and v >= 0 for v in values):
+            raise ValueError(f"cfg (guidance) must be 0 or more, got {self.asked}")
+
+    @property
+    def asked(self) -> PerScale:
+        """The strength as it was asked for: one number, or one a scale."""
+        return self.cfg.strength if isinstance(self.cfg, Ramp) else self.cfg
 
     def per_scale(self, scales: int) -> tuple[float, ...]:
         """Strength at every scale.
