@@ -60,9 +60,11 @@ def _forget(group: Group, rng: np.random.Generator) -> Group:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A lower-case caption with random wording: half open with "a photo of", 60 % name the background, and most leave
-    out a colour that is usual for its shape. What it does say is always true of the scene, and a texture that goes unsaid
-    is plain."""
+    """A lower-case caption with random wording.
+
+    Half open with "a photo of", 60 % name the background, and most leave out a colour that is usual for its
+    shape. What it does say is always true of the scene, and a texture that goes unsaid is plain.
+    """
     groups = [_forget(group, rng) for group in scene.groups]
     link = "and" if scene.relation is None else pick(rng, _RELATION_WORDS[scene.relation])
     text = f" {link} ".join(_noun_phrase(group, rng.random() < 0.75) for group in groups)
@@ -77,7 +79,16 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _vocabulary() -> tuple[str, ...]:
-    phrases = [*SHAPES, *_PLURALS.values(), *COLORS, *TEXTURES, *BACKGROUNDS, *STYLES, *NUMBERS.values(), *_OPENINGS]
+    phrases = [
+        *SHAPES,
+        *_PLURALS.values(),
+        *COLORS,
+        *TEXTURES,
+        *BACKGROUNDS,
+        *STYLES,
+        *NUMBERS.values(),
+        *_OPENINGS,
+    ]
     phrases += [phrase for choices in _RELATION_WORDS.values() for phrase in choices]
     phrases += ["and on background", *_EXTRA_WORDS]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
@@ -96,7 +107,9 @@ _COUNTS = {"a": 1, "an": 1, "one": 1, "the": 1, **{word: count for count, word i
 _NOUN_PATTERN = "({}) ((?:(?:{}) )*)({})".format(
     "|".join(_COUNTS), "|".join([*COLORS, *TEXTURES]), "|".join([*_PLURALS.values(), *SHAPES])
 )
-_LINKS = {"and": None, "with": None} | {phrase: key for key, choices in _RELATION_WORDS.items() for phrase in choices}
+_LINKS = {"and": None, "with": None} | {
+    phrase: key for key, choices in _RELATION_WORDS.items() for phrase in choices
+}
 _PROMPT = re.compile(
     "(?:(?:an?|the) (?:photo|picture|image|drawing) of )?"
     + f"{_NOUN_PATTERN}(?: ({'|'.join(_LINKS)}) {_NOUN_PATTERN})?"
@@ -123,7 +136,12 @@ def parse(prompt: str) -> Scene | None:
     match = _PROMPT.fullmatch(" ".join(word for word in words(prompt) if word not in ",."))
     if match is None:
         return None
-    first, link, second, (style, background) = match.group(1, 2, 3), match[4], match.group(5, 6, 7), match.group(8, 9)
+    first, link, second, (style, background) = (
+        match.group(1, 2, 3),
+        match[4],
+        match.group(5, 6, 7),
+        match.group(8, 9),
+    )
     try:
         groups = [_parse_group(*first)] + ([_parse_group(*second)] if link else [])
         return Scene(tuple(groups), _LINKS.get(link), background, (style or "plain") if background else None)

@@ -1,6 +1,7 @@
 """Renders scenes of the shapes world.
 
-Nothing in a picture is random per pixel: what a caption leaves open is a few pixels of jitter in position and size.
+Nothing in a picture is random per pixel: what a caption leaves open is a few pixels of jitter in position
+and size.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from .world import BACKGROUNDS, COLORS, SHAPES, Scene, Thing, complete
 _REFERENCE = 256.0
 _SUPERSAMPLING = 2
 _DARKENING = 0.5
-# Textures lie still in the picture and repeat with the fastest rotary waves of two positions a token (stride 8), so that a token
-# can know where in one it lies; checks, down their columns, with twice the next wave.  A 16 x 16 grid cannot carry them.
+# Textures lie still in the picture and repeat with the fastest rotary waves of two positions a token
+# (stride 8), so that a token can know where in one it lies; checks, down their columns, with twice the next
+# wave.  A 16 x 16 grid cannot carry them.
 PERIOD = 8 * np.pi
 CHECK_HEIGHT = PERIOD / 2 * 10**0.5
-# In pictures from this side on, every texture is mixed with itself at half its size, which a 32 x 32 grid cannot carry.
+# In pictures from this side on, every texture is mixed with itself at half its size, which a 32 x 32 grid
+# cannot carry.
 FINE_SIDE = 512
 _FINE_DARKENING = 0.6
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
@@ -48,7 +51,9 @@ def outline(shape: str) -> np.ndarray:
     elif shape == "cross":
         arm, end = 0.34, 0.96
         corner = np.array([(arm, -end), (arm, -arm), (end, -arm)])
-        turns = [np.array([(np.cos(a), np.sin(a)), (-np.sin(a), np.cos(a))]) for a in np.arange(4) * np.pi / 2]
+        turns = [
+            np.array([(np.cos(a), np.sin(a)), (-np.sin(a), np.cos(a))]) for a in np.arange(4) * np.pi / 2
+        ]
         points = np.concatenate([corner @ turn for turn in turns])
     elif shape == "heart":
         t = np.linspace(0, 2 * np.pi, 96, endpoint=False)
@@ -61,7 +66,7 @@ def outline(shape: str) -> np.ndarray:
 
 
 def silhouette(shape: str, cx: float, cy: float, radius: float, height: int, width: int) -> np.ndarray:
-    """Antialiased coverage, float32 (height, width) in [0, 1], of a shape at (cx, cy) with `radius`, in pixels."""
+    """Antialiased coverage, float32 (height, width) in [0, 1], of a shape; centre and radius in pixels."""
     k = _SUPERSAMPLING
     canvas = Image.new("L", (width * k, height * k), 0)
     # PIL fills up to and including the outline's pixels, which lie half a pixel off the geometric edge.
@@ -93,7 +98,9 @@ def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray
     if name == "checkered":
         across, down = (np.clip(2 * _bands(*axis), -1, 1) for axis in ((x, period), (y, CHECK_HEIGHT * unit)))
         return 0.5 + 0.5 * across * down
-    return np.clip(7.6 * unit - np.hypot(*((axis + period / 2) % period - period / 2 for axis in (x, y))) + 0.5, 0, 1)
+    return np.clip(
+        7.6 * unit - np.hypot(*((axis + period / 2) % period - period / 2 for axis in (x, y))) + 0.5, 0, 1
+    )
 
 
 def _render_background(scene: Scene, height: int, width: int, unit: float) -> np.ndarray:
@@ -126,8 +133,10 @@ def _grid(scene: Scene, height: int, width: int) -> list[tuple[float, float]]:
     return [(-dx, -dy), (dx, -dy), *last]
 
 
-def layout(scene: Scene, rng: np.random.Generator, height: int, width: int) -> list[tuple[float, float, float]]:
-    """Centre x, centre y and radius in pixels of each of `scene.things`: canonical places with a small jitter."""
+def layout(
+    scene: Scene, rng: np.random.Generator, height: int, width: int
+) -> list[tuple[float, float, float]]:
+    """Centre x, centre y and radius in pixels of each of `scene.things`: canonical places, a small jitter."""
     unit = min(height, width) / _REFERENCE
     places = []
     for x, y in _grid(scene, height, width):
@@ -152,8 +161,8 @@ def _paint(image: np.ndarray, thing: Thing, cx: float, cy: float, radius: float,
 def render(scene: Scene, rng: np.random.Generator, height: int = 256, width: int = 256) -> np.ndarray:
     """The picture of a scene, uint8 (height, width, 3), RGB.
 
-    Heights and widths of 144 to 448 pixels keep all objects apart from each other and from the border. What the
-    scene leaves open is drawn from `rng`, as is the jitter of the layout.
+    Heights and widths of 144 to 448 pixels keep all objects apart from each other and from the border. What
+    the scene leaves open is drawn from `rng`, as is the jitter of the layout.
     """
     scene = complete(scene, rng)
     unit = min(height, width) / _REFERENCE

@@ -1,4 +1,4 @@
-"""Which texture an object has: how strongly its brightness waves as each texture's would, wherever the waves begin."""
+"""Which texture an object has: how strongly its brightness waves as each texture's would, at any phase."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
     side = min(height, width)
     area, cx, cy = _measures(found.shape)
     radius = _INSIDE * np.sqrt(found.area / area)
-    inside = silhouette(found.shape, found.cx - cx * radius, found.cy - cy * radius, radius, height, width) > 0.5
+    inside = (
+        silhouette(found.shape, found.cx - cx * radius, found.cy - cy * radius, radius, height, width) > 0.5
+    )
     y, x = np.nonzero(inside)
     value = image[inside].max(-1).astype(np.float32)
     value = value / max(value.mean(), 1.0) - 1
@@ -61,7 +63,7 @@ def texture_of(image: np.ndarray, found: Detection) -> str:
 
 
 def shows_texture(scene: Scene, found: Sequence[Detection], image: np.ndarray) -> bool | None:
-    """Whether all kinds of things whose texture a scene names are in the picture with that texture; None where it names none."""
+    """Whether all things whose texture a scene names are in the picture with it; None where it names none."""
     wanted = [group.thing for group in scene.groups if group.thing.texture != "plain"]
     if not wanted:
         return None
@@ -73,4 +75,8 @@ def _measures(shape: str) -> tuple[float, float, float]:
     x, y = outline(shape).T
     x_next, y_next = np.roll(x, -1), np.roll(y, -1)
     cross = x * y_next - x_next * y
-    return abs(cross.sum()) / 2, ((x + x_next) @ cross) / (3 * cross.sum()), ((y + y_next) @ cross) / (3 * cross.sum())
+    return (
+        abs(cross.sum()) / 2,
+        ((x + x_next) @ cross) / (3 * cross.sum()),
+        ((y + y_next) @ cross) / (3 * cross.sum()),
+    )

@@ -1,8 +1,9 @@
 """A captioned world of shapes: what may be in a picture of it.
 
-A scene holds one to four large flat shapes on a neutral background. It is small enough for a tiny text-to-image
-model to learn and strict enough for a program to check, so that counting, colours, positions and colour
-attribution can be scored without any learned detector. `rendering` draws scenes and `captions` words them.
+A scene holds one to four large flat shapes on a neutral background. It is small enough for a tiny
+text-to-image model to learn and strict enough for a program to check, so that counting, colours, positions
+and colour attribution can be scored without any learned detector. `rendering` draws scenes and `captions`
+words them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (48, 106, 232),
     "purple": (150, 70, 206),
 }
-# The colour of a shape whose colour goes unsaid: a model that draws bits independently would otherwise mix colours.
-USUAL_COLORS: dict[str, str] = dict(zip(SHAPES, ("red", "blue", "green", "yellow", "purple", "orange"), strict=True))
+# The colour of a shape whose colour goes unsaid: a model that draws bits independently would mix colours.
+USUAL_COLORS: dict[str, str] = dict(
+    zip(SHAPES, ("red", "blue", "green", "yellow", "purple", "orange"), strict=True)
+)
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checkered", "dotted")
 BACKGROUNDS: dict[str, float] = {"white": 234.0, "grey": 150.0, "black": 40.0}
 STYLES: tuple[str, ...] = ("plain", "gradient", "striped")
@@ -60,9 +63,9 @@ class Group:
 class Scene:
     """One or two groups, at most four objects in all, on a background.
 
-    `relation` says where the first object lies, seen from the second ("left": the first is left of the second);
-    it needs two groups of one object each. `background` and `style` are both None where a prompt leaves them open.
-    Raises ValueError for anything else.
+    `relation` says where the first object lies, seen from the second ("left": the first is left of the
+    second); it needs two groups of one object each. `background` and `style` are both None where a prompt
+    leaves them open. Raises ValueError for anything else.
     """
 
     groups: tuple[Group, ...]
@@ -73,7 +76,9 @@ class Scene:
     def __post_init__(self) -> None:
         counts = [group.count for group in self.groups]
         if not 1 <= len(counts) <= 2 or sum(counts) > MAX_OBJECTS:
-            raise ValueError(f"a scene holds one or two groups and at most {MAX_OBJECTS} objects, not {counts}")
+            raise ValueError(
+                f"a scene holds one or two groups and at most {MAX_OBJECTS} objects, not {counts}"
+            )
         if self.relation is not None and (self.relation not in RELATIONS or counts != [1, 1]):
             raise ValueError(f"relation {self.relation!r} needs two single objects and one of {RELATIONS}")
         if (self.background is None) != (self.style is None):
@@ -103,11 +108,14 @@ def _sample_background(rng: np.random.Generator, plain: float) -> tuple[str, str
     return pick(rng, list(BACKGROUNDS)), "plain" if rng.random() < plain else pick(rng, STYLES[1:])
 
 
-def sample_scene(rng: np.random.Generator, plain_texture: float = 0.45, plain_background: float = 0.55) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, plain_texture: float = 0.45, plain_background: float = 0.55
+) -> Scene:
     """A random scene, complete in every attribute.
 
-    35 % hold one object, 30 % two different ones (half of them with a relation), 22 % two to four equal ones and
-    13 % two or three equal ones and another. `plain_texture` and `plain_background` are probabilities.
+    35 % hold one object, 30 % two different ones (half of them with a relation), 22 % two to four equal
+    ones and 13 % two or three equal ones and another. `plain_texture` and `plain_background` are
+    probabilities.
     """
     first, relation, kind = _sample_thing(rng, plain_texture), None, rng.random()
     if kind < 0.35:
@@ -123,8 +131,11 @@ def sample_scene(rng: np.random.Generator, plain_texture: float = 0.45, plain_ba
 
 
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
-    """`scene` with every open colour the shape's usual one (or, where that is in use, another), and an open background
-    drawn at random."""
+    """`scene` with nothing left open.
+
+    An open colour becomes the shape's usual one (or, where that is in use, another), an open background a
+    random one.
+    """
     used = {group.thing.color for group in scene.groups}
     groups = []
     for group in scene.groups:

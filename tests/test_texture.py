@@ -28,7 +28,7 @@ def test_every_texture_is_told_on_every_shape_and_number(texture: str) -> None:
 @pytest.mark.parametrize("side", [256, 512])
 @pytest.mark.parametrize("texture", world.TEXTURES[1:])
 def test_a_texture_that_was_blurred_away_is_plain(texture: str, side: int) -> None:
-    """As it is on a grid of 16 x 16 cells, or at 512 pixels one of 32 x 32, which carries the larger half of it."""
+    """As on a grid of 16 x 16 cells, or at 512 pixels one of 32 x 32, which carries the larger size alone."""
     picture, grid = Image.fromarray(_picture("square", texture, 1, 0, side)), (side // 16, side // 16)
     blurred = picture.resize(grid, Image.Resampling.BOX).resize((side, side), Image.Resampling.BILINEAR)
     picture, blurred = np.asarray(picture), np.asarray(blurred)
@@ -50,7 +50,9 @@ def test_a_scene_is_shown_with_its_texture_only_where_every_named_one_is_there()
         return shows_texture(captions.parse(asked), detect(picture), picture)
 
     assert shown("a red striped star", "a red striped star") is True
-    assert shown("a red striped star", "a red star") is shown("a red striped star", "a red dotted star") is False
+    assert (
+        shown("a red striped star", "a red star") is shown("a red striped star", "a red dotted star") is False
+    )
     assert shown("a red striped star", "a red striped heart") is False
     assert shown("a striped star and a dotted heart", "a striped star and a heart") is False
     assert shown("a striped star and a heart", "a striped star and a heart") is True

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def training():
-    """The module training.forward; the root is on sys.path only while training.train_transformer imports all of them."""
+    """The module training.forward; the root is on sys.path only while all of training is imported."""
     sys.path.insert(0, str(ROOT))
     try:
         importlib.import_module("training.train_transformer")
@@ -64,7 +64,8 @@ def test_training_runs_the_forward_pass_of_inference(training, pool, nano, area)
             positions = Positions.of_scale(schedule, n)
             step = Step(positions, schedule, condition, Guidance(1.0), cache=cache, store=True)
             logits = backbone.logits(backbone.forward(inputs[n], step), step)
-            losses.append(F.binary_cross_entropy_with_logits(logits[..., 1] - logits[..., 0], targets[n].float()))
+            margins = logits[..., 1] - logits[..., 0]
+            losses.append(F.binary_cross_entropy_with_logits(margins, targets[n].float()))
 
         trained = training.look(nano, features, ["a red circle", None], 7, flips=0.0).losses
 
@@ -97,7 +98,8 @@ def test_scales_without_gradients_are_seen_all_the_same_and_the_rest_reaches_eve
     assert torch.allclose(part, whole)
     assert nano.transformer.lvl_embed.weight.grad[:6].abs().sum() == 0
     missed = [name for name, p in nano.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert {name.split(".")[1] for name in missed} == {"pos_start", "text_proj_for_sos"}  # the first scale's input
+    of_first_scale = {"pos_start", "text_proj_for_sos"}
+    assert {name.split(".")[1] for name in missed} == of_first_scale
 
 
 def test_late_scales_take_turns_alike_on_every_worker_dear_ones_more_often_at_the_end(training):
@@ -158,7 +160,10 @@ def test_words_of_a_prompt_know_their_order_from_the_start(training):
     nano = training.Nano()
     captions = ["a red circle and a blue square", "a blue circle and a red square"]
 
-    one, other = (nano.text(input_ids=nano.tokenizer(c, return_tensors="pt").input_ids).last_hidden_state for c in captions)
+    one, other = (
+        nano.text(input_ids=nano.tokenizer(c, return_tensors="pt").input_ids).last_hidden_state
+        for c in captions
+    )
 
     assert (one[0, 2] - other[0, 2]).norm() > 0.1 * one[0, 2].norm()  # "circle" has seen its own colour
 
@@ -175,7 +180,9 @@ def test_every_word_of_a_noun_phrase_is_labelled_with_its_thing(hints):
     labels = hints.word_labels(caption, scene)
 
     told = {n: (world.SHAPES[row[0]], hints.PLACES[row[4]]) for n, row in enumerate(labels) if row[0] >= 0}
-    assert told == {n: ("circle", "above") for n in (3, 4, 5)} | {n: ("square", "below") for n in (7, 8, 9, 10)}
+    assert told == {n: ("circle", "above") for n in (3, 4, 5)} | {
+        n: ("square", "below") for n in (7, 8, 9, 10)
+    }
 
 
 @pytest.mark.parametrize("area", ["0.25M", "1M"])
@@ -187,7 +194,8 @@ def test_tokens_along_the_directions_tell_their_places(training, hints, area):
         size = schedule.grids[n][0]
         corner = torch.cartesian_prod(torch.arange(size), torch.arange(size)) * 256 / size
         y, x = (corner / 4).round().mul(4).unbind(1)
-        turn = 2 * torch.pi * torch.stack([y / rendering.PERIOD, x / rendering.PERIOD, y / rendering.CHECK_HEIGHT], dim=1)
+        waves = [y / rendering.PERIOD, x / rendering.PERIOD, y / rendering.CHECK_HEIGHT]
+        turn = 2 * torch.pi * torch.stack(waves, dim=1)
         fine = torch.cat([(2 * turn).cos(), (2 * turn).sin()], dim=1) * (size > 32)
         rows.append(torch.cat([(corner + 128 / size) / 128 - 1, turn.cos(), turn.sin(), fine], dim=1))
     told = torch.cat(rows) * torch.tensor([hints.PLACE] * 2 + [hints.PHASE] * 12)
@@ -197,7 +205,9 @@ def test_tokens_along_the_directions_tell_their_places(training, hints, area):
     length = (1 - told.square().sum(-1)).clamp(min=0).sqrt()
     tokens = (told @ directions.T + length[:, None] * rest / rest.norm())[None]
 
-    assert head.places(tokens, schedule, scales) < 0.03 < 0.3 < head.places(tokens.roll(1, 1), schedule, scales)
+    assert (
+        head.places(tokens, schedule, scales) < 0.03 < 0.3 < head.places(tokens.roll(1, 1), schedule, scales)
+    )
 
 
 def test_a_part_of_another_size_is_refused(pool, tmp_path):
@@ -231,7 +241,8 @@ def test_a_restored_state_draws_as_the_shipped_model_does(score, tmp_path, monke
     drawn = backbone.transformer.state_dict()
     level = drawn.pop("lvl_embed.weight")
     assert all(torch.equal(drawn[name], shipped[name]) for name in drawn)
-    assert torch.equal(level[10:13], level[7:10]) and torch.equal(level[:10], shipped["lvl_embed.weight"][:10])
+    assert torch.equal(level[10:13], level[7:10])
+    assert torch.equal(level[:10], shipped["lvl_embed.weight"][:10])
     assert len(pictures) == 4 and pictures[0].shape == (256, 256, 3)
     assert judge(case.task, case.scene, detect(pictures[0]), 256)
 
@@ -242,5 +253,6 @@ def test_a_report_counts_textures_only_where_a_prompt_names_them(score):
 
     rows = score.report(looks)
 
-    assert rows["dense"]["with textures"] == rows["dense"]["textures shown"] == rows["without the last 3"]["score"] == 1
-    assert rows["without the last 3"]["textures shown"] == 0 and rows["without the last 3"]["with textures"] == 0.5
+    dense, draft = rows["dense"], rows["without the last 3"]
+    assert dense["with textures"] == dense["textures shown"] == draft["score"] == 1
+    assert draft["textures shown"] == 0 and draft["with textures"] == 0.5

@@ -1,4 +1,4 @@
-"""Write the shipped files from a training state: python -m training.export --state DIR [--to comfy_moss/assets/nano]."""
+"""Write the shipped files from a training state: python -m training.export --state DIR [--to FOLDER]."""
 
 from __future__ import annotations
 

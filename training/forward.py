@@ -1,4 +1,4 @@
-"""The forward pass of training: the very one of inference, scale by scale, with a cache that autograd can follow."""
+"""The forward pass of training: that of inference, scale by scale, with a cache that autograd can follow."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Nano(nn.Module):
         self.tokenizer = make_tokenizer()
 
     def read(self, captions: list[str | None]) -> tuple[Tensor, InfinityCondition]:
-        """Text features (B, T, Ct), and the condition: None = the learned unconditional text, as long as a typical caption."""
+        """Text features (B, T, Ct), and the condition; None = the unconditional text, as long as a caption."""
         batch = self.tokenizer([c or "" for c in captions], padding=True, return_tensors="pt")
         features = self.text(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         lengths = batch.attention_mask.sum(1).tolist()
@@ -66,19 +66,23 @@ class Nano(nn.Module):
 
 def schedule_of(features: Tensor) -> Schedule:
     """The square schedule whose last grid is that of the codec features (B, c, H, W)."""
-    return next(schedule for schedule in SCHEDULES.values() if schedule.grids[-1] == tuple(features.shape[-2:]))
+    return next(
+        schedule for schedule in SCHEDULES.values() if schedule.grids[-1] == tuple(features.shape[-2:])
+    )
 
 
 def corrupted_scales(
     features: Tensor, scales: int, flips: float = FLIPS
 ) -> tuple[list[Tensor | None], list[Tensor]]:
-    """Inputs (B, h*w, d) and target bits (B, h*w, d) of every scale, with bits flipped in what later scales see."""
+    """Inputs and target bits (B, h*w, d) of every scale, with bits flipped in what later scales see."""
     grids = schedule_of(features).grids
     size, total = grids[-1], torch.zeros_like(features)
     inputs, targets = [], []
     for n, grid in enumerate(grids[:scales]):
         inputs.append(resample(total, grid).flatten(2).transpose(1, 2) if n else None)
-        residual = F.interpolate(features - total, size=grid, mode="area") if grid != size else features - total
+        residual = (
+            F.interpolate(features - total, size=grid, mode="area") if grid != size else features - total
+        )
         bits = residual > 0
         targets.append(bits.flatten(2).transpose(1, 2))
         flip = torch.rand(len(bits), 1, 1, 1) * flips
@@ -94,7 +98,8 @@ class Seen:
     Attributes:
         losses: cross-entropy of the bits of every scale in nats, (scales,).
         words: (B, T, Ct) features of the captions.
-        inner: tokens (B, N, C) after block PLACE_BLOCK: of the first EARLY scales together, then of every other scale.
+        inner: tokens (B, N, C) after block PLACE_BLOCK: of the first EARLY scales together, then of every
+        other scale.
     """
 
     losses: Tensor
@@ -112,19 +117,22 @@ def look(
 ) -> Seen:
     """Run the first `scales` scales of pictures, given as codec features (B, c, H, W).
 
-    Gradients pass through scale `learnt_from` and later ones alone: 0, or one from EARLY on.  Of the scales before, later ones
-    see keys and values as they are, which costs a third of the work and half of the memory.
+    Gradients pass through scale `learnt_from` and later ones alone: 0, or one from EARLY on.  Of the scales
+    before, later ones see keys and values as they are, which costs a third of the work and half of the
+    memory.
     """
     schedule = schedule_of(features)
     inputs, targets = corrupted_scales(features, scales, flips)
     words, condition = nano.read(captions)
     model, cache = nano.transformer, GrowingCache(len(features))
     losses, inner = [], []
-    for part in ([*range(EARLY)], *([n] for n in range(EARLY, scales))):  # the early scales in one masked pass
+    parts = [[*range(EARLY)], *([n] for n in range(EARLY, scales))]  # the early scales in one masked pass
+    for part in parts:
         positions = Positions.concat([Positions.of_scale(schedule, n) for n in part])
         with torch.set_grad_enabled(torch.is_grad_enabled() and part[-1] >= learnt_from):
             x = torch.cat(
-                [model.embed(inputs[n], Positions.of_scale(schedule, n).scale, condition) for n in part], dim=1
+                [model.embed(inputs[n], Positions.of_scale(schedule, n).scale, condition) for n in part],
+                dim=1,
             )
             scale = positions.scale[0]
             visible = (scale[:, None] >= scale)[None] if len(part) > 1 else None

@@ -1,8 +1,8 @@
-"""Hints: losses beside the true one that say early what binding takes: every word its thing, every token its place.
+"""Hints: losses beside the true one that say early what binding takes: words their things, tokens their places.
 
-Without them both stayed faint for thousands of steps: swapping the colours of two things in a caption changed the text
-features by a tenth and the loss not at all, and left and right tokens of a 2 x 2 scale were 93 % alike.  The heads are
-thrown away after training.
+Without them both stayed faint for thousands of steps: swapping the colours of two things in a caption
+changed the text features by a tenth and the loss not at all, and left and right tokens of a 2 x 2 scale
+were 93 % alike.  The heads are thrown away after training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NONE = -100  # a word that tells of no thing
 _CELL = 4.0  # pixels a rotary position; at it textures repeat down, across, and checks down
 _TURNS = 2 * torch.pi * _CELL * torch.tensor([[1 / PERIOD, 0.0], [0.0, 1 / PERIOD], [1 / CHECK_HEIGHT, 0.0]])
 _FINE_FROM = 32  # rows of a grid above which tokens also tell the phases of textures of half the size
-PLACE, PHASE = 0.35, 0.2  # how much of a token's length tells its place (at the border), and each of its phases
+PLACE, PHASE = 0.35, 0.2  # share of a token's length that tells its place (at the border), and each phase
 WORD_WEIGHT, PLACE_WEIGHT = 0.3, 0.5
 
 
@@ -80,14 +80,17 @@ class Hints(nn.Module):
                 labels[n, : len(row)] = row
         flat = labels.flatten(0, 1)
         known = flat[:, 0] != _NONE
-        losses = [F.cross_entropy(head(features.flatten(0, 1)[known]), flat[known, n]) for n, head in enumerate(self.heads)]
+        losses = [
+            F.cross_entropy(head(features.flatten(0, 1)[known]), flat[known, n])
+            for n, head in enumerate(self.heads)
+        ]
         return torch.stack(losses).mean()
 
     def places(self, tokens: Tensor, schedule: Schedule, scales: Sequence[int]) -> Tensor:
         """Mean squared errors, 0 to about 1, of where tokens (B, N, C) of these scales say that they lie.
 
-        Their place is told for the centre of a token, and for its corner, where the rotary position is, the phase of every
-        texture's waves.  A grid of one token tells nothing.
+        Their place is told for the centre of a token, and for its corner, where the rotary position is, the
+        phase of every texture's waves.  A grid of one token tells nothing.
         """
         positions = Positions.concat([Positions.of_scale(schedule, n) for n in scales])
         grids = torch.tensor(schedule.grids)[positions.scale[0]]
@@ -97,7 +100,9 @@ class Hints(nn.Module):
         told = tokens[:, some]
         loss = _told(told, self.place, at[some], PLACE) + _told(told, self.phase, _waves(turns[some]), PHASE)
         fine = grids[some, 0] > _FINE_FROM
-        return loss + _told(told[:, fine], self.fine_phase, _waves(2 * turns[some][fine]), PHASE) if fine.any() else loss
+        if not fine.any():
+            return loss
+        return loss + _told(told[:, fine], self.fine_phase, _waves(2 * turns[some][fine]), PHASE)
 
 
 def _waves(turns: Tensor) -> Tensor:

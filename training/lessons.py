@@ -16,16 +16,17 @@ from .nano import SCHEDULE, SCHEDULES, SIDES
 from .pool import Batch, Batches, encoded_pictures, is_of_pairs
 from .stream import Stream
 
-Lesson = Callable[[Nano, Hints, int, float], Tensor]  # (nano, hints, step, share of this part of the training done) -> costs
+Lesson = Callable[[Nano, Hints, int, float], Tensor]  # (nano, hints, step, share of this part done) -> costs
 EARLY_WEIGHTS = torch.tensor([1.0, 1.4, 2.0, 2.4, 2.8]) / 9.6
 SHORT_BATCH = 24  # pictures a worker and step, up to scale EARLY
 LONG_BATCH = {7: 4, 8: 3, 9: 2, 10: 1}  # scales -> pictures: about the same number of tokens
 LONG_SHARE = [0.2, 0.2, 0.3, 0.3]  # of the steps: textures are drawn last
-LAST = {10: (0.4, 0.2), 11: (0.35, 0.3), 12: (0.25, 0.5)}  # late scale of 1M -> share of the steps, first half and second
+# Late scale of 1M -> its share of the steps, in the first half of a part of the training and in the second.
+LAST = {10: (0.4, 0.2), 11: (0.35, 0.3), 12: (0.25, 0.5)}
 
 
 def short_step(nano: Nano, hints: Hints, batch: Batch, share: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Accumulate gradients of the first EARLY scales; what these cost in nats a bit, and what words and places do."""
+    """Accumulate gradients of the first EARLY scales; and what they, words and places cost in nats."""
     short = look(nano, batch.features, batch.captions, EARLY)
     told = hints(short.words, batch.captions, batch.scenes)
     placed = hints.places(short.inner[0], SCHEDULE, range(EARLY))
@@ -33,8 +34,10 @@ def short_step(nano: Nano, hints: Hints, batch: Batch, share: float = 1.0) -> tu
     return short.losses.detach(), told.detach(), placed.detach()
 
 
-def long_step(nano: Nano, hints: Hints, batch: Batch, scales: int, learnt_from: int = 0) -> tuple[Tensor, Tensor]:
-    """Accumulate gradients of scales after the EARLY ones, whole: of all, or of `learnt_from` and later ones."""
+def long_step(
+    nano: Nano, hints: Hints, batch: Batch, scales: int, learnt_from: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Accumulate gradients of whole scales after the EARLY ones: of all, or of `learnt_from` and later ones."""
     first = max(EARLY, learnt_from)
     long = look(nano, batch.features, batch.captions, scales, learnt_from=learnt_from)
     schedule = schedule_of(batch.features)
@@ -48,7 +51,8 @@ def long_step(nano: Nano, hints: Hints, batch: Batch, scales: int, learnt_from: 
 def train_step(nano: Nano, hints: Hints, batches: Batches, late: Batches, scales: int) -> Tensor:
     """Accumulate the gradients of one short batch, and of one up to `scales` if that is more.
 
-    Returns nats per bit of every scale (NaN where not seen), and what words, early places and late places cost.
+    Returns nats per bit of every scale (NaN where not seen), and what words, early places and late places
+    cost.
     """
     seen = torch.full((len(SCHEDULE) + 3,), math.nan)
     seen[:EARLY], seen[-3], seen[-2] = short_step(nano, hints, batches.draw(SHORT_BATCH))
@@ -59,16 +63,19 @@ def train_step(nano: Nano, hints: Hints, batches: Batches, late: Batches, scales
 
 
 def late_scale(step: int, done: float) -> int:
-    """Which of the last scales of 1M a step trains, the same for all workers: dear ones more often at the end."""
+    """Which of the last scales of 1M a step trains, alike on all workers: dear ones more often at the end."""
     shares = [share[done >= 0.5] for share in LAST.values()]
     return int(np.random.default_rng(step).choice([*LAST], p=shares))
 
 
 def train_large_step(nano: Nano, hints: Hints, small: Stream, large: Stream, step: int, scale: int) -> Tensor:
-    """Accumulate gradients of both presets: of their first scales, of all that 0.25M has (in every other step for 0.25M itself)
-    and of one late `scale` of 1M, whole, with the scales before it as they are.
+    """Accumulate gradients of both presets.
 
-    Returns nats per bit of every scale of 0.25M, then of 1M (NaN where not seen), then words, early places and late places.
+    Of their first scales, of all scales that 0.25M has (in every other step for 0.25M itself), and of one late
+    `scale` of 1M, whole, with the scales before it as they are.
+
+    Returns nats per bit of every scale of 0.25M, then of 1M (NaN where not seen), then what words, early places
+    and late places cost.
     """
     seen = torch.full((len(SCHEDULE) + len(SCHEDULES["1M"]) + 3,), math.nan)
     both = [seen[: len(SCHEDULE)], seen[len(SCHEDULE) : -3]]
@@ -95,12 +102,17 @@ def lessons(
     """What a worker learns in a step, from pictures of its own."""
     if args.area == "1M":
         streams = [Stream(area, vae, rng) for area in SIDES]
-        return lambda nano, hints, step, done: train_large_step(nano, hints, *streams, step, late_scale(step, done))
+        return lambda nano, hints, step, done: train_large_step(
+            nano, hints, *streams, step, late_scale(step, done)
+        )
     mine = range(rank, args.parts, workers)
     if not mine:
-        raise SystemExit(f"{workers} workers cannot share {args.parts} parts of the pool; give more --parts or fewer --workers")
+        raise SystemExit(
+            f"{workers} workers cannot share {args.parts} parts of the pool; "
+            "give more --parts or fewer --workers"
+        )
     batches = Batches(*encoded_pictures(args.state, mine, vae), rng)
-    textured = [part for part in mine if not is_of_pairs(part)] or mine  # with four workers some have pairs alone
+    textured = [part for part in mine if not is_of_pairs(part)] or mine  # of four workers some have pairs alone
     late = Batches(*encoded_pictures(args.state, textured, vae), rng)
     return lambda nano, hints, step, done: train_step(
         nano, hints, batches, late, scales_of_step(step, args.late if done < 0.5 else 1.0)

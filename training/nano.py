@@ -1,4 +1,4 @@
-"""The embedded model: its sizes, its tiny T5 and tokenizer, how its weights start, and the files it is shipped as."""
+"""The embedded model: its sizes, its tiny T5 and tokenizer, how its weights start, and its shipped files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfy_moss.benchmarks.captions import VOCABULARY
 from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
 from comfy_moss.model.schedule import make_schedule
 
-SIDES = {"0.25M": 256, "1M": 512}  # preset -> pixels a side: 10 scales up to 32 x 32, 13 up to 64 x 64, codec of stride 8
+SIDES = {"0.25M": 256, "1M": 512}  # preset -> pixels a side, at a stride of 8: 10 scales, and 13
 SCHEDULES = {area: make_schedule(1.0, area) for area in SIDES}
 SCHEDULE = SCHEDULES["0.25M"]
 BLOCKS_PER_CHUNK = 3
@@ -33,13 +33,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=CONFIG.text_length
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=CONFIG.text_length,
     )
 
 
 @torch.no_grad()
 def look_around(model: T5EncoderModel) -> None:
-    """Start the heads off: one looks at the word before, one two words back, one at all before, one at all after.
+    """Start the heads off: they look at the word before, two words back, at all before, and at all after.
 
     From T5's own start the encoder never learned the order of the words, and so nothing that depends on it.
     """
@@ -104,7 +108,9 @@ def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {rename(name): value for name, value in state.items()}
 
 
-def write_assets(folder: Path, transformer: dict[str, Tensor], text: dict[str, Tensor], vae: dict[str, Tensor]) -> None:
+def write_assets(
+    folder: Path, transformer: dict[str, Tensor], text: dict[str, Tensor], vae: dict[str, Tensor]
+) -> None:
     """Write the shipped files: two safetensors in half precision and the text encoder's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_half(released_names(transformer), torch.bfloat16), folder / "transformer.safetensors")

@@ -1,4 +1,4 @@
-"""The pictures that nano learns from: rendered scenes with their codec features, and fresh captions every time."""
+"""The pictures that nano learns from: scenes with their codec features, and fresh captions every time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USUAL = 0.4  # share of pairs in their shapes' usual colours, which captions lea
 
 
 def is_of_pairs(part: int) -> bool:
-    """Parts 2, 3, 6, 7, ... hold only scenes of two different things: binding is what takes a small model longest."""
+    """Parts 2, 3, 6, 7, ... hold pairs of different things alone: binding takes a small model longest."""
     return part % 4 >= 2
 
 
@@ -39,12 +39,14 @@ def pair_scene(rng: np.random.Generator) -> Scene:
     if rng.random() >= USUAL:
         return scene
     things = [replace(group.thing, color=USUAL_COLORS[group.thing.shape]) for group in scene.groups]
-    return replace(scene, groups=tuple(replace(g, thing=t) for g, t in zip(scene.groups, things, strict=True)))
+    return replace(
+        scene, groups=tuple(replace(g, thing=t) for g, t in zip(scene.groups, things, strict=True))
+    )
 
 
 @torch.no_grad()
 def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[Scene], Tensor]:
-    """The scenes of a part and their codec features (n, c, 32, 32) float16, kept in a file because encoding takes minutes."""
+    """The scenes of a part and their codec features (n, c, 32, 32) float16, kept in a file."""
     count = PAIRS if is_of_pairs(part) else ANY
     generators = [np.random.default_rng(50_000_000 * (part + 1) + n) for n in range(count)]
     scenes = [(pair_scene if is_of_pairs(part) else any_scene)(rng) for rng in generators]
@@ -52,7 +54,10 @@ def encoded_part(state: Path, part: int, vae: dict[str, Tensor]) -> tuple[list[S
     if path.exists():
         kept = torch.load(path, weights_only=True)
         if len(kept) != count:
-            raise ValueError(f"{path} holds {len(kept)} pictures and the pool wants {count}; delete it, and it is made anew")
+            raise ValueError(
+                f"{path} holds {len(kept)} pictures and the pool wants {count}; "
+                "delete it, and it is made anew"
+            )
         return scenes, kept
     model = VAE(CONFIG)
     model.load_state_dict(vae)
@@ -73,7 +78,7 @@ def encoded_pictures(state: Path, parts: Iterable[int], vae: dict[str, Tensor]) 
 
 
 def read_captions(scenes: list[Scene], rng: np.random.Generator) -> list[str | None]:
-    """Fresh wording every time; one in ten without text (for guidance), some with a word the model does not know."""
+    """Fresh wording every time; one in ten without text (for guidance), some with an unknown word."""
     texts: list[str | None] = []
     for scene in scenes:
         text = caption(scene, rng)
@@ -84,7 +89,7 @@ def read_captions(scenes: list[Scene], rng: np.random.Generator) -> list[str | N
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures as codec features (B, c, 32, 32) float32, how they are described now (None = not at all), and what they show."""
+    """Codec features (B, c, H, W) float32, captions (None = no text), and what the pictures show."""
 
     features: Tensor
     captions: list[str | None]

@@ -1,4 +1,4 @@
-"""Make a training state from the shipped files, to train on where no state was kept: python -m training.restore --state DIR.
+"""Make a training state from the shipped files: python -m training.restore --state DIR [--more-scales].
 
 Then train with --resume.  Half precision and a fresh optimiser cost a few minutes of training, no more.
 """
@@ -22,22 +22,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--assets", type=Path, default=Path("comfy_moss/assets/nano"))
-    parser.add_argument("--seconds", type=float, default=0.0, help="training time these weights had; --minutes counts it")
-    parser.add_argument("--more-scales", action="store_true", help="for weights that never saw the last three scales of 1M")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="training time these weights had; --minutes counts it"
+    )
+    parser.add_argument(
+        "--more-scales", action="store_true", help="for weights that never saw the last three scales of 1M"
+    )
     args = parser.parse_args()
     backbone = load_infinity(args.assets / "transformer.safetensors", args.assets / "vae.safetensors")
     nano = Nano()
     nano.transformer.load_state_dict(backbone.transformer.state_dict())
     if args.more_scales:
         start_levels(nano.transformer.lvl_embed.weight)
-    nano.text.load_state_dict(TextEncoder.load(args.assets / "text").model.state_dict(), strict=False)  # tied names differ
+    text = TextEncoder.load(args.assets / "text").model.state_dict()
+    nano.text.load_state_dict(text, strict=False)  # tied names differ
     save(args.state / "vae.pt", backbone.vae.state_dict(), args.seconds)
     save(args.state / "transformer.pt", nano.state_dict(), args.seconds)
 
 
 @torch.no_grad()
 def start_levels(level: Tensor) -> None:
-    """Level embeddings (levels, C): the last three of 1M start as those of 0.25M, which draw the same kind of thing, textures."""
+    """Level embeddings (levels, C): the last three of 1M start as those of 0.25M, which draw textures too."""
     level[10:13] = level[7:10]
 
 

@@ -1,7 +1,7 @@
-"""How a state draws held-out prompts: python -m training.score --state DIR [--area 1M] [--per-task 10] [--pictures FILE].
+"""How a state draws held-out prompts: python -m training.score --state DIR [--area 1M] [--per-task 10].
 
-Every prompt is drawn once, densely, with the average of the weights, and looked at after the last scale and after earlier ones:
-dense must beat its own drafts before the methods can be compared.
+Every prompt is drawn once, densely, with the average of the weights, and looked at after the last scale and
+after earlier ones: dense must beat its own drafts before the methods can be compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .nano import SCHEDULES, SIDES
 from .train_vae import CONFIG
 
 SKIPPED = (0, 1, 2, 3)  # scales left out at the end
-Looks = dict[int, tuple[bool, bool | None]]  # by skipped scales: whether the task is fulfilled and all textures shown
+Looks = dict[int, tuple[bool, bool | None]]  # by skipped scales: whether the task and all textures are shown
 
 
 def load(state: Path) -> tuple[Nano, InfinityBackbone]:
@@ -45,7 +45,9 @@ def load(state: Path) -> tuple[Nano, InfinityBackbone]:
 
 
 @torch.inference_mode()
-def draw(nano: Nano, backbone: InfinityBackbone, cases: list[Case], area: str) -> Iterator[tuple[Case, list[np.ndarray]]]:
+def draw(
+    nano: Nano, backbone: InfinityBackbone, cases: list[Case], area: str
+) -> Iterator[tuple[Case, list[np.ndarray]]]:
     """Each case with its pictures, uint8 (H, W, 3): dense, then without the last scales."""
     files, schedule = find_model("nano", []), SCHEDULES[area]
     for n, case in enumerate(cases):
@@ -53,7 +55,7 @@ def draw(nano: Nano, backbone: InfinityBackbone, cases: list[Case], area: str) -
         text = nano.text(input_ids=tokens.input_ids).last_hidden_state[0]
         recipe = Recipe((text,), None, (n,), schedule, Guidance(files.cfg), files.sampling(files.tau))
         totals: list[Tensor] = []
-        draw_draft(backbone, recipe, len(schedule), on_scale=lambda done, scales, total, kept=totals: kept.append(total))
+        draw_draft(backbone, recipe, len(schedule), on_scale=lambda *seen, kept=totals: kept.append(seen[-1]))
         yield case, [to_bytes(to_image(backbone.decode(totals[-1 - k])))[0].numpy() for k in SKIPPED]
 
 
@@ -69,8 +71,9 @@ def report(looks: list[tuple[Case, Looks]]) -> dict[str, dict[str, float]]:
             "with textures": np.mean([hit and s is not False for hit, s in zip(hits, shown, strict=True)]),
         }
         for task in TASKS:
-            row[task] = np.mean([hit for hit, (case, _) in zip(hits, looks, strict=True) if case.task == task])
-        rows["dense" if k == 0 else f"without the last {k}"] = {name: round(float(x), 3) for name, x in row.items()}
+            row[task] = np.mean([seen[k][0] for case, seen in looks if case.task == task])
+        name = f"without the last {k}" if k else "dense"
+        rows[name] = {key: round(float(value), 3) for key, value in row.items()}
     return rows
 
 
@@ -80,11 +83,14 @@ def main() -> None:
     parser.add_argument("--area", choices=[*SIDES], default="1M")
     parser.add_argument("--per-task", type=int, default=10)
     parser.add_argument("--seed", type=int, default=4242, help="of the prompts")
-    parser.add_argument("--pictures", type=Path, help="a PNG file for the first pictures of each task, dense beside drafts")
+    parser.add_argument(
+        "--pictures", type=Path, help="a PNG file for the first pictures of each task, dense beside drafts"
+    )
     args = parser.parse_args()
     nano, backbone = load(args.state)
     looks, rows = [], []
-    for case, pictures in tqdm(draw(nano, backbone, prompts(args.per_task, args.seed), args.area), total=6 * args.per_task):
+    cases = prompts(args.per_task, args.seed)
+    for case, pictures in tqdm(draw(nano, backbone, cases, args.area), total=len(cases)):
         seen = {}
         for k, picture in zip(SKIPPED, pictures, strict=True):
             found = detect(picture)

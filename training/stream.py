@@ -1,4 +1,4 @@
-"""Pictures rendered and encoded while training goes on: each is new once, and is drawn again for short sequences."""
+"""Pictures made while training goes on: each is new once, and is drawn again for short sequences."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Train nano's transformer and text encoder: python -m training.train_transformer --minutes 80 --state DIR [--resume].
+"""Train nano's transformer and text: python -m training.train_transformer --minutes 80 --state DIR [--resume].
 
-Every step sees many pictures up to the 8 x 8 scale (layout, shape and colour are decided there) and a few up to a late scale
-(texture).  With --area 1M it goes on to 13 scales: 512 x 512 pixels, and 256 x 256 beside them.
+Every step sees many pictures up to the 8 x 8 scale (layout, shape and colour are decided there) and a few
+up to a late scale (texture).  With --area 1M it goes on to 13 scales: 512 x 512 pixels, and 256 x 256
+beside them.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def learning_rate(peak: float, done: float, step: int, warm_up: int) -> float:
 
 
 def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for the matrices of all blocks, AdamW for the rest; steps of the same size, so that one rate serves both.
+    """Muon for the matrices of all blocks, AdamW for the rest; steps of one size, so that one rate serves both.
 
-    T5 does not divide its scores by the root of the width: its queries must stay small, or words attend to single other
-    words by content alone and their order is lost.
+    T5 does not divide its scores by the root of the width: its queries must stay small, or words attend to
+    single other words by content alone and their order is lost.
     """
     inside = [*nano.transformer.blocks.named_parameters(), *nano.text.encoder.block.named_parameters()]
     matrices = {name: p for name, p in inside if p.dim() == 2 and "bias" not in name}
@@ -43,7 +44,9 @@ def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
     known = {id(p) for p in matrices.values()}
     rest = [p for p in nano.parameters() if id(p) not in known]
     plain = {"params": [p for p in matrices.values() if id(p) not in slow], "rate": 1.0}
-    muon = torch.optim.Muon([plain, {"params": queries, "rate": QUERY_RATE}], weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        [plain, {"params": queries, "rate": QUERY_RATE}], weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+    )
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.02, "rate": 1.0},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "rate": 1.0},
@@ -62,12 +65,15 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
     if args.resume:
         state = torch.load(path, weights_only=True)
         nano.load_state_dict(state["model"])
-        for optimizer, kept in zip(optimizers, state["optimizer"] or (), strict=False):  # none after training.restore
+        states = state["optimizer"] or ()  # none after training.restore
+        for optimizer, kept in zip(optimizers, states, strict=False):
             optimizer.load_state_dict(kept)
         hints.load_state_dict(state.get("hints") or hints.state_dict())
         ema, step, before = state["ema"], state["step"], state["seconds"]
     if (planned := 60 * args.minutes - before) <= 0:
-        raise SystemExit(f"--minutes {args.minutes:g} is used up: {path} has {before / 60:.1f} minutes; give more")
+        raise SystemExit(
+            f"--minutes {args.minutes:g} is used up: {path} has {before / 60:.1f} minutes; give more"
+        )
     lesson = lessons(rank, workers, args, vae, np.random.default_rng(rank + 1000 * step))
     torch.manual_seed(rank + 1000 * step)
     if rank == 0:
@@ -77,7 +83,15 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
 
     def save(seconds: float) -> None:
         kept = [optimizer.state_dict() for optimizer in optimizers]
-        save_state(path, model=nano.state_dict(), hints=hints.state_dict(), optimizer=kept, ema=ema, step=step, seconds=seconds)
+        save_state(
+            path,
+            model=nano.state_dict(),
+            hints=hints.state_dict(),
+            optimizer=kept,
+            ema=ema,
+            step=step,
+            seconds=seconds,
+        )
 
     while (done := same_everywhere((time.time() - start - before) / planned)) < 1:
         rate = learning_rate(args.peak, done, step - first, args.warm_up)
@@ -112,5 +126,7 @@ if __name__ == "__main__":
     options.add_argument("--parts", type=int, default=8, help="parts of the pool, shared among the workers")
     options.add_argument("--peak", type=float, default=2e-3, help="highest learning rate of this part")
     options.add_argument("--warm-up", type=int, default=80, help="steps in which the learning rate rises")
-    options.add_argument("--late", type=float, default=1.0, help="share of the steps with late scales, in the first half")
+    options.add_argument(
+        "--late", type=float, default=1.0, help="share of the steps with late scales, in the first half"
+    )
     launch(work, options)

@@ -1,7 +1,8 @@
 """Train nano's codec: python -m training.train_vae --minutes 40 --state DIR [--resume].
 
-First 128-pixel crops, then whole pictures.  Straight-through over the whole multi-scale quantiser; some steps see codes
-with the last scales missing or with flipped bits, so that the decoder copes with drafts and with sampled errors.
+First 128-pixel crops, then whole pictures.  Straight-through over the whole multi-scale quantiser; some
+steps see codes with the last scales missing or with flipped bits, so that the decoder copes with drafts and
+with sampled errors.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def draw_batch(pool: Tensor, crops: bool, rng: np.random.Generator) -> Tensor:
         return to_float(pool[rng.integers(len(pool))][None])
     ys, xs = rng.integers(0, 256 - CROP, (2, CROPS)) // 2 * 2
     rows = rng.integers(0, len(pool), CROPS)
-    return to_float(torch.stack([pool[n, :, y : y + CROP, x : x + CROP] for n, y, x in zip(rows, ys, xs, strict=True)]))
+    return to_float(
+        torch.stack([pool[n, :, y : y + CROP, x : x + CROP] for n, y, x in zip(rows, ys, xs, strict=True)])
+    )
 
 
 def grids_of(size: int) -> tuple[tuple[int, int], ...]:
@@ -59,7 +62,7 @@ def grids_of(size: int) -> tuple[tuple[int, int], ...]:
 
 
 def disturbed_sum(bits: list[Tensor], grids: tuple, step: int, rng: np.random.Generator) -> Tensor:
-    """Sum of the codes; one step in four without the last scales, one in four with 4 % of the bits flipped."""
+    """Sum of the codes; one step in four lacks the last scales, one in four has 4 % of the bits flipped."""
     count = rng.integers(5, len(grids)) if step % 4 == 1 else len(grids)
     total = 0
     for bit in bits[:count]:
@@ -77,7 +80,7 @@ def reconstruction_loss(image: Tensor, output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def validate(vae: VAE, images: Tensor) -> dict[str, float]:
-    """PSNR in dB with all scales and with the first five, and how well the latent fits the quantiser's step."""
+    """PSNR in dB with all scales and with the first five, and how the latent fits the quantiser's step."""
     grids = grids_of(32)
     scores = {"psnr": 0.0, "psnr5": 0.0, "fit": 0.0}
     for image in images.split(1):
@@ -87,7 +90,8 @@ def validate(vae: VAE, images: Tensor) -> dict[str, float]:
         for name, codes in (("psnr", total), ("psnr5", draft)):
             mse = (vae.decode(codes) - to_float(image)).square().mean() / 4
             scores[name] += -10 * math.log10(mse.item()) / len(images)
-        scores["fit"] += ((features * total).sum() / total.square().sum()).item() / len(images)  # best amplitude, aim 1
+        amplitude = (features * total).sum() / total.square().sum()  # the best one; aim 1
+        scores["fit"] += amplitude.item() / len(images)
     return scores
 
 
@@ -139,14 +143,31 @@ def work(rank: int, workers: int, args: argparse.Namespace) -> None:
         if rank == 0 and time.time() - logged > 90:
             logged = time.time()
             scores = {name: round(value, 2) for name, value in validate(vae, held_out[:6]).items()}
-            log.info(f"{logged - start:.0f}s step {step} lr {learning_rate(done, step):.1e} loss {running:.4f} {scores}")
+            log.info(
+                f"{logged - start:.0f}s step {step} lr {learning_rate(done, step):.1e} "
+                f"loss {running:.4f} {scores}"
+            )
             seconds = logged - start
-            save_state(path, model=vae.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
+            save_state(
+                path,
+                model=vae.state_dict(),
+                optimizer=optimizer.state_dict(),
+                ema=ema,
+                step=step,
+                seconds=seconds,
+            )
     if rank == 0:
         vae.load_state_dict(ema)
         log.info(f"done, average of weights: {validate(vae, held_out)}")
         seconds = time.time() - start
-        save_state(path, model=vae.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step, seconds=seconds)
+        save_state(
+            path,
+            model=vae.state_dict(),
+            optimizer=optimizer.state_dict(),
+            ema=ema,
+            step=step,
+            seconds=seconds,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data-parallel training with single-threaded processes: on a few CPU cores this beats OpenMP threads clearly."""
+"""Data-parallel training with single-threaded processes: on a few cores this beats OpenMP threads clearly."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from torch import Tensor
 
 
 def launch(work: Callable[[int, int, argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Add the options that trainers share, read the command line and run work(rank, workers, options) in every worker."""
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, resumed parts included")
-    parser.add_argument("--state", type=Path, required=True, help="folder of the resumable state; vae.pt comes first")
+    """Add the options that trainers share, and run work(rank, workers, options) in every worker."""
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="training time in all, resumed parts included"
+    )
+    parser.add_argument(
+        "--state", type=Path, required=True, help="folder of the resumable state; vae.pt comes first"
+    )
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
