@@ -25,7 +25,6 @@ CHECK_HEIGHT = PERIOD / 2 * 10**0.5
 # In pictures from this side on, every texture is mixed with itself at half its size, which a 32 x 32 grid
 # cannot carry.
 FINE_SIDE = 512
-_FINE_DARKENING = 0.6
 _RADIUS = {1: 72.0, 2: 50.0, 3: 44.0, 4: 44.0}
 _OFFSET = 62.0
 _POSITION_JITTER = 5.0
@@ -82,10 +81,10 @@ def _bands(coordinate: np.ndarray, period: float) -> np.ndarray:
 
 def _shade(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
     """What a texture leaves (0 to 1) of a colour at pixels (x, y) of the picture."""
-    coarse = np.asarray(_texture(name, x, y, unit), np.float32)
-    if unit < FINE_SIDE / _REFERENCE:
-        return 1 - _DARKENING * coarse
-    return 1 - _FINE_DARKENING * (coarse + np.asarray(_texture(name, x, y, unit / 2), np.float32)) / 2
+    dark = np.asarray(_texture(name, x, y, unit), np.float32)
+    if unit >= FINE_SIDE / _REFERENCE:
+        dark = (dark + np.asarray(_texture(name, x, y, unit / 2), np.float32)) / 2
+    return 1 - _DARKENING * dark
 
 
 def _texture(name: str, x: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray | float:

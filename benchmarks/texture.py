@@ -15,7 +15,7 @@ _INSIDE = 0.9  # of the object's size: what lies closer to its outline is left o
 _LEAST = 0.3  # of a rendered texture's strength; below, an object counts as plain
 # How strong the waves of a rendered texture are: along rows only, along both slants, along rows and columns.
 _FULL = {"striped": 0.21, "checkered": 0.135, "dotted": 0.1}
-_FINE_FULL = 0.62  # of these is either size of a texture, in pictures where two are mixed
+_FINE_SHARE = 0.5  # of these is either size of a texture, in pictures where two are mixed
 
 
 def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
@@ -41,7 +41,7 @@ def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
     if side < FINE_SIDE:
         return {name: coarse[name] / full for name, full in _FULL.items()}
     fine = _waves(value, 2 * x / unit, 2 * y / unit)
-    return {name: min(coarse[name], fine[name]) / (_FINE_FULL * full) for name, full in _FULL.items()}
+    return {name: min(coarse[name], fine[name]) / (_FINE_SHARE * full) for name, full in _FULL.items()}
 
 
 def _waves(value: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
