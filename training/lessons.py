@@ -112,7 +112,7 @@ def lessons(
             "give more --parts or fewer --workers"
         )
     batches = Batches(*encoded_pictures(args.state, mine, vae), rng)
-    textured = [part for part in mine if not is_of_pairs(part)] or mine  # of four workers some have pairs alone
+    textured = [part for part in mine if not is_of_pairs(part)] or mine  # of four workers some have none
     late = Batches(*encoded_pictures(args.state, textured, vae), rng)
     return lambda nano, hints, step, done: train_step(
         nano, hints, batches, late, scales_of_step(step, args.late if done < 0.5 else 1.0)

@@ -18,6 +18,7 @@ from .pool import Batch, any_scene, pair_scene, read_captions
 from .train_vae import CONFIG, to_float
 
 PAIRS = 0.4  # share of pictures of two different things
+FIRST = {"0.25M": 256, "1M": 64}  # pictures made at once: a minute's work for either preset
 
 
 class Stream:
@@ -26,17 +27,22 @@ class Stream:
     Args:
         area: "0.25M" or "1M".
         vae: weights of the codec.
-        first, most: so many pictures are made at once, and so many kept.
+        first, most: so many pictures are made at once (None = FIRST), and so many kept.
     """
 
     def __init__(
-        self, area: str, vae: dict[str, Tensor], rng: np.random.Generator, first: int = 16, most: int = 2000
+        self,
+        area: str,
+        vae: dict[str, Tensor],
+        rng: np.random.Generator,
+        first: int | None = None,
+        most: int = 2000,
     ) -> None:
         self.side, self.rng = SIDES[area], rng
         self.vae = VAE(CONFIG)
         self.vae.load_state_dict(vae)
         self.kept: deque[tuple[Scene, Tensor]] = deque(maxlen=most)
-        for _ in range(first):
+        for _ in range(FIRST[area] if first is None else first):
             self._make()
 
     @torch.no_grad()
