@@ -256,3 +256,22 @@ def test_a_report_counts_textures_only_where_a_prompt_names_them(score):
     dense, draft = rows["dense"], rows["without the last 3"]
     assert dense["with textures"] == dense["textures shown"] == draft["score"] == 1
     assert draft["textures shown"] == 0 and draft["with textures"] == 0.5
+
+
+def test_a_step_of_1m_trains_both_presets_and_one_late_scale(training, pool, hints, monkeypatch):
+    lessons, stream = sys.modules["training.lessons"], sys.modules["training.stream"]
+    nano, codec, rng = training.Nano(), VAE(pool.CONFIG).state_dict(), np.random.default_rng(0)
+    streams = [stream.Stream(area, codec, rng, first=1) for area in ("0.25M", "1M")]
+    looked = []
+    monkeypatch.setattr(lessons, "SHORT_BATCH", 2)
+    monkeypatch.setattr(lessons, "long_step", lambda *a, learnt_from=0: looked.append(learnt_from) or lessons_cost(a[3]))
+
+    def lessons_cost(scales):
+        return torch.arange(scales).float(), torch.tensor(0.5)
+
+    seen = lessons.train_large_step(nano, hints.Hints(128, 192), *streams, scale=11)
+
+    assert looked == [0, 0, 11]
+    missing = torch.isnan(seen).nonzero().flatten().tolist()
+    assert missing == [10 + 10, 10 + 12]  # of 1M the other two late scales
+    assert all(p.grad.abs().sum() > 0 for p in nano.transformer.blocks[5].ffn.parameters())

@@ -68,25 +68,22 @@ def late_scale(step: int, done: float) -> int:
     return int(np.random.default_rng(step).choice([*LAST], p=shares))
 
 
-def train_large_step(nano: Nano, hints: Hints, small: Stream, large: Stream, step: int, scale: int) -> Tensor:
-    """Accumulate gradients of both presets.
+def train_large_step(nano: Nano, hints: Hints, small: Stream, large: Stream, scale: int) -> Tensor:
+    """Accumulate gradients of both presets alike, since nothing tells the model which of them it draws.
 
-    Of their first scales, of all scales that 0.25M has (in every other step for 0.25M itself), and of one late
-    `scale` of 1M, whole, with the scales before it as they are.
+    Of their first scales, of all scales that 0.25M has, and of one late `scale` of 1M, whole, with the scales
+    before it as they are.
 
     Returns nats per bit of every scale of 0.25M, then of 1M (NaN where not seen), then what words, early places
     and late places cost.
     """
-    seen = torch.full((len(SCHEDULE) + len(SCHEDULES["1M"]) + 3,), math.nan)
-    both = [seen[: len(SCHEDULE)], seen[len(SCHEDULE) : -3]]
-    for stream, losses in zip((small, large), both, strict=True):
-        losses[:EARLY], seen[-3], seen[-2] = short_step(nano, hints, stream.draw(SHORT_BATCH // 2), 0.5)
-    for stream, losses in zip((small, large), both, strict=True):
-        if stream is large or step % 2 == 0:
-            told, _ = long_step(nano, hints, stream.new(1), len(SCHEDULE))
-            losses[EARLY : len(SCHEDULE)] = told[EARLY:]
-    told, seen[-1] = long_step(nano, hints, large.new(1), scale + 1, learnt_from=scale)
-    both[1][scale] = told[scale]
+    shared, seen = len(SCHEDULE), torch.full((len(SCHEDULE) + len(SCHEDULES["1M"]) + 3,), math.nan)
+    small_costs, large_costs = seen[:shared], seen[shared:-3]
+    for stream, costs in ((small, small_costs), (large, large_costs)):
+        costs[:EARLY], seen[-3], seen[-2] = short_step(nano, hints, stream.draw(SHORT_BATCH // 2), 0.5)
+        costs[EARLY:shared] = long_step(nano, hints, stream.new(1), shared)[0][EARLY:]
+    costs, seen[-1] = long_step(nano, hints, large.new(1), scale + 1, learnt_from=scale)
+    large_costs[scale] = costs[scale]
     return seen
 
 
@@ -102,9 +99,7 @@ def lessons(
     """What a worker learns in a step, from pictures of its own."""
     if args.area == "1M":
         streams = [Stream(area, vae, rng) for area in SIDES]
-        return lambda nano, hints, step, done: train_large_step(
-            nano, hints, *streams, step, late_scale(step, done)
-        )
+        return lambda nano, hints, step, done: train_large_step(nano, hints, *streams, late_scale(step, done))
     mine = range(rank, args.parts, workers)
     if not mine:
         raise SystemExit(
