@@ -35,7 +35,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong usage like any other error: in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see {self.prog} --help")
+        shown = message if len(message) < 400 else f"{message[:200]}..."
+        raise ValueError(f"{shown}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

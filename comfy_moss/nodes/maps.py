@@ -56,9 +56,8 @@ def read_scales(text: str, draft: Draft) -> tuple[int, ...]:
     scales = tuple(-abs(int(number)) for number in numbers)
     if not scales or re.sub(r"-?\d+", "", text).strip(" ,;") or not set(scales) <= set(left):
         names = ", ".join(map(str, left)) or "none"
-        raise ValueError(
-            f"scales {text!r} are not scales of this draft; write all, or some of those that are left, coarsest first: {names}"
-        )
+        advice = f"write all, or some of those that are left, coarsest first: {names}"
+        raise ValueError(f"scales {typed.quoted(text)} are not scales of this draft; {advice}")
     return scales
 
 

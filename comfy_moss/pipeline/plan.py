@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
+from .. import typed
 from ..model.backbone import PAPER, PAPER_BOUNDS, Published, TokenWork
 from ..model.schedule import Schedule
 from .cost import ForwardPass, whole_scales
@@ -184,10 +185,10 @@ def parse_plan(text: str) -> Plan:
     first, *others = (" ".join(part.lower().split()) for part in text.strip().rstrip(";").split(";"))
     head = _DRAFT.match(first)
     if not head or head[2] == "0":
-        raise ValueError(f"the plan {text!r} does not begin with what is drafted; {_EXAMPLE}")
+        raise ValueError(f"the plan {typed.quoted(text)} does not begin with what is drafted; {_EXAMPLE}")
     settings = _settings(first[head.end() :].split(), {"cfg": "guidance", "window": "window"}, text)
     if (window := settings.get("window", 3.0)) != round(window):
-        raise ValueError(f"the window of the plan {text!r} is no whole number; write for example: window 5")
+        raise ValueError(f"the window of the plan {typed.quoted(text)} is no whole number; write for example: window 5")
     draft = int(head[2]) if head[2] else -int(head[1] or 0)
     return Plan(draft, tuple(_parse_pass(part, text) for part in others), settings.get("guidance"), round(window))
 
@@ -196,7 +197,7 @@ def _parse_pass(part: str, text: str) -> RefinePass:
     words = part.split()
     cells = [found for word in words if (found := _TOKENS.fullmatch(word))]
     if not cells:
-        raise ValueError(f"the pass {part!r} of the plan {text!r} names no scale; {_EXAMPLE}")
+        raise ValueError(f"the pass {part!r} of the plan {typed.quoted(text)} names no scale; {_EXAMPLE}")
     flags = {"sa": {"cross_scale": False}, "unguided": {"guidance": 1.0}}
     rest = [word for word in words if not _TOKENS.fullmatch(word) and word not in flags]
     settings: dict[str, Any] = _settings(rest, {"cfg": "guidance", "strength": "strength"}, text)
@@ -212,11 +213,11 @@ def _settings(words: Sequence[str], known: dict[str, str], text: str) -> dict[st
     found = {}
     for name, value in zip_longest(words[::2], words[1::2], fillvalue=""):
         if name not in known:
-            raise ValueError(f"{name!r} in the plan {text!r} is not understood; {_EXAMPLE}")
+            raise ValueError(f"{name!r} in the plan {typed.quoted(text)} is not understood; {_EXAMPLE}")
         try:
             found[known[name]] = float(value)
         except ValueError:
-            raise ValueError(f"{name} in the plan {text!r} needs a number behind it, got {value!r}") from None
+            raise ValueError(f"{name} in the plan {typed.quoted(text)} needs a number behind it, got {value!r}") from None
     return found
 
 
@@ -263,12 +264,13 @@ def parse_method(
 
 def _other(text: str, bounds: Sequence[float] | None, skip: int | None, published: Published) -> Plan:
     if bounds is not None or skip is not None:
-        raise ValueError(f"bounds and skip belong to the methods moss and draft; {text!r} has no use for them")
+        raise ValueError(f"bounds and skip belong to the methods moss and draft; {typed.quoted(text)} has no use for them")
     if text in published.plans:
         return parse_plan(published.plans[text])
     if any(sign in text.strip() for sign in "@; "):
         return parse_plan(text)
-    raise ValueError(f"method {text!r} is unknown; choose one of {', '.join([*METHODS, *published.plans])}, or a plan")
+    known = ", ".join([*METHODS, *published.plans])
+    raise ValueError(f"method {typed.quoted(text)} is unknown; choose one of {known}, or a plan")
 
 
 def _skipping(scales: int) -> Plan:
