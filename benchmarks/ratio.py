@@ -26,7 +26,7 @@ from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
 from comfy_moss.benchmarks.bench.measure import run_rounds, spread, times_as_fast  # noqa: E402
 from comfy_moss.benchmarks.bench.shapes import SHAPES  # noqa: E402
 from comfy_moss.benchmarks.bench.variants import Variant, parse_methods  # noqa: E402
-from comfy_moss.model.backbone import Backbone  # noqa: E402
+from comfy_moss.model.backbone import Backbone, PositionedText, Text  # noqa: E402
 from comfy_moss.ops import choose  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
 from comfy_moss.pipeline.plan import share_of_dense  # noqa: E402
@@ -34,13 +34,13 @@ from comfy_moss.pipeline.plan import share_of_dense  # noqa: E402
 LENGTH = 20  # tokens of the prompt, where the model reads as many as there are
 
 
-def prompt(backbone: Backbone) -> torch.Tensor:
-    """Random features of one prompt; a model that keeps it in the cache has slots, with the position of each as last number."""
-    slots = backbone.work.prefix + 1 if backbone.work.prefix else LENGTH
-    features = torch.randn(slots, backbone.text_width, generator=torch.Generator().manual_seed(0))
-    if backbone.work.prefix:
-        features[:, -1] = torch.arange(slots).clamp_max(LENGTH - 1)
-    return features
+def prompt(backbone: Backbone) -> Text:
+    """Random features of one prompt; a model that keeps it in the cache reads a fixed length, and positions."""
+    length = backbone.work.prefix + 1 if backbone.work.prefix else LENGTH
+    features = torch.randn(length, backbone.text_width, generator=torch.Generator().manual_seed(0))
+    if not backbone.work.prefix:
+        return features
+    return PositionedText(features, torch.arange(length).clamp_max(LENGTH - 1).float())
 
 
 def main() -> None:

@@ -16,15 +16,17 @@ from torch import Tensor
 from .kernels import reference
 from .kernels.reference import Segment, modulated_norm
 
-__all__ = ["BACKENDS", "TORCH", "Kernels", "Segment", "area_mean", "choose", "modulated_norm", "triton_kernels"]
+__all__ = [
+    "BACKENDS", "TORCH", "Kernels", "Segment", "area_mean", "choose", "modulated_norm", "triton_kernels",
+]
 
 BACKENDS = ("auto", "torch", "triton")
-FEW_QUERIES = 512  # below, copying the cache costs Hopper's vendor attention more than Triton's slower products do
+FEW_QUERIES = 512  # below, copying the cache costs Hopper's vendor attention more than Triton's products do
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """One implementation of every operation; each member is described at its twin of that name in kernels/reference.py."""
+    """One implementation of every operation; each is described at its twin in kernels/reference.py."""
 
     name: str
     cosine_rope2d: Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -45,10 +47,10 @@ TORCH = Kernels(
 
 
 def area_mean(image: Tensor, grid: Sequence[int]) -> Tensor:
-    """Every cell of a grid as the mean of the pixels that it covers, wholly or in part: (..., H, W) -> (..., h, w).
+    """Every cell of a grid as the mean of the pixels that it covers, if in part: (..., H, W) -> (..., h, w).
 
-    Apple's MPS has the operation only for sizes that divide; there two products with averaging matrices give the
-    same up to rounding.
+    Apple's MPS has the operation only for sizes that divide; there two products with averaging matrices give
+    the same up to rounding.
     """
     try:
         return F.adaptive_avg_pool2d(image, tuple(grid))
@@ -58,7 +60,7 @@ def area_mean(image: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _averages(pixels: int, cells: int) -> Tensor:
-    """(cells, pixels): how much of a cell each pixel is; 1 / n for the n pixels from floor to ceiling of its edges."""
+    """(cells, pixels): each pixel's share of a cell; 1 / n for the n from floor to ceiling of its edges."""
     edges = torch.arange(cells + 1) * pixels
     first, end = edges[:-1] // cells, -(-edges[1:] // cells)
     place = torch.arange(pixels)
@@ -70,8 +72,8 @@ def choose(backend: str, device: torch.device | str) -> tuple[Kernels, str]:
     """The kernels to run a model on that device with, and why, in one sentence for the log.
 
     Args:
-        backend: "torch", "triton" for every Triton kernel, or "auto" for the faster of both at each call; where Triton
-            cannot run, that is torch.
+        backend: "torch", "triton" for every Triton kernel, or "auto" for the faster of both at each call;
+            where Triton cannot run, that is torch.
 
     Raises:
         ValueError: unknown backend, or "triton" where it cannot run.
@@ -83,7 +85,8 @@ def choose(backend: str, device: torch.device | str) -> tuple[Kernels, str]:
     device = torch.device(device)
     if obstacle := _obstacle(device):
         if backend == "triton":
-            raise ValueError(f"the Triton kernels cannot run here: {obstacle}; choose 'auto' or 'torch' instead")
+            advice = "choose 'auto' or 'torch' instead"
+            raise ValueError(f"the Triton kernels cannot run here: {obstacle}; {advice}")
         return TORCH, f"torch: {obstacle}"
     import triton
 
@@ -96,7 +99,8 @@ def choose(backend: str, device: torch.device | str) -> tuple[Kernels, str]:
 def _obstacle(device: torch.device) -> str | None:
     """What keeps Triton from running there."""
     if device.type != "cuda":
-        return "no CUDA device" if not torch.cuda.is_available() else f"the model is on {device.type}, not on CUDA"
+        there = torch.cuda.is_available()
+        return f"the model is on {device.type}, not on CUDA" if there else "no CUDA device"
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is no NVIDIA card of the RTX 30 series, A100 or newer"
     if importlib.util.find_spec("triton") is None:
@@ -105,7 +109,8 @@ def _obstacle(device: torch.device) -> str | None:
         one = torch.ones(1, 1, 32, device=device)
         triton_kernels().gated_add(one, one, one)
     except Exception as error:  # of any library on the way
-        return f"triton is installed but does not work ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        reason = str(error).strip().partition("\n")[0]
+        return f"triton is installed but does not work ({type(error).__name__}: {reason})"
     return None
 
 
@@ -131,21 +136,27 @@ def _faster_attention(kernels: Kernels, device: torch.device) -> Callable[..., T
     """Attention that takes, at each call, torch's own or Triton's by `_triton_is_faster`."""
     slow_triton = torch.cuda.get_device_capability(device)[0] in (9, 10)
 
-    def attend(q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    def attend(
+        q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0
+    ) -> Tensor:
         faster = _triton_is_faster(q, segments, visible, slow_triton)
         return (kernels if faster else TORCH).cross_scale_attention(q, segments, visible, scale)
 
     return attend
 
 
-def _triton_is_faster(q: Tensor, segments: Sequence[Segment], visible: Tensor | None, slow_triton: bool) -> bool:
-    """Whether Triton's attention wins: a rule by arithmetic, not yet measured (`benchmarks/kernels.py` will tell).
+def _triton_is_faster(
+    q: Tensor, segments: Sequence[Segment], visible: Tensor | None, slow_triton: bool
+) -> bool:
+    """Whether Triton's attention wins: a rule by arithmetic, not yet measured (`benchmarks/kernels.py` will
+    tell).
 
-    On one segment the vendor's kernels win.  On two, torch first copies all keys and values: 8 bytes moved for each of their
-    tokens and channels, against 4 N operations of attention.  At F FLOP/s and W bytes/s the copy takes 2 F / (N W) of
-    attention's own time: 250 / N on an H200 (600 T, 4.8 T), 320 / N on an RTX 4090 (160 T, 1 T).  Triton copies nothing,
-    but its products take about 1.5 times as long as the vendor's on Hopper and B200 (`slow_triton`), and hardly longer
-    elsewhere.  Scales as a mask cost Triton nothing and bar torch from its fast kernels.  In float32 the vendor's win.
+    On one segment the vendor's kernels win.  On two, torch first copies all keys and values: 8 bytes moved
+    for each of their tokens and channels, against 4 N operations of attention.  At F FLOP/s and W bytes/s the
+    copy takes 2 F / (N W) of attention's own time: 250 / N on an H200 (600 T, 4.8 T), 320 / N on an RTX 4090
+    (160 T, 1 T).  Triton copies nothing, but its products take about 1.5 times as long as the vendor's on
+    Hopper and B200 (`slow_triton`), and hardly longer elsewhere.  Scales as a mask cost Triton nothing and
+    bar torch from its fast kernels.  In float32 the vendor's win.
     """
     if q.dtype == torch.float32 or len(segments) == 1:
         return False

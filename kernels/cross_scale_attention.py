@@ -1,8 +1,9 @@
-"""Triton: attention over two segments of keys and values, the draft's cache and the new tokens, in one online softmax.
+"""Triton: attention over two segments of keys and values, the cache and the new tokens, in one online
+softmax.
 
-torch must join the segments first, which reads and writes the whole cache of the layer.  Here both are read where they lie.
-Work: 4 R H N M D floating-point operations; memory: every query, key, value and result once (keys from L2 after that).
-Twin: reference.cross_scale_attention.
+torch must join the segments first, which reads and writes the whole cache of the layer.  Here both are read
+where they lie. Work: 4 R H N M D floating-point operations; memory: every query, key, value and result once
+(keys from L2 after that). Twin: reference.cross_scale_attention.
 """
 
 import math
@@ -19,7 +20,7 @@ from .reference import Segment
 
 
 class Tile(NamedTuple):
-    """How the work is cut: a program's queries, the keys it reads at a time, its warps, and loads under way at once."""
+    """How the work is cut: a program's queries, keys read at a time, warps, and loads under way at once."""
 
     queries: int
     keys: int
@@ -30,8 +31,8 @@ class Tile(NamedTuple):
 def tile_for(head_dim: int, dtype: torch.dtype) -> Tile:
     """A fixed choice a head size: fits the 99 KiB of shared memory of small cards (sm_86, sm_89).
 
-    No autotuner: it may choose differently from start to start, and other tiles round differently, so that the same seed
-    would draw another picture.  `benchmarks/kernels.py --tune` compares candidates.
+    No autotuner: it may choose differently from start to start, and other tiles round differently, so that
+    the same seed would draw another picture.  `benchmarks/kernels.py --tune` compares candidates.
     """
     if dtype == torch.float32:
         return Tile(32, 32, 8, 1)
@@ -39,7 +40,11 @@ def tile_for(head_dim: int, dtype: torch.dtype) -> Tile:
 
 
 def cross_scale_attention(
-    q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0, tile: Tile | None = None
+    q: Tensor,
+    segments: Sequence[Segment],
+    visible: Tensor | None = None,
+    scale: float = 1.0,
+    tile: Tile | None = None,
 ) -> Tensor:
     """See reference.cross_scale_attention, which also takes over where `visible` is a bool mask.
 
@@ -57,8 +62,10 @@ def cross_scale_attention(
     grid = (triton.cdiv(tokens, tile.queries), rows * heads)
     with torch.cuda.device_of(q):
         _cross_scale_attention[grid](
-            q, past_k, past_v, k, v, out, visible, tokens, past_k.shape[2], k.shape[2], heads, scale / math.log(2),
-            *q.stride()[:3], *past_k.stride()[:3], *past_v.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+            q, past_k, past_v, k, v, out, visible,
+            tokens, past_k.shape[2], k.shape[2], heads, scale / math.log(2),
+            *q.stride()[:3], *past_k.stride()[:3], *past_v.stride()[:3],
+            *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             D=size, CHANNELS=max(16, triton.next_power_of_2(size)), QUERIES=tile.queries, KEYS=tile.keys,
             GROUPS=visible is not None, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
@@ -68,7 +75,8 @@ def cross_scale_attention(
 def _split(segment: Segment, tokens: int) -> tuple[Segment, Segment]:
     """One segment as two: what came before, and the last `tokens` tokens.  Views."""
     k, v = segment
-    return (k[:, :, : k.shape[2] - tokens], v[:, :, : k.shape[2] - tokens]), (k[:, :, -tokens:], v[:, :, -tokens:])
+    past = k.shape[2] - tokens
+    return (k[:, :, :past], v[:, :, :past]), (k[:, :, past:], v[:, :, past:])
 
 
 @triton.jit(do_not_specialize=["tokens", "past_tokens", "new_tokens"])
@@ -110,8 +118,8 @@ def _attend(
 ):  # fmt: skip
     """Take the keys and values of one segment into the running softmax.
 
-    Hidden scores are -1e30, not minus infinity: what they add while nothing was seen yet is finite, and is wiped out by the
-    first score that counts.  Every token sees at least itself.
+    Hidden scores are -1e30, not minus infinity: what they add while nothing was seen yet is finite, and is
+    wiped out by the first score that counts.  Every token sees at least itself.
     """
     key, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
     k_at = k + channel[:, None] + key[None, :].to(tl.int64) * k_token

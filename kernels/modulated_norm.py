@@ -10,18 +10,28 @@ import triton.language as tl
 from torch import Tensor
 
 
-def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
+def modulated_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
+) -> Tensor:
     """See reference.modulated_norm.  The last axis of every tensor must be contiguous."""
     return _norm(x, scale, shift, (scale.stride(0), shift.stride(0)), 1.0, dtype, eps)
 
 
-def affine_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
+def affine_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
+) -> Tensor:
     """See reference.affine_norm.  The last axis of every tensor must be contiguous."""
     return _norm(x, weight, bias, (0, 0), 0.0, dtype, eps)
 
 
 def _norm(
-    x: Tensor, scale: Tensor, shift: Tensor, strides: tuple[int, int], base: float, dtype: torch.dtype | None, eps: float
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    strides: tuple[int, int],
+    base: float,
+    dtype: torch.dtype | None,
+    eps: float,
 ) -> Tensor:
     """Normalised x times (base + scale) plus shift, both `strides` apart from row to row."""
     rows, tokens, width = x.shape
@@ -79,5 +89,6 @@ def _gated_add_kernel(
     mask = channel < C
     gate = tl.load(gamma + row * gamma_row + channel, mask=mask, other=0.0).to(tl.float32)
     update = tl.load(y + row * y_row + token * y_token + channel, mask=mask, other=0.0).to(tl.float32)
-    value = tl.load(x + row * x_row + token * x_token + channel, mask=mask, other=0.0).to(tl.float32) + gate * update
+    value = tl.load(x + row * x_row + token * x_token + channel, mask=mask, other=0.0).to(tl.float32)
+    value += gate * update
     tl.store(out + row * out_row + token * out_token + channel, value.to(out.dtype.element_ty), mask=mask)

@@ -19,14 +19,18 @@ Segment = tuple[Tensor, Tensor]  # keys and values, each (R, H, M, D)
 
 
 def rope2d(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs: x (R, H, N, D), cos and sin (R or 1, N, D / 2).  Returns x's shape, float32 or better."""
+    """Rotate adjacent channel pairs: x (R, H, N, D), cos and sin (R or 1, N, D / 2) -> x's shape, float32 at
+    least.
+    """
     pairs = x.unflatten(-1, (-1, 2))
     a, b = pairs[..., 0], pairs[..., 1]
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
 
-def cosine_rope2d(qkv: Tensor, log_scale: Tensor, cos: Tensor, sin: Tensor, into: Segment | None = None) -> tuple[Tensor, ...]:
+def cosine_rope2d(
+    qkv: Tensor, log_scale: Tensor, cos: Tensor, sin: Tensor, into: Segment | None = None
+) -> tuple[Tensor, ...]:
     """Queries, keys and values of cosine attention from the packed projection.
 
     Queries and keys are L2-normalised and rotated, queries also multiplied by exp(min(log_scale, ln 100)).
@@ -38,7 +42,8 @@ def cosine_rope2d(qkv: Tensor, log_scale: Tensor, cos: Tensor, sin: Tensor, into
         into: memory for keys and values, each (R, H, N, D), such as a place in the KV cache.
 
     Returns:
-        q, k, v, each (R, H, N, D) in qkv's dtype; k and v are those of `into` if given, else v is a view of qkv.
+        q, k, v, each (R, H, N, D) in qkv's dtype; k and v are those of `into` if given, else v is a view of
+        qkv.
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     strength = _float(log_scale).clamp_max(MAX_LOG_SCALE).exp()[:, None, None]
@@ -52,15 +57,18 @@ def _float(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def cross_scale_attention(q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0) -> Tensor:
+def cross_scale_attention(
+    q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
     """Attention of N new tokens over the cache and over each other.
 
     Args:
         q: (R, H, N, D), the new tokens, of one scale or of several.
-        segments: one or two pairs of keys and values, each (R, H, M, D): everything there is to attend to, M tokens in all,
-            the new tokens last.
+        segments: one or two pairs of keys and values, each (R, H, M, D): everything there is to attend to, M
+            tokens in all, the new tokens last.
         visible: which new token sees which; what came before them is always visible.
-            None: all see all (CSSA).  (N,) int32: a token sees those with its own number (the scale, in the SA ablation).
+            None: all see all (CSSA).  (N,) int32: a token sees those with its own number (the scale, in the
+                SA ablation).
             (R or 1, N, N) bool: row sees column.
         scale: factor on the dot products.
 
@@ -74,16 +82,24 @@ def cross_scale_attention(q: Tensor, segments: Sequence[Segment], visible: Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
 
 
-def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
-    """LayerNorm without weights, then (1 + scale) and shift: x (R, N, C), scale and shift (R, 1, C) -> dtype (None: x's)."""
+def modulated_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
+) -> Tensor:
+    """LayerNorm without weights, times (1 + scale), plus shift: x (R, N, C), both (R, 1, C) -> dtype (None:
+    x's).
+    """
     return (F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift).to(dtype or x.dtype)
 
 
-def affine_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6) -> Tensor:
-    """LayerNorm in x's precision, whatever the weights': x (R, N, C), weight and bias (C,) -> dtype (None: x's)."""
+def affine_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
+) -> Tensor:
+    """LayerNorm in x's precision, whatever the weights': x (R, N, C), both (C,) -> dtype (None: x's)."""
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(dtype or x.dtype)
 
 
 def gated_add(x: Tensor, gamma: Tensor, y: Tensor) -> Tensor:
-    """x + gamma * y: x and y (R, N, C), gamma (R, 1, C); x is the residual stream, y may be of a lower precision."""
+    """x + gamma * y: x and y (R, N, C), gamma (R, 1, C); y may be of a lower precision than the residual
+    stream x.
+    """
     return x + gamma * y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_prompt_of_512_tokens_fits_and_one_more_is_refused_with_both_numbers(e
 
 def test_a_model_may_read_less(encoder: TextEncoder) -> None:
     with pytest.raises(ValueError, match="it has 6 tokens and the model reads at most 5"):
-        encoder.encode(["a a a a a"], max_tokens=5)
+        replace(encoder, max_tokens=5).encode(["a a a a a"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -103,7 +103,7 @@ class HartFiles(ModelFiles):
 
     folder: Path  # the released one, where the system prompt lies
     sides: tuple[int, ...]  # of the scales, coarsest first
-    slots: int  # of text
+    text_tokens: int  # of every prompt
 
     @property
     def published(self) -> Published:
@@ -127,7 +127,7 @@ class HartFiles(ModelFiles):
         return Sampling(tau, top_k=0, top_p=0.0)
 
     def load_text(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PromptEncoder:
-        return PromptEncoder.load(self.text, read_system_prompt(self.folder), self.slots, device, dtype)
+        return PromptEncoder.load(self.text, read_system_prompt(self.folder), self.text_tokens, device, dtype)
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HartBackbone:
         backbone, width = load_hart(self.transformer, self.vae, device, dtype), read_qwen_config(self.text)["hidden_size"]

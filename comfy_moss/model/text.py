@@ -1,10 +1,11 @@
-"""Text features of prompts: a T5 encoder and its tokenizer from a local directory.  Nothing is ever downloaded.
+"""Text features of prompts: a text model and its tokenizer from a local directory.  Nothing is downloaded.
 
-The tokenizer is read from its own file (`tokenizer.json`, or `spiece.model` through sentencepiece), so the tokens do not
-depend on the version of transformers.  Facts: docs/infinity.md, section 3.
+Infinity reads a T5 encoder's features (docs/infinity.md, section 3), HART a Qwen2 decoder's, with a fixed
+system prompt before every prompt (docs/hart.md, section 2).  There every prompt has the same number of
+tokens: what is left over is padding that the model reads, too.
 
-HART reads a Qwen2 decoder's features, with a fixed system prompt before every prompt.  Every prompt fills the same number of
-slots; what is left over is padding that the model reads, too.  Facts: docs/hart.md, section 2.
+The modules are transformers'; their weights are read by `tensors`, which refuses what is missing, misshapen
+or not finite in a sentence, and never runs a pickle.
 """
 
 from __future__ import annotations
@@ -16,119 +17,179 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import PositionedText
+from .backbone import PositionedText, Text
 from .contents import count_of
 from .tensors import CheckpointError, Tensors, fill_module, open_tensors, reading
 from .tokenizer import DAMAGED, QWEN, Tokenizer, check_ids, load_padded_tokenizer, load_tokenizer
 
 MISFIT = "does not fit the weights beside it; download the folder as a whole"
 T5_POSITIONS = (("relative_attention_num_buckets", 32), ("relative_attention_max_distance", 128))
-T5_SIZES = (
-    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "layer_norm_epsilon", "feed_forward_proj",
-    *dict(T5_POSITIONS),
-)
+T5_SIZES = "vocab_size d_model d_kv d_ff num_layers num_heads layer_norm_epsilon feed_forward_proj".split()
+QWEN_SIZES = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "rms_norm_eps max_position_embeddings hidden_act tie_word_embeddings"
+).split()
+ROPE_THETA = 1e6  # base of Qwen2's rotary positions
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
+HART_TOKENS = 300  # of a prompt, in the released model
+SYSTEM_FILE = "system_prompt.txt"
+SYSTEM_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
 log = logging.getLogger(__name__)
 
 
+class _Reader:
+    """What both text encoders do alike."""
+
+    model: nn.Module
+
+    def encode(self, prompts: Sequence[str]) -> list[Text]:
+        """Features of each prompt, float32 on the CPU; see `features`.
+
+        Prompts are encoded one by one, so no result depends on its neighbours.
+
+        Raises:
+            ValueError: a prompt is too long, or the features are not finite.
+        """
+        found = {prompt: self.features(self.ids(prompt)) for prompt in dict.fromkeys(prompts)}
+        return [found[prompt] for prompt in prompts]
+
+    def _hidden(self, ids: Tensor, what: str, **options: Any) -> Tensor:
+        """Last hidden states (L, Ct) float32 on the CPU of token ids (L,)."""
+        device = next(self.model.parameters()).device
+        tensors = {name: value.to(device) for name, value in options.items() if isinstance(value, Tensor)}
+        output = self.model(input_ids=ids[None].to(device), **options | tensors)
+        rows = output.last_hidden_state[0].float().cpu()
+        if not torch.isfinite(rows).all():
+            advice = "load it in bfloat16 or float32"
+            raise ValueError(f"the {what} returned values that are not numbers; {advice}")
+        return rows
+
+
 @dataclass(frozen=True)
-class TextEncoder:
+class TextEncoder(_Reader):
     """A T5 encoder with its tokenizer.
 
     Attributes:
         model: transformers' T5EncoderModel.
         tokenize: prompt -> token ids, the end token last, nothing cut off.
         width: Ct, numbers per token.
+        max_tokens: that a prompt may have, the end token included.
     """
 
     model: nn.Module
     tokenize: Tokenizer
     width: int
+    max_tokens: int = MAX_TOKENS
 
     @classmethod
-    def load(cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
+    def load(
+        cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TextEncoder:
         """Load a directory as published on the hub: config.json, weights, tokenizer.json or spiece.model.
 
         Raises:
             CheckpointError: something is missing or damaged; the message says what.
         """
         path = Path(path)
-        config = _read_config(path)
+        config = _read_t5_config(path)
         end = config.get("eos_token_id")
         tokenize = load_tokenizer(path, end if is_count(end) else 1)
-        return cls(_load_model(path, config, device, dtype), tokenize, config["d_model"])
+        return cls(_load_t5(path, config, device, dtype), tokenize, config["d_model"])
 
-    def encode(self, prompts: Sequence[str], max_tokens: int = MAX_TOKENS) -> list[Tensor]:
-        """Features of each prompt, (L_i, Ct) float32 on the CPU; the last row is the end token's.
-
-        Prompts are encoded one by one, so no result depends on its neighbours.  An empty prompt gives one row.
-
-        Raises:
-            ValueError: a prompt has more than `max_tokens` tokens (end token included), or the features are not finite.
-        """
-        features = {prompt: self.features(self.ids(prompt, max_tokens)) for prompt in dict.fromkeys(prompts)}
-        return [features[prompt] for prompt in prompts]
-
-    def ids(self, prompt: str, max_tokens: int = MAX_TOKENS) -> list[int]:
+    def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt, the end token last.
 
         Raises:
             ValueError: more than `max_tokens`.
         """
         ids = self.tokenize(prompt)
-        if len(ids) > max_tokens:
+        if len(ids) > self.max_tokens:
             raise ValueError(
-                f"the prompt is too long: it has {len(ids)} tokens and the model reads at most {max_tokens}; "
-                f"shorten it (it begins {prompt[:40]!r})"
+                f"the prompt is too long: it has {len(ids)} tokens and the model reads at most "
+                f"{self.max_tokens}; shorten it (it begins {prompt[:40]!r})"
             )
         return ids
 
     @torch.no_grad()
-    def features(self, ids: list[int]) -> Tensor:
-        """Features (L, Ct) float32 on the CPU of L token ids.
+    def features(self, ids: Sequence[int]) -> Tensor:
+        """Features (L, Ct) of L token ids; the last row is the end token's.  An empty prompt has one row."""
+        check_ids(ids, self.model.config.vocab_size)
+        return self._hidden(torch.tensor(ids), "text encoder")
+
+
+@dataclass(frozen=True)
+class PromptEncoder(_Reader):
+    """A Qwen2 decoder with its tokenizer, seen as a text encoder.
+
+    Attributes:
+        model: transformers' Qwen2Model.
+        tokenize: prompt -> token ids.
+        system: ids of the system prompt; empty = none.
+        pad: id of padding.
+        length: T, tokens of every prompt.
+        side: where padding goes, "right" or "left".
+    """
+
+    model: nn.Module
+    tokenize: Tokenizer
+    system: Sequence[int]
+    pad: int
+    length: int = HART_TOKENS
+    side: str = "right"
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        system_prompt: str,
+        length: int = HART_TOKENS,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PromptEncoder:
+        """Load a directory as published on the hub: config.json, weights, tokenizer.json.
 
         Raises:
-            ValueError: they are not finite.
+            CheckpointError: something is missing or damaged; the message says what.
         """
-        device = next(self.model.parameters()).device
-        check_ids(ids, self.model.config.vocab_size)
-        rows = self.model(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0].float().cpu()
-        if not torch.isfinite(rows).all():
-            raise ValueError("the text encoder returned values that are not numbers; load it in bfloat16 or float32")
-        return rows
+        path = Path(path)
+        config, (tokenize, pad, side) = read_qwen_config(path), load_padded_tokenizer(path)
+        model = qwen_from_state(open_tensors(path), config, device, dtype)
+        return cls(model, tokenize, tokenize(system_prompt) if system_prompt else (), pad, length, side)
+
+    @property
+    def width(self) -> int:
+        """Numbers per token."""
+        return self.model.config.hidden_size
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt; what is beyond T tokens is cut off, as it was in training."""
+        ids = self.tokenize(prompt)
+        if len(ids) > self.length:
+            found = f"The prompt has {len(ids)} tokens and the model reads {self.length}"
+            log.warning(f"{found}; the end is cut off.")
+        return list(ids[: self.length])
+
+    @torch.no_grad()
+    def features(self, ids: Sequence[int]) -> PositionedText:
+        """Features (T, width) of at most T token ids; padding repeats the last token's position."""
+        check_ids([*self.system, *ids, self.pad], self.model.config.vocab_size)
+        padding = [self.pad] * (self.length - len(ids))
+        prompt = torch.tensor([*ids, *padding] if self.side == "right" else [*padding, *ids])
+        tokens = torch.cat([torch.tensor(self.system, dtype=torch.long), prompt])
+        real = prompt != self.pad
+        mask = torch.cat([torch.ones(len(self.system), dtype=torch.bool), real])[None].long()
+        options = {"attention_mask": mask, "position_ids": torch.arange(len(tokens))[None]}  # padding counts
+        rows = self._hidden(tokens, "text model", **options, use_cache=False)[len(self.system) :]
+        return PositionedText(rows, (real.cumsum(0) - 1).float())
 
 
-def text_width(path: Path) -> int:
-    """Ct of the T5 encoder in a directory, from its config.json.
-
-    Raises:
-        CheckpointError: no config.json of a T5 model there.
-    """
-    return _read_config(Path(path))["d_model"]
-
-
-def is_t5(path: Path) -> bool:
-    """Whether a directory has the files of a T5 encoder."""
-    try:
-        return text_width(path) > 0
-    except CheckpointError:
-        return False
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} is no text encoder directory: config.json is missing; download flan-t5-xl as a whole")
-    with reading(file, DAMAGED):
-        config = dict(json.loads(file.read_text(encoding="utf-8-sig")))
-    if config.get("model_type") != "t5" or not is_count(config.get("d_model")):
-        raise CheckpointError(f"{path} holds {kind_of(config)}, not a T5 text encoder; choose flan-t5-xl")
-    return config
+# --- what config.json says ----------------------------------------------------------------------------------
 
 
 def is_count(value: object) -> bool:
@@ -142,158 +203,36 @@ def kind_of(config: Mapping[str, Any]) -> str:
     return f"a {kind[:40]} model" if isinstance(kind, str) and kind else "a nameless model"
 
 
-def _load_model(path: Path, config: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    try:
-        from transformers import T5Config, T5EncoderModel  # slow to import, so only here
-    except ImportError as error:
-        raise CheckpointError("the text encoder needs the Python package transformers; install it with pip") from error
-    tensors = open_tensors(path)
-    with reading(path / "config.json", MISFIT):
-        if config["num_layers"] != count_of(tensors, r"encoder\.block\.(\d+)\."):
-            raise ValueError("another number of layers")  # before so many are built
-        buckets, farthest = (config.get(name, default) for name, default in T5_POSITIONS)
-        if not 4 <= buckets < 4 * farthest:
-            raise ValueError("positions without an order")
-        with torch.device("meta"):
-            model = T5EncoderModel(T5Config(**{name: config[name] for name in T5_SIZES if name in config}))
-    fill_module(model, _encoder_only(tensors, model), lambda name: _dtype_of(name, dtype), device)
-    model.set_input_embeddings(model.shared)  # one table, not two
-    return model
-
-
-def _encoder_only(tensors: Tensors, model: nn.Module) -> Tensors:
-    """The encoder's part of a file that may hold a decoder too; the word table goes by either of two names."""
-    twins = {"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"}
-    names = {name: name if name in tensors.shapes else twins.get(name, name) for name in model.state_dict()}
-    return tensors.renamed({new: old for new, old in names.items() if old in tensors.shapes})
-
-
-def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    """T5's second feed-forward matrix overflows in float16 and stays in float32, as transformers does it."""
-    return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
-
-
-SLOTS = 300  # of a prompt, in the released model
-SYSTEM_FILE = "system_prompt.txt"
-SYSTEM_SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
-THETA = 1e6  # base of the rotary positions
-SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "rms_norm_eps", "max_position_embeddings", "hidden_act", "tie_word_embeddings",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PromptEncoder:
-    """A Qwen2 decoder with its tokenizer, seen as a text encoder.
-
-    Attributes:
-        model: transformers' Qwen2Model.
-        tokenize: prompt -> token ids.
-        system: ids of the system prompt; empty = none.
-        pad: id of padding.
-        slots: T, of every prompt.
-        side: where padding goes, "right" or "left".
-    """
-
-    model: nn.Module
-    tokenize: Tokenizer
-    system: Sequence[int]
-    pad: int
-    slots: int = SLOTS
-    side: str = "right"
-
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        system_prompt: str,
-        slots: int = SLOTS,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> PromptEncoder:
-        """Load a directory as published on the hub: config.json, weights, tokenizer.json.
-
-        Raises:
-            CheckpointError: something is missing or damaged; the message says what.
-        """
-        path = Path(path)
-        config, (tokenize, pad, side) = read_qwen_config(path), load_padded_tokenizer(path)
-        model = qwen_from_state(open_tensors(path), config, device, dtype)
-        return cls(model, tokenize, tokenize(system_prompt) if system_prompt else (), pad, slots, side)
-
-    @property
-    def width(self) -> int:
-        """Numbers per token."""
-        return self.model.config.hidden_size
-
-    def encode(self, prompts: Sequence[str]) -> list[PositionedText]:
-        """Features of each prompt, (T, width) float32 on the CPU, and positions.
-
-        Raises:
-            ValueError: the features are not finite.
-        """
-        features = {prompt: self.features(self.ids(prompt)) for prompt in dict.fromkeys(prompts)}
-        return [features[prompt] for prompt in prompts]
-
-    def ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt; what is beyond T tokens is cut off, as it was in training."""
-        ids = self.tokenize(prompt)
-        if len(ids) > self.slots:
-            log.warning(f"The prompt has {len(ids)} tokens and the model reads {self.slots}; the end is cut off.")
-        return list(ids[: self.slots])
-
-    @torch.no_grad()
-    def features(self, ids: Sequence[int]) -> PositionedText:
-        """Features (T, width) float32 on the CPU of at most T token ids; padding repeats the last token's position.
-
-        Raises:
-            ValueError: they are not finite.
-        """
-        device = next(self.model.parameters()).device
-        padding = [self.pad] * (self.slots - len(ids))
-        prompt = torch.tensor([*ids, *padding] if self.side == "right" else [*padding, *ids])
-        real = prompt != self.pad
-        check_ids([*self.system, *ids, self.pad], self.model.config.vocab_size)
-        tokens = torch.cat([torch.tensor(self.system, dtype=torch.long), prompt])[None].to(device)
-        mask = torch.cat([torch.ones(len(self.system), dtype=torch.bool), real])[None].to(device)
-        places = torch.arange(tokens.shape[1], device=device)[None]  # padding counts
-        hidden = self.model(input_ids=tokens, attention_mask=mask.long(), position_ids=places, use_cache=False).last_hidden_state
-        rows = hidden[0, len(self.system) :].float().cpu()
-        if not torch.isfinite(rows).all():
-            raise ValueError("the text model returned values that are not numbers; load it in bfloat16 or float32")
-        return PositionedText(rows, (real.cumsum(0) - 1).float())
-
-
-def find_system_prompt(folder: Path) -> Path:
-    """The file of the system prompt, which the user has to place beside the weights.
+def text_width(path: Path) -> int:
+    """Ct of the T5 encoder in a directory, from its config.json.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: no config.json of a T5 model there.
     """
-    file = folder / SYSTEM_FILE
+    return _read_t5_config(Path(path))["d_model"]
+
+
+def is_t5(path: Path) -> bool:
+    """Whether a directory has the files of a T5 encoder."""
+    try:
+        return text_width(path) > 0
+    except CheckpointError:
+        return False
+
+
+def _read_config(path: Path, what: str, belongs: str) -> dict[str, Any]:
+    file = path / "config.json"
     if not file.is_file():
-        raise CheckpointError(
-            f"{folder} lacks {SYSTEM_FILE}: copy HART's system prompt (705 bytes of text, in its authors' repository) there, or "
-            "an empty file to go without"
-        )
-    return file
+        raise CheckpointError(f"{path} is no {what}: config.json is missing; download {belongs} as a whole")
+    with reading(file, DAMAGED):
+        return dict(json.loads(file.read_text(encoding="utf-8-sig")))
 
 
-def read_system_prompt(folder: Path) -> str:
-    """The system prompt; an empty file means none.
-
-    Raises:
-        CheckpointError: it is not there, or no text.
-    """
-    file = find_system_prompt(folder)
-    data = file.read_bytes()
-    if data and hashlib.sha256(data).hexdigest() != SYSTEM_SHA256:
-        log.warning(f"{file} is not the system prompt that HART was trained with; pictures will differ from the released ones.")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file} is no text; copy HART's system prompt there") from error
+def _read_t5_config(path: Path) -> dict[str, Any]:
+    config = _read_config(path, "text encoder directory", "flan-t5-xl")
+    if config.get("model_type") != "t5" or not is_count(config.get("d_model")):
+        raise CheckpointError(f"{path} holds {kind_of(config)}, not a T5 text encoder; choose flan-t5-xl")
+    return config
 
 
 def read_qwen_config(path: Path) -> dict[str, Any]:
@@ -302,18 +241,59 @@ def read_qwen_config(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no config.json of a Qwen2 model there.
     """
-    file = path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} is no text model: config.json is missing; download {QWEN} as a whole")
-    with reading(file, DAMAGED):
-        config = dict(json.loads(file.read_text(encoding="utf-8-sig")))
+    config = _read_config(path, "text model", QWEN)
+    with reading(path / "config.json", DAMAGED):
         sizes = dict(config.get("text_config") or config)
     if config.get("model_type") not in ("qwen2", "qwen2_vl") or not is_count(sizes.get("hidden_size")):
         raise CheckpointError(f"{path} holds {kind_of(config)}, not Qwen2; choose {QWEN}")
     return sizes
 
 
-def qwen_from_state(state: Tensors, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+# --- modules and their weights ------------------------------------------------------------------------------
+
+
+def _transformers() -> ModuleType:
+    """The package, which is slow to import, so only here."""
+    try:
+        import transformers
+    except ImportError as error:
+        message = "the text encoder needs the Python package transformers; install it with pip"
+        raise CheckpointError(message) from error
+    return transformers
+
+
+def _load_t5(path: Path, config: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    transformers, tensors = _transformers(), open_tensors(path)
+    with reading(path / "config.json", MISFIT):
+        if config["num_layers"] != count_of(tensors, r"encoder\.block\.(\d+)\."):
+            raise ValueError("another number of layers")  # before so many are built
+        buckets, farthest = (config.get(name, default) for name, default in T5_POSITIONS)
+        if not 4 <= buckets < 4 * farthest:
+            raise ValueError("positions without an order")
+        names = (*T5_SIZES, *dict(T5_POSITIONS))
+        sizes = transformers.T5Config(**{name: config[name] for name in names if name in config})
+        with torch.device("meta"):
+            model = transformers.T5EncoderModel(sizes)
+    fill_module(model, _encoder_only(tensors, model), lambda name: _t5_dtype(name, dtype), device)
+    model.set_input_embeddings(model.shared)  # one table, not two
+    return model
+
+
+def _encoder_only(tensors: Tensors, model: nn.Module) -> Tensors:
+    """The encoder's part of a file that may hold a decoder too; its word table has one of two names."""
+    twins = {"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"}
+    names = {name: name if name in tensors.shapes else twins.get(name, name) for name in model.state_dict()}
+    return tensors.renamed({new: old for new, old in names.items() if old in tensors.shapes})
+
+
+def _t5_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """T5's second feed-forward matrix overflows in float16 and stays in float32, as transformers does it."""
+    return torch.float32 if dtype == torch.float16 and name.endswith(".wo.weight") else dtype
+
+
+def qwen_from_state(
+    state: Tensors, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype
+) -> nn.Module:
     """The text decoder alone, with positions that count along the text, whatever else the file holds.
 
     Raises:
@@ -337,15 +317,12 @@ def empty_qwen(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: transformers is not installed.
     """
-    try:
-        from transformers import Qwen2Config, Qwen2Model  # slow to import, so only here
-    except ImportError as error:
-        raise CheckpointError("the text encoder needs the Python package transformers; install it with pip") from error
-    sizes = Qwen2Config(**{name: config[name] for name in SIZES if name in config})
-    sizes.rope_theta = float(config.get("rope_theta") or THETA)  # before transformers 5
+    transformers = _transformers()
+    sizes = transformers.Qwen2Config(**{name: config[name] for name in QWEN_SIZES if name in config})
+    sizes.rope_theta = float(config.get("rope_theta") or ROPE_THETA)  # before transformers 5
     sizes.rope_parameters = {"rope_type": "default", "rope_theta": sizes.rope_theta}  # from then on
     with torch.device("meta"):
-        return Qwen2Model(sizes)
+        return transformers.Qwen2Model(sizes)
 
 
 def with_positions(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -354,3 +331,40 @@ def with_positions(model: nn.Module, device: torch.device | str) -> nn.Module:
 
     model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
     return model
+
+
+# --- HART's system prompt -----------------------------------------------------------------------------------
+
+
+def find_system_prompt(folder: Path) -> Path:
+    """The file of the system prompt, which the user has to place beside the weights.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    file = folder / SYSTEM_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder} lacks {SYSTEM_FILE}: copy HART's system prompt (705 bytes of text, in its authors' "
+            "repository) there, or an empty file to go without"
+        )
+    return file
+
+
+def read_system_prompt(folder: Path) -> str:
+    """The system prompt; an empty file means none.
+
+    Raises:
+        CheckpointError: it is not there, or no text.
+    """
+    file = find_system_prompt(folder)
+    data = file.read_bytes()
+    if data and hashlib.sha256(data).hexdigest() != SYSTEM_SHA256:
+        log.warning(
+            f"{file} is not the system prompt that HART was trained with; "
+            "pictures will differ from the released ones."
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is no text; copy HART's system prompt there") from error

@@ -1,4 +1,4 @@
-"""Tokenizers of text encoders: prompt -> token ids, from their own files, so that they do not depend on transformers.
+"""Tokenizers of text encoders: prompt -> token ids, from their own files, whatever version transformers has.
 
 Facts: docs/infinity.md, section 3; docs/hart.md, section 2.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .tensors import CheckpointError, reading
 
@@ -33,7 +34,8 @@ def load_tokenizer(path: Path, end: int = 1) -> Tokenizer:
         with reading(file, DAMAGED):
             split = reader(file)
         return lambda prompt: _tokens(file, split, prompt) + [end]
-    raise CheckpointError(f"{path} has no tokenizer: tokenizer.json and spiece.model are missing; download one of them")
+    missing = "tokenizer.json and spiece.model are missing"
+    raise CheckpointError(f"{path} has no tokenizer: {missing}; download one of them")
 
 
 def _tokens(file: Path, split: Tokenizer, prompt: str) -> list[int]:
@@ -43,12 +45,18 @@ def _tokens(file: Path, split: Tokenizer, prompt: str) -> list[int]:
 
 
 def _fast_tokenizer(file: Path) -> Tokenizer:
+    fast = _open_fast(file)
+    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids
+
+
+def _open_fast(file: Path) -> Any:
+    """tokenizers.Tokenizer, which neither cuts off nor pads."""
     from tokenizers import Tokenizer as Fast
 
     fast = Fast.from_file(str(file))
     fast.no_truncation()
     fast.no_padding()
-    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids
+    return fast
 
 
 def check_ids(ids: Sequence[int], vocabulary: int) -> None:
@@ -76,19 +84,19 @@ def load_padded_tokenizer(path: Path) -> tuple[Tokenizer, int, str]:
     Raises:
         CheckpointError: its file is missing or damaged.
     """
-    from tokenizers import Tokenizer as Fast
-
     file, told = path / "tokenizer.json", path / "tokenizer_config.json"
     if not file.is_file():
         raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing; download {QWEN} as a whole")
     with reading(file, f"or {told.name} beside it is damaged; download both again"):
-        fast = Fast.from_file(str(file))
+        fast = _open_fast(file)
         settings = json.loads(told.read_text(encoding="utf-8-sig")) if told.is_file() else {}
         word = settings.get("pad_token") or PAD
         pad = fast.token_to_id(word["content"] if isinstance(word, dict) else word)
         side = "left" if settings.get("padding_side") == "left" else "right"
     if pad is None:
         raise CheckpointError(f"{file} does not know its padding token; download {QWEN} again")
-    fast.no_truncation()
-    fast.no_padding()
-    return lambda prompt: _tokens(file, lambda text: fast.encode(text, add_special_tokens=False).ids, prompt), pad, side
+
+    def split(text: str) -> list[int]:
+        return fast.encode(text, add_special_tokens=False).ids
+
+    return lambda prompt: _tokens(file, split, prompt), pad, side

@@ -263,7 +263,7 @@ TILE, OVERLAP = 32, 8  # cells of the code map
 
 
 def one_by_one(code: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """A codec over a batch.  Kernels of other batch sizes round otherwise: a picture of a batch shall be the same alone."""
+    """A codec over a batch, so that a picture is the same as alone: other batch sizes round otherwise."""
     return torch.cat([code(one[None]) for one in batch]) if len(batch) > 1 else code(batch)
 
 
