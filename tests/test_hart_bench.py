@@ -42,7 +42,7 @@ def test_bench_measures_it_by_the_papers_methods_for_it(monkeypatch: pytest.Monk
 
 
 def test_the_operations_of_the_released_shape_are_those_of_the_specification():
-    """Section 11: linear and attention of both rows, 300 slots of text among them."""
+    """Section 11: linear and attention of both rows, 300 text tokens among them."""
     config, schedule = HART_07B.transformer, HART_07B.schedule(1.0, "1M")
     linear = config.depth * (4 * config.width**2 + 3 * config.width * config.hidden)
     counted = work.Model(TokenWork(linear, 2 * config.width * config.depth, 299), config.depth, 2)

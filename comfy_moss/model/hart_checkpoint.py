@@ -141,7 +141,7 @@ def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]
     sides = tuple(int(n) for n in (told.split("_") if isinstance(told, str) else told)) if told else None
     length = int(settings["context_token"]) if settings.get("context_token") else None
     if not (sides or (1,))[-1] <= SIDE or not (length or 1) <= SLOTS:
-        raise ValueError(f"scales {sides} or {length} slots of text")
+        raise ValueError(f"scales {sides} or {length} text tokens")
     if "lvl_1L" in state.shapes and not (levels := state["lvl_1L"]).is_meta:
         if levels.min() < 0 or levels.max() > SIDE:
             raise ValueError("impossible levels")
@@ -149,7 +149,7 @@ def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]
         found = counts[0], (1, *(round(n**0.5) for n in counts[1:]))
         if (length or found[0], sides or found[1]) != found:
             raise CheckpointError(
-                f"{state.path} was made for {found[0]} slots of text and scales {found[1]}, its config.json says "
+                f"{state.path} was made for {found[0]} text tokens and scales {found[1]}, its config.json says "
                 f"{length or found[0]} and {sides or found[1]}; put its own config.json beside it"
             )
         return found

@@ -223,11 +223,11 @@ class VAE(nn.Module):
 def plain_names(used: Iterable[str]) -> dict[str, str]:
     """Names of VAE's parameters -> names in the file, of either naming."""
     used = list(used)
-    names = {_wrapped(name): name for name in used}
+    names = {_with_inner_level(name): name for name in used}
     return names | {name: name for name in used if name in names}  # the exact name wins
 
 
-def _wrapped(name: str) -> str:
+def _with_inner_level(name: str) -> str:
     """Insert the `.conv` or `.norm` level that some files leave out."""
     parts = name.split(".")
     above, layer = parts[-3:-1] if len(parts) > 2 else ("", "")
