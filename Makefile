@@ -25,8 +25,8 @@ lint: $(READY)
 
 venv: $(READY)
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-lab.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet "$(TORCH)"
-	$(PY) -m pip install --quiet -r requirements.txt "pytest>=8.2" "ruff>=0.14" "triton>=3.2; sys_platform == 'linux'"
+	$(PY) -m pip install --quiet -r requirements-lab.txt -r requirements.txt "pytest>=8.2" "ruff>=0.14" "triton>=3.2; sys_platform == 'linux'"
 	touch $@

@@ -8,200 +8,217 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from comfy_moss.model.schedule import PRESETS
 
-from .bench import RESULTS
-from .evaluation.calibration import options as calibration
-from .evaluation.export import layouts as export
-from .evaluation.names import EVALUATED
+from . import RESULTS
 
+EVALUATED = "dense,draft,fastvar,moss2,moss3,moss4,moss5,moss4-sa,moss4-unguided"
+# keys of `metrics.METRICS`, the usual one first
+METRICS = ("psnr", "latent", "ssim", "texture", "overall", "combined")
+SUITES = ("geneval", "dpg", "hpsv2", "imagereward")  # keys of `export.LAYOUTS`
+SHAPES = ("nano", "125m", "2b", "8b", "hart-0.7b")  # nano and the keys of `shapes.SHAPES`
+ORDERS = ("finest", "coarsest")  # those of `search.ORDERS`
 Options = Callable[[argparse.ArgumentParser], None]
+
+
+class _Options:
+    """Options, one a line, each with its default told."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.add = parser.add_argument
+
+    def choice(self, name: str, choices: Sequence[str], told: str) -> None:
+        """The first one is the default."""
+        self.add(name, choices=choices, default=choices[0], help=f"{told} (default: {choices[0]})")
+
+    def text(self, name: str, default: str, told: str, shown: str | None = None) -> None:
+        self.add(name, default=default, metavar=shown, help=f"{told} (default: {default})")
+
+    def number(self, name: str, default: float | str, told: str, shown: str = "N") -> None:
+        """A default in words stands for None: it is decided later."""
+        known = default if isinstance(default, (int, float)) else None
+        self.add(
+            name, type=type(known or 0), default=known, metavar=shown, help=f"{told} (default: {default})"
+        )
+
+    def path(self, name: str, told: str, shown: str = "FILE", **settings: Any) -> None:
+        self.add(name, type=Path, metavar=shown, help=told, **settings)
 
 
 def add_commands(commands: Any, add_method: Options, add_drawing: Options) -> None:
     """Add the laboratory's commands to the command line.
 
     Args:
-        add_method, add_drawing: give a parser the options of a method, and of all else that decides a picture.
+        add_method, add_drawing: give a parser the options of a method, and of all else that decides a
+            picture.
     """
-    _add_bench(commands)
-    _add_evaluate(commands)
-    _add_export(commands, add_method, add_drawing)
-    _add_calibrate(commands, add_drawing)
-    _add_verify(commands)
+    for name, told, run, parts in (
+        ("bench", "measure speed and memory of the methods on this machine", _bench, [_add_bench]),
+        ("evaluate", "measure quality on the shapes world, against time", _evaluate, [_add_evaluate]),
+        ("export", "draw a benchmark's pictures", _export, [_add_export, add_method, add_drawing]),
+        ("calibrate", "search the bounds of MoSs-k by a metric", _calibrate, [add_calibrate, add_drawing]),
+        ("verify", "compare this implementation with reference numbers", _verify, [_add_verify]),
+    ):
+        parser = commands.add_parser(name, help=told)
+        for add_options in parts:
+            add_options(parser)
+        parser.set_defaults(run=run)
 
 
-def _add_bench(commands: Any) -> None:
-    parser = commands.add_parser("bench", help="measure speed and memory of the methods on this machine")
-    add = parser.add_argument
-    add("--shape", choices=("nano", "125m", "2b", "8b", "hart-0.7b"), default="nano", help="all but nano get random weights")
-    add("--pixels", choices=PRESETS, help="image area (default: 1M, for nano 0.25M)")
-    add("--aspect", default="1:1", help="width:height (default: 1:1)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto = bf16 on cuda and CPUs with AMX, else fp32")
-    add("--backend", choices=("auto", "torch", "triton"), default="auto", help="auto = Triton's kernels where they are faster")
-    add("--methods", metavar="M1,M2,...", help="dense and every moss's draft-k are added (default: all that the paper has)")
-    add("--runs", type=int, default=5, metavar="N", help="rounds of all methods, in random order (default: 5)")
-    add("--warmup", type=int, default=1, metavar="N", help="rounds before those, not counted (default: 1)")
-    add("--cfg", choices=("on", "off"), default="on", help="guidance: off = half the rows (default: on)")
-    add("--graphs", choices=("on", "off"), default="off", help="run the transformer as CUDA graphs (default: off)")
-    add("--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="write all numbers there, or print only them")
-    add("--markdown", type=Path, metavar="FILE", help="write the printed tables there as well")
-    add("--save", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="store all numbers there, default benchmarks/results")
-    add("--tables", action="store_true", help="measure nothing: write docs/performance.md from all stored results")
-    parser.set_defaults(run=_bench)
+def _add_device(options: _Options) -> None:
+    options.add(
+        "--pixels", choices=PRESETS, help="image area (default: the model's own; of released shapes 1M)"
+    )
+    options.text("--device", "auto", "auto, cpu, cuda, cuda:1")
+    options.choice("--precision", ("auto", "fp32", "bf16"), "auto = bf16 where that is faster")
 
 
-def _add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="measure the quality of the methods on the shapes world, against their time")
-    add = parser.add_argument
-    add("--model", default="nano", help="a model that draws the shapes world (default: nano)")
-    add("--models", type=Path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
-    add("--methods", default=EVALUATED, metavar="M1,M2,...", help=f"draft = draft-1 to draft-5 (default: {EVALUATED})")
-    add("--per-task", type=int, default=10, metavar="N", help="prompts of each of the six tasks (default: 10)")
-    add("--seed", type=int, default=0, help="of the prompts; picture n has seed n (default: 0)")
-    add("--pixels", choices=PRESETS, help="image area (default: the model's own)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the model (default: auto)")
-    add("--batch", type=int, default=3, metavar="N", help="pictures drawn together (default: 3)")
-    add("--workers", type=int, metavar="N", help="processes that share prompts and cores (default: one a thread, up to 4)")
-    add("--part", type=int, help=argparse.SUPPRESS)  # which worker this is
-    add("--correlation", type=int, default=100, metavar="N", help="first prompts whose contribution is measured (default: 100)")
-    add("--out", type=Path, metavar="DIR", help="keep what was drawn there, and go on from what is there already")
-    add("--json", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="write all numbers there, or print only them")
-    add("--save", type=Path, nargs="?", const=RESULTS, metavar="DIR", help="store all numbers there, default benchmarks/results")
-    add("--tables", action="store_true", help="draw nothing: write docs/quality.md from all stored results")
-    parser.set_defaults(run=_evaluate)
+def _add_results(options: _Options, page: str) -> None:
+    options.path("--json", "write all numbers there, or only print them", nargs="?", const=Path("-"))
+    options.add(
+        "--tables", action="store_true", help=f"measure nothing: write docs/{page} from all stored results"
+    )
+    _add_save(options)
 
 
-def _add_export(commands: Any, add_method: Options, add_drawing: Options) -> None:
-    parser = commands.add_parser("export", help="draw the pictures of a benchmark that is scored elsewhere")
-    export.add_options(parser)
-    add_method(parser)
-    add_drawing(parser)
-    parser.set_defaults(run=_export)
+def _add_save(options: _Options) -> None:
+    options.path(
+        "--save", "store the result there (default: benchmarks/results)", "DIR", nargs="?", const=RESULTS
+    )
 
 
-def _add_calibrate(commands: Any, add_drawing: Options) -> None:
-    parser = commands.add_parser("calibrate", help="search the bounds of MoSs-k for a model by a metric")
-    calibration.add_options(parser)
-    add_drawing(parser)
-    parser.set_defaults(run=_calibrate)
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    options = _Options(parser)
+    options.choice("--shape", SHAPES, "all but nano get random weights")
+    options.text("--aspect", "1:1", "width:height")
+    _add_device(options)
+    options.choice("--backend", ("auto", "torch", "triton"), "auto = Triton's kernels where they are faster")
+    methods = "dense, and drafts of what is refined, are added (default: all of the paper)"
+    options.add("--methods", metavar="M1,M2,...", help=methods)
+    options.number("--runs", 5, "rounds of all methods, in random order")
+    options.number("--warmup", 1, "rounds before those, not counted")
+    options.choice("--cfg", ("on", "off"), "guidance: off = half the rows")
+    options.choice("--graphs", ("off", "on"), "run the transformer as CUDA graphs")
+    options.path("--markdown", "write the printed tables there as well")
+    _add_results(options, "performance.md")
 
 
-def _add_verify(commands: Any) -> None:
-    parser = commands.add_parser("verify", help="compare this implementation with reference numbers")
-    parser.add_argument("directory", type=Path, help="directory of reference numbers with a manifest.json")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=_verify)
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    options = _Options(parser)
+    options.text("--model", "nano", "a model that draws the shapes world")
+    options.path(
+        "--models", "look for models here first; may be repeated", "DIR", action="append", default=[]
+    )
+    options.text("--methods", EVALUATED, "draft = draft-1 to draft-5", "M1,M2,...")
+    options.number("--per-task", 10, "prompts of each of the six tasks")
+    options.number("--seed", 0, "of the prompts; picture n has seed n")
+    _add_device(options)
+    options.number("--batch", 3, "pictures drawn together")
+    options.number("--workers", "one a thread, up to 4", "processes that share prompts and cores")
+    options.add("--part", type=int, help=argparse.SUPPRESS)  # which worker this is
+    options.number("--correlation", 100, "first prompts whose contribution is measured")
+    options.path("--out", "keep what was drawn there, and go on from what is there already", "DIR")
+    _add_results(options, "quality.md")
 
 
-# --- export, calibrate ------------------------------------------------------------------------------------------
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    options = _Options(parser)
+    options.add("suite", choices=SUITES, help="whose prompts and layout")
+    options.path("--prompts", "the benchmark's own (dpg, hpsv2: or their folder)", required=True)
+    options.path("--out", "goes on where it was stopped; pictures to score: DIR/images", "DIR", required=True)
+    options.number("--per-prompt", "the benchmark's own number", "pictures a prompt")
+    options.number("--batch", 1, "pictures drawn together")
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    options = _Options(parser)
+    options.number("--k", 4, "scales that are refined", "K")
+    options.choice("--metric", METRICS, "latent is fastest; all but overall compare with dense")
+    options.add(
+        "--tolerance", type=float, metavar="X", help="how much of it may be lost (default: by metric)"
+    )
+    budget = "not a tolerance but refine tokens a picture, at most; paper: as its bounds"
+    options.add("--tokens", type=_budget, metavar="N", help=budget)
+    options.number("--step", 5.0, "bounds are multiples of it, percent", "P")
+    options.choice("--order", ORDERS, "which bound is searched first")
+    options.number("--prompts", 24, "prompts of the shapes world, a picture each")
+    options.path("--prompt-file", "prompts of your own instead, one a line")
+    options.number("--batch", 4, "pictures drawn together")
+    options.number("--compare", 2, "random rivals beside the paper's bounds, at equal tokens")
+    options.path("--state", "keep every trial there (JSON); the same file again goes on from it")
+    options.path("--plot", "draw the metric against the tokens of everything tried", "PNG")
+    options.add("--json", action="store_true", help="print one JSON object")
+    _add_save(options)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    options = _Options(parser)
+    options.path("directory", "directory of reference numbers with a manifest.json", "DIR")
+    options.add("--json", action="store_true", help="print one JSON object")
+
+
+def _budget(text: str) -> int | str:
+    if text != "paper" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write one, or paper")
+    return text if text == "paper" else int(text)
+
+
+# --- running ----------------------------------------------------------------------------------------------
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from . import bench, pages
+
+    if args.tables:
+        print(pages.write_performance())
+        return 0
+    result = bench.bench(bench.check(args), _say)
+    text = pages.performance(result)
+    _tell(args, text, pages.as_json(result), {args.markdown: text.encode()} if args.markdown else {})
+    if args.save:
+        pages.save_bench(result, args.save)
+    return 0 if all(limit["passed"] for limit in result["limits"]) else 1
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from . import evaluate, pages, quality
+
+    if args.tables:
+        print(pages.write_quality())
+        return 0
+    asked = evaluate.check(args)
+    if asked.part is not None:
+        evaluate.draw_part(asked, args.out, _say)
+        return 0
+    result, pictures = evaluate.evaluate(asked, _say)
+    _tell(args, quality.section(result), pages.as_json(result))
+    if args.save:
+        pages.save_evaluation(asked, result, pictures, args.save)
+    return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    from .evaluation.export import run
+    from . import export
 
-    order = run.check(args)
-    written = run.export(order, _counter("files"))
-    print(f"{order.images}: files written for {order.layout.title}: {written}")
+    asked = export.check(args)
+    written = export.export(asked, _counter("files"))
+    print(f"{asked.images}: files written for {asked.layout.title}: {written}")
     return 0
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from .evaluation.calibration import order as orders
-    from .evaluation.calibration import store
-    from .evaluation.calibration.table import facts, table
+    from . import calibrate, pages
 
-    order = orders.check(args)
-    result = orders.run(order, _counter)
-    print(json.dumps(facts(order, result)) if args.json else table(order, result))
+    asked = calibrate.check(args)
+    result = calibrate.run(asked, _counter)
+    print(json.dumps(calibrate.facts(asked, result)) if args.json else pages.calibration_text(asked, result))
     if args.save:
-        print(store.save(store.record(order, result), args.save), file=sys.stderr)
+        print(pages.save_calibration(calibrate.record(asked, result), args.save), file=sys.stderr)
     return 0
-
-
-def _counter(things: str) -> Callable[[int, int], None]:
-    """Tells on stderr how many of how many are done: on one line that is written over, or where nobody watches a line a tenth."""
-    width, tenth = 24, -1
-
-    def show(done: int, of: int) -> None:
-        nonlocal tenth
-        text = f"{done}/{of} {things}"
-        if sys.stderr.isatty():
-            bar = "#" * (width * done // of)
-            sys.stderr.write(f"\r[{bar:.<{width}}] {text}" if done < of else "\r\x1b[K")
-        elif 10 * done // of > tenth:
-            tenth = 10 * done // of
-            sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-
-    return show
-
-
-# --- bench ------------------------------------------------------------------------------------------------------
-
-
-def _bench(args: argparse.Namespace) -> int:
-    from comfy_moss.images import write_files
-
-    from .bench import order, run, store, tables
-
-    if args.tables:
-        print(store.write_page())
-        return 0
-    result = run.bench(order.check(args), _progress_line())
-    text, data = tables.section(result), store.as_json(result)
-    printed = args.json == Path("-")
-    files = {args.json: data} if args.json and not printed else {}
-    write_files(files | ({args.markdown: text.encode()} if args.markdown else {}))
-    if args.save:
-        store.save(result, args.save)
-    sys.stdout.write(data.decode() if printed else text)
-    return 0 if all(limit["passed"] for limit in result["limits"]) else 1
-
-
-def _progress_line() -> Callable[[str], None]:
-    """What is being measured, on one line of stderr that is written over; nothing where nobody watches."""
-
-    def show(text: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-
-    return show
-
-
-# --- evaluate ---------------------------------------------------------------------------------------------------
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from comfy_moss.images import write_files
-
-    from .evaluation import order, run, store, tables
-
-    if args.tables:
-        print(store.write_page())
-        return 0
-    asked, say = order.check(args), _progress_line()
-    if asked.part is not None:
-        run.draw_part(asked, args.out, say)
-        return 0
-    result, pictures = run.evaluate(asked, say)
-    printed = args.json == Path("-")
-    if args.json and not printed:
-        write_files({args.json: store.as_json(result)})
-    if args.save:
-        store.save(asked, result, pictures, args.save)
-    sys.stdout.write(store.as_json(result).decode() if printed else tables.section(result))
-    return 0
-
-
-# --- verify -----------------------------------------------------------------------------------------------------
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -211,9 +228,45 @@ def _verify(args: argparse.Namespace) -> int:
     for check in verify(args.directory):
         checks.append({**vars(check), "passed": check.passed})
         if not args.json:
-            verdict = "PASS" if check.passed else "FAIL"
-            print(f"{verdict}  {check.case:<28} {check.quantity:<20} {check.error:.3g} (allowed {check.allowed:.3g})", flush=True)
+            numbers = f"{check.error:.3g} (allowed {check.allowed:.3g})"
+            print(
+                f"{'PASS' if check.passed else 'FAIL'}  {check.case:<28} {check.quantity:<20} {numbers}",
+                flush=True,
+            )
     passed = bool(checks) and all(check["passed"] for check in checks)
     if args.json:
         print(json.dumps({"passed": passed, "checks": checks}))
     return 0 if passed else 1
+
+
+def _tell(args: argparse.Namespace, text: str, data: bytes, files: dict[Path, bytes] | None = None) -> None:
+    """Print the tables or, with a bare --json, the numbers; write the numbers where --json says so."""
+    from comfy_moss.images import write_files
+
+    printed = args.json == Path("-")
+    write_files(({args.json: data} if args.json and not printed else {}) | (files or {}))
+    sys.stdout.write(data.decode() if printed else text)
+
+
+def _say(text: str) -> None:
+    """What is being measured, on one line of stderr that is written over; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def _counter(things: str) -> Callable[[int, int], None]:
+    """Tells on stderr how many of how many are done: on one line that is written over, else a line every
+    tenth."""
+    told = -1
+
+    def show(done: int, of: int) -> None:
+        nonlocal told
+        if sys.stderr.isatty():
+            _say(f"{done}/{of} {things}" if done < of else "")
+        elif 10 * done // of > told:
+            told = 10 * done // of
+            sys.stderr.write(f"{done}/{of} {things}\n")
+            sys.stderr.flush()
+
+    return show

@@ -44,7 +44,7 @@ class Detection:
     mask: np.ndarray = field(repr=False, compare=False)
 
 
-# --- regions ----------------------------------------------------------------------------------------------------
+# --- regions ----------------------------------------------------------------------------------------------
 
 
 def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
@@ -109,7 +109,7 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:
     return _neighbourhood(small, np.add) / 9, scale
 
 
-# --- colour -----------------------------------------------------------------------------------------------------
+# --- colour -----------------------------------------------------------------------------------------------
 
 
 def _hue(rgb: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def _regions(mask: np.ndarray) -> list[np.ndarray]:
     return [_fill_holes(labels == i) for i in range(1, count + 1) if sizes[i] >= _MIN_AREA]
 
 
-# --- shape ------------------------------------------------------------------------------------------------------
+# --- shape ------------------------------------------------------------------------------------------------
 
 
 def _centroid(mask: np.ndarray) -> tuple[float, float]:
@@ -220,7 +220,7 @@ def interior(found: list[Detection], height: int, width: int) -> np.ndarray:
     return inside
 
 
-# --- scoring ----------------------------------------------------------------------------------------------------
+# --- scoring ----------------------------------------------------------------------------------------------
 
 
 def _has_all(scene: Scene, found: list[Detection], with_color: bool) -> bool:

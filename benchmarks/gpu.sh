@@ -18,10 +18,10 @@ part() { # seconds, file, command
 }
 
 part 130 tests.txt "$python" -m pytest -m gpu -p no:cacheprovider
-part 80 kernels.txt "$python" benchmarks/kernels.py --json "$folder/kernels.json"
+part 80 kernels.txt "$python" -m benchmarks.kernels --json "$folder/kernels.json"
 part 120 tables.md "$python" -m comfy_moss bench --shape 2b --device cuda --precision bf16 --runs 20 --warmup 3 --save "$folder"
 part 120 tables.md "$python" -m comfy_moss bench --shape 2b --device cuda --precision bf16 --graphs on --runs 20 --warmup 3 --save "$folder"
 part 60 tables.md "$python" -m comfy_moss bench --shape 125m --device cuda --precision bf16 --runs 20 --warmup 3 --save "$folder"
 part 45 tables.md "$python" -m comfy_moss bench --shape nano --device cuda --precision bf16 --runs 20 --warmup 3 --save "$folder"
-part 25 decoder.txt "$python" benchmarks/decoder.py
+part 25 decoder.txt "$python" -m benchmarks.parts decoder
 exit $failed

@@ -1,12 +1,13 @@
 """Time every kernel beside its torch twin and the vendor's own, at the shapes of Infinity-2B's refine step.
 
-    python benchmarks/kernels.py                       # on the GPU if there is one
-    python benchmarks/kernels.py --json kernels.json   # also as JSON
-    python benchmarks/kernels.py --tune                # attention with other tiles, too
+    python -m benchmarks.kernels                       # on the GPU if there is one
+    python -m benchmarks.kernels --json kernels.json   # also as JSON
+    python -m benchmarks.kernels --tune                # attention with other tiles, too
 
-Everything that is timed is first compared with the twin in float64, and may err twice as much as the twin itself; what errs
-more is not timed, and the exit code is 1.  All rivals of an operation run in turn, in every round anew, each with a cold L2.
-TB/s counts the bytes that must be moved, each once, and TFLOP/s the operations of attention, whatever a rival really does.
+Everything that is timed is first compared with the twin in float64, and may err twice as much as the twin
+itself; what errs more is not timed, and the exit code is 1.  All rivals of an operation run in turn, in every
+round anew, each with a cold L2. TB/s counts the bytes that must be moved, each once, and TFLOP/s the
+operations of attention, whatever a rival really does.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import comfy_moss  # noqa: E402, F401
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.remove(str(ROOT))  # the folder kernels/ must not pass for the package of that name
+from comfy_moss.model.cache import KVCache
+from comfy_moss.ops import TORCH, Kernels, choose
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from .machine import hardware, spread, versions
 
-from comfy_moss.benchmarks.bench.machine import hardware, versions  # noqa: E402
-from comfy_moss.benchmarks.bench.measure import spread  # noqa: E402
-from comfy_moss.model.cache import KVCache  # noqa: E402
-from comfy_moss.ops import TORCH, Kernels, choose  # noqa: E402
-
-SHAPES = ((4121, 1600), (2521, 995), (1497, 1613), (921, 988), (921, 1024))  # drafted, dispatched: MoSs2 to 5, and 988 padded
-TILES = ((128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (128, 32, 4, 3), (128, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3))
-VENDORS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+# drafted, dispatched: MoSs2 to 5, and 988 padded
+SHAPES = ((4121, 1600), (2521, 995), (1497, 1613), (921, 988), (921, 1024))
+TILES = (
+    (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (128, 32, 4, 3), (128, 128, 8, 2), (64, 64, 4, 2),
+    (64, 64, 4, 3),
+)
+VENDORS = {
+    "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 RATES = ("terabytes_s", "teraflops")
-FLUSH = 512 * 2**20  # bytes: more than any L2 holds, and long enough to write that a call's launches are queued meanwhile
+# bytes: more than any L2 holds, and long enough to write that a call's launches are queued meanwhile
+FLUSH = 512 * 2**20
 
 Call = Callable[..., object]
 
@@ -88,15 +91,20 @@ def rope_cases(shape: Shape, kinds: Sequence[Kernels]) -> Iterator[Case]:
     tables = 2 * angles.nbytes
     rivals = {kind.name: kind.cosine_rope2d for kind in kinds}
     yield Case("cosine_rope2d", TORCH.cosine_rope2d, args, rivals, 4 * channels * element + tables)
-    cache = KVCache([shape.past + shape.tokens], shape.rows, shape.heads, shape.size, shape.dtype, shape.device)
+    cache = KVCache(
+        [shape.past + shape.tokens], shape.rows, shape.heads, shape.size, shape.dtype, shape.device
+    )
     cache.lengths = [shape.past]
     room = cache.room(0, shape.tokens)
     rivals = {kind.name: partial(kind.cosine_rope2d, into=room) for kind in kinds}
     yield Case("cosine_rope2d into cache", TORCH.cosine_rope2d, args, rivals, 6 * channels * element + tables)
 
 
-def attention_cases(shape: Shape, kinds: Sequence[Kernels], tiles: Sequence[tuple[int, ...]]) -> Iterator[Case]:
-    """All see all, and the ablation by scales; torch's own backends are given the joined segments for nothing."""
+def attention_cases(
+    shape: Shape, kinds: Sequence[Kernels], tiles: Sequence[tuple[int, ...]]
+) -> Iterator[Case]:
+    """All see all, and the ablation by scales; torch's own backends are given the joined segments for
+    nothing."""
     q, *new = (shape.random(shape.rows, shape.heads, shape.tokens, shape.size) for _ in range(3))
     q = q * 3 / shape.size**0.5  # scores about as far apart as a trained model's
     segments = (tuple(shape.random(2, shape.rows, shape.heads, shape.past, shape.size)), tuple(new))
@@ -109,10 +117,15 @@ def attention_cases(shape: Shape, kinds: Sequence[Kernels], tiles: Sequence[tupl
         rivals |= {f"triton {tile}": partial(kind.cross_scale_attention, tile=_tile(tile)) for tile in tiles}
     vendors = {f"{name}, no joining": partial(_vendor, backend, *joined) for name, backend in VENDORS.items()}
     available = {name: call for name, call in vendors.items() if shape.device.type == "cuda"}
-    yield Case("cross_scale_attention", TORCH.cross_scale_attention, (q, segments), rivals | available, moved, flops)
+    yield Case(
+        "cross_scale_attention", TORCH.cross_scale_attention, (q, segments), rivals | available, moved, flops
+    )
     scales = (torch.arange(shape.tokens, device=shape.device) * 4 // shape.tokens).int()
     rivals = {kind.name: kind.cross_scale_attention for kind in kinds}
-    yield Case("cross_scale_attention by scale", TORCH.cross_scale_attention, (q, segments, scales), rivals, moved, flops)
+    yield Case(
+        "cross_scale_attention by scale", TORCH.cross_scale_attention, (q, segments, scales), rivals, moved,
+        flops,
+    )
 
 
 def _tile(sizes: tuple[int, ...]) -> object:
@@ -129,12 +142,18 @@ def _vendor(backend: SDPBackend, k: Tensor, v: Tensor, q: Tensor, segments: obje
 def norm_cases(shape: Shape, kinds: Sequence[Kernels]) -> Iterator[Case]:
     """The norms round to the weights' dtype; the residual stream is float32."""
     width = shape.heads * shape.size
-    x, y = shape.random(shape.rows, shape.tokens, width, dtype=torch.float32), shape.random(shape.rows, shape.tokens, width)
+    x, y = shape.random(
+        shape.rows, shape.tokens, width, dtype=torch.float32
+    ), shape.random(shape.rows, shape.tokens, width)
     vectors = shape.random(shape.rows, 1, 6, width, dtype=torch.float32)
     weight, bias = shape.random(2, width)
-    for name, args in (("modulated_norm", (x, vectors[:, :, 2], vectors[:, :, 4])), ("affine_norm", (x, weight, bias))):
+    for name, args in (
+        ("modulated_norm", (x, vectors[:, :, 2], vectors[:, :, 4])), ("affine_norm", (x, weight, bias))
+    ):
         rivals = {kind.name: partial(getattr(kind, name), dtype=shape.dtype) for kind in kinds}
-        yield Case(name, partial(getattr(TORCH, name), dtype=torch.float64), args, rivals, x.nbytes + y.nbytes)
+        yield Case(
+            name, partial(getattr(TORCH, name), dtype=torch.float64), args, rivals, x.nbytes + y.nbytes
+        )
     rivals = {kind.name: kind.gated_add for kind in kinds} | {"addcmul": torch.addcmul}
     yield Case("gated_add", TORCH.gated_add, (x, vectors[:, :, 1], y), rivals, 2 * x.nbytes + y.nbytes)
 
@@ -147,12 +166,15 @@ def errors(case: Case) -> dict[str, float | str]:
     for name, call in case.rivals.items():
         try:
             parts = _parts(call(*case.arguments))
-        except (RuntimeError, ValueError) as error:  # a backend that does not take this dtype, or a tile that does not fit
+        # a backend that does not take this dtype, or a tile that does not fit
+        except (RuntimeError, ValueError) as error:
             found[name] = f"does not run: {str(error).partition(chr(10))[0]}"
             continue
         off = [(part.double() - right).abs().max().item() for part, right in zip(parts, exact, strict=True)]
         eps = torch.finfo(torch.float32).eps
-        allowed = allowed or [2 * e + 4 * eps * right.abs().max().item() for e, right in zip(off, exact, strict=True)]
+        allowed = allowed or [
+            2 * e + 4 * eps * right.abs().max().item() for e, right in zip(off, exact, strict=True)
+        ]
         found[name] = max(e / limit for e, limit in zip(off, allowed, strict=True))
     return found
 
@@ -168,7 +190,8 @@ def _in_double(value: object) -> object:
 
 
 def seconds(device: torch.device, call: Callable[[], object]) -> float:
-    """One run: on a GPU between two events, queued behind work that empties the L2 and hides the launches of short calls."""
+    """One run: on a GPU between two events, queued behind work that empties the L2 and hides the launches of
+    short calls."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -193,20 +216,30 @@ def measure(case: Case, shape: Shape, runs: int) -> Iterator[dict]:
             if turn >= 2:
                 times[name].append(spent)
     for name, error in checked.items():
-        row = {"operation": case.operation, "past": shape.past, "tokens": shape.tokens, "rival": name, "error": error}
-        yield row | (_speed(case, times[name]) if name in times else dict.fromkeys(("median_us", "iqr_us", *RATES)))
+        row = {
+            "operation": case.operation, "past": shape.past, "tokens": shape.tokens, "rival": name,
+            "error": error,
+        }
+        yield row | (
+            _speed(case, times[name]) if name in times else dict.fromkeys(("median_us", "iqr_us", *RATES))
+        )
 
 
 def _speed(case: Case, times: list[float]) -> dict[str, float | None]:
     found = spread(times)
     rates = (work / found["median"] / 1e12 for work in (case.moved, case.flops))
-    return {"median_us": 1e6 * found["median"], "iqr_us": 1e6 * (found["iqr"] or 0.0), **dict(zip(RATES, rates, strict=True))}
+    return {
+        "median_us": 1e6 * found["median"], "iqr_us": 1e6 * (found["iqr"] or 0.0),
+        **dict(zip(RATES, rates, strict=True)),
+    }
 
 
 def line(row: dict) -> str:
     head = f"{row['operation']:30} {row['past']:5} {row['tokens']:5}  {row['rival']:26}"
     if row["median_us"] is None:
-        reason = row["error"] if isinstance(row["error"], str) else f"WRONG: {2 * row['error']:.3g} times the twin's error"
+        reason = row["error"] if isinstance(
+            row["error"], str
+        ) else f"WRONG: {2 * row['error']:.3g} times the twin's error"
         return f"{head} {reason}"
     return (
         f"{head} {row['median_us']:9.1f} us  IQR {row['iqr_us']:7.1f}  {row['terabytes_s']:7.3f} TB/s  "
@@ -215,14 +248,18 @@ def line(row: dict) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--rows", type=int, default=2, help="batch rows, unconditional ones included")
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--head-dim", type=int, default=128)
     pair = lambda text: tuple(map(int, text.split("x")))  # noqa: E731
-    parser.add_argument("--shapes", type=pair, nargs="+", default=SHAPES, help="drafted x dispatched tokens, such as 921x988")
+    parser.add_argument(
+        "--shapes", type=pair, nargs="+", default=SHAPES, help="drafted x dispatched tokens, such as 921x988"
+    )
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--tune", action="store_true", help="also attention with other tiles")
     parser.add_argument("--json", type=Path)
@@ -236,7 +273,8 @@ def main() -> int:
     found, reason = choose("auto", device)
     kinds = [TORCH] if found is TORCH else [TORCH, choose("triton", device)[0]]
     machine = hardware(device) | versions()
-    sys.stdout.write(f"{machine['device']}, {args.dtype}, {args.rows} rows, {args.heads} heads of {args.head_dim}; {reason}\n")
+    sizes = f"{args.dtype}, {args.rows} rows, {args.heads} heads of {args.head_dim}"
+    sys.stdout.write(f"{machine['device']}, {sizes}; {reason}\n")
     for past, tokens in args.shapes:
         torch.manual_seed(0)
         shape = Shape(args.rows, past, tokens, args.heads, args.head_dim, dtype, device)

@@ -1,14 +1,15 @@
 """Try other rules of the method beside the paper's, on one model, at equal tokens and from the same drafts.
 
-    python benchmarks/rules.py --k 3 --prompts 24                                 # the paper's bounds
-    python benchmarks/rules.py --k 3 --rules paper,window-5,nested,strength-0.5   # only these
-    python benchmarks/rules.py --k 3 --rules paper --bounds 50,15,5 60,0,0        # several bounds, brought to equal tokens
+    python -m benchmarks.rules --k 3 --prompts 24                                 # the paper's bounds
+    python -m benchmarks.rules --k 3 --rules paper,window-5,nested,strength-0.5   # only these
+    python -m benchmarks.rules --k 3 --rules paper --bounds 50,15,5 60,0,0        # several bounds, brought to
+    equal tokens
 
-A rule says how busy a place is (window; on which grid), which scale redraws it (bands), how the redrawn codes are laid over the
-draft (composite) and how strongly.  The rules that only serve as controls give places to scales at random, or calm places first.
-Printed are means over prompts: likeness of the codes and the picture to dense's (dB), texture energy against dense's (1 = equal)
-and the share of pictures that show what was asked for; and after a metric the gain over the first row with its 95 % interval,
-paired by picture.
+A rule says how busy a place is (window; on which grid), which scale redraws it (bands), how the redrawn codes
+are laid over the draft (composite) and how strongly.  The rules that only serve as controls give places to
+scales at random, or calm places first. Printed are means over prompts: likeness of the codes and the picture
+to dense's (dB), texture energy against dense's (1 = equal) and the share of pictures that show what was asked
+for; and after a metric the gain over the first row with its 95 % interval, paired by picture.
 """
 
 from __future__ import annotations
@@ -18,34 +19,27 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import comfy_moss  # noqa: E402, F401
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-sys.path.remove(str(ROOT))  # the folder kernels/ must not pass for the package of that name
+from comfy_moss.cli import add_drawing
+from comfy_moss.images import to_image
+from comfy_moss.model.backbone import Backbone
+from comfy_moss.model.schedule import Grid, Schedule
+from comfy_moss.pipeline.dispatch import Dispatch, band, busiest_first
+from comfy_moss.pipeline.draft import Draft, Residual
+from comfy_moss.pipeline.frequency import frequency_map
+from comfy_moss.pipeline.refine import refine
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from comfy_moss.benchmarks.evaluation.bootstrap import Interval, mean, weights  # noqa: E402
-from comfy_moss.benchmarks.evaluation.calibration import options, order  # noqa: E402
-from comfy_moss.benchmarks.evaluation.calibration.compare import at_tokens  # noqa: E402
-from comfy_moss.benchmarks.evaluation.calibration.measure import Batch, Measure, prepare  # noqa: E402
-from comfy_moss.benchmarks.evaluation.calibration.quality import METRICS, Drawn, Pair  # noqa: E402
-from comfy_moss.benchmarks.evaluation.calibration.trials import Bounds  # noqa: E402
-from comfy_moss.benchmarks.evaluation.loading import load  # noqa: E402
-from comfy_moss.cli import add_drawing  # noqa: E402
-from comfy_moss.images import to_image  # noqa: E402
-from comfy_moss.model.backbone import Backbone  # noqa: E402
-from comfy_moss.model.schedule import Grid, Schedule  # noqa: E402
-from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, band, busiest_first  # noqa: E402
-from comfy_moss.pipeline.draft import Draft, Residual  # noqa: E402
-from comfy_moss.pipeline.frequency import frequency_map  # noqa: E402
-from comfy_moss.pipeline.refine import refine  # noqa: E402
+from .analysis import Interval, mean, weights
+from .calibrate import Batch, Measure, at_tokens, check, prepare, spend
+from .commands import add_calibrate
+from .metrics import METRICS, Drawn, Pair
+from .search import Bounds
+from .studio import load
 
 SHOWN = ("latent", "psnr", "texture", "overall")
 
@@ -56,12 +50,14 @@ class Rule:
 
     Attributes:
         window: of the frequency.
-        own_grid: the frequency of the draft resized to a scale's grid, instead of the final grid's averaged over its tokens.
-        bands: ranks = each scale takes its ranks on its own grid; partition = every place of the final grid belongs to one
-            scale; nested = places of a finer scale are redrawn at the coarser ones too; random; inverted = calm places first.
-        composite: plain = codes in an empty map, upsampled; inside = divided by the upsampled mask, inside the tokens;
-            spread = the same also where it fades out; nearest = every token a flat block; shared = divided by the masks of all
-            scales together where they overlap.
+        own_grid: the frequency of the draft resized to a scale's grid, instead of the final grid's averaged
+            over its tokens.
+        bands: ranks = each scale takes its ranks on its own grid; partition = every place of the final grid
+            belongs to one scale; nested = places of a finer scale are redrawn at the coarser ones too;
+            random; inverted = calm places first.
+        composite: plain = codes in an empty map, upsampled; inside = divided by the upsampled mask, inside
+            the tokens; spread = the same also where it fades out; nearest = every token a flat block; shared
+            = divided by the masks of all scales together where they overlap.
     """
 
     window: int = 3
@@ -92,7 +88,7 @@ RULES = {
 }
 
 
-# --- which tokens -----------------------------------------------------------------------------------------------
+# --- which tokens -----------------------------------------------------------------------------------------
 
 
 def scale_scores(backbone: Backbone, draft: Draft, grids: tuple[Grid, ...], rule: Rule) -> list[Tensor]:
@@ -109,19 +105,22 @@ def scale_scores(backbone: Backbone, draft: Draft, grids: tuple[Grid, ...], rule
 
 
 def partition_scores(frequency: Tensor, grids: tuple[Grid, ...], bounds: Bounds) -> list[Tensor]:
-    """Per scale, how much of each token lies in places of the final grid whose rank is in the scale's band."""
+    """Per scale, how much of each token lies in places of the final grid whose rank is in the scale's
+    band."""
     order_ = busiest_first(frequency)
     ranks = torch.empty_like(order_).scatter_(1, order_, torch.arange(order_.shape[1]).expand_as(order_))
     share = 100 * (ranks.view_as(frequency) + 0.5) / order_.shape[1]
     bands = zip(bounds, (*bounds[1:], 0.0), strict=True)
-    return [F.adaptive_avg_pool2d(((share > low) & (share <= up)).float(), g) for g, (up, low) in zip(grids, bands, strict=True)]
+    inside = [((share > low) & (share <= up)).float() for up, low in bands]
+    return [F.adaptive_avg_pool2d(places, grid) for places, grid in zip(inside, grids, strict=True)]
 
 
 def choose(backbone: Backbone, draft: Draft, bounds: Bounds, rule: Rule) -> Dispatch:
     """The tokens that each scale redraws."""
     schedule = draft.recipe.schedule
     first = len(schedule) - len(bounds)
-    grids, lower = schedule.grids[first:], (0.0,) * len(bounds) if rule.bands == "nested" else (*bounds[1:], 0.0)
+    grids = schedule.grids[first:]
+    lower = (0.0,) * len(bounds) if rule.bands == "nested" else (*bounds[1:], 0.0)
     ranks = [band(h * w, up, low) for (h, w), up, low in zip(grids, bounds, lower, strict=True)]
     if rule.bands == "partition":
         scores = partition_scores(frequency_map(draft.total, rule.window), grids, bounds)
@@ -134,13 +133,14 @@ def choose(backbone: Backbone, draft: Draft, bounds: Bounds, rule: Rule) -> Disp
 
 def spent(schedule: Schedule, bounds: Bounds, rule: Rule) -> int:
     if rule.bands != "nested":
-        return sum(RefinePass.of_last(bounds).counts(schedule))
-    return sum(len(band(h * w, up, 0.0)) for (h, w), up in zip(schedule.grids[-len(bounds) :], bounds, strict=True))
+        return spend(schedule, bounds)
+    grids = schedule.grids[-len(bounds) :]
+    return sum(len(band(h * w, up, 0.0)) for (h, w), up in zip(grids, bounds, strict=True))
 
 
 def equal_bounds(schedule: Schedule, bounds: Bounds, rule: Rule) -> Bounds:
     """The bounds, lowered by one factor where the rule would spend more tokens on them."""
-    budget, low, high = sum(RefinePass.of_last(bounds).counts(schedule)), 0.0, 1.0
+    budget, low, high = spend(schedule, bounds), 0.0, 1.0
     if spent(schedule, bounds, rule) <= budget:
         return bounds
     for _ in range(40):
@@ -150,48 +150,54 @@ def equal_bounds(schedule: Schedule, bounds: Bounds, rule: Rule) -> Bounds:
     return tuple(b * low for b in bounds)
 
 
-# --- laying over ------------------------------------------------------------------------------------------------
+# --- laying over ------------------------------------------------------------------------------------------
 
 
 def lay(backbone: Backbone, draft: Draft, residual: Residual, rule: Rule) -> Tensor:
     """The sum of codes (B, c, H, W) with the redrawn ones."""
     schedule, added, masks = draft.recipe.schedule, [], []
-    for scale, cells, bits in zip(residual.dispatch.scales, residual.dispatch.cells, residual.bits, strict=True):
+    parts = residual.dispatch.scales, residual.dispatch.cells, residual.bits
+    for scale, cells, bits in zip(*parts, strict=True):
         h, w = schedule.grids[scale]
         codes = backbone.codes(bits)
-        whole = codes.new_zeros(len(bits), h * w, codes.shape[-1]).scatter_(1, cells[..., None].expand_as(codes), codes)
+        whole = codes.new_zeros(len(bits), h * w, codes.shape[-1])
+        whole.scatter_(1, cells[..., None].expand_as(codes), codes)
         filled = torch.zeros(len(bits), h * w, dtype=torch.bool).scatter_(1, cells, True)
         size = draft.total.shape[-2:]
         mask = filled.view(-1, 1, h, w).float()
-        soft, hard = F.interpolate(mask, size, mode="bilinear", align_corners=False), F.interpolate(mask, size, mode="nearest")
+        soft = F.interpolate(mask, size, mode="bilinear", align_corners=False)
+        hard = F.interpolate(mask, size, mode="nearest")
         smooth = backbone.code_map(whole, scale, schedule, filled)
         if rule.composite == "nearest":
             smooth = F.interpolate(whole.transpose(1, 2).unflatten(2, (h, w)), size, mode="nearest")
         elif rule.composite in ("inside", "spread"):
-            smooth = smooth / soft.clamp_min(1e-3) * (hard if rule.composite == "inside" else (soft > 1e-3).float())
+            reach = hard if rule.composite == "inside" else (soft > 1e-3).float()
+            smooth = smooth / soft.clamp_min(1e-3) * reach
         added.append(smooth)
         masks.append(soft)
     total = sum(added) if rule.composite != "shared" else sum(added) / sum(masks).clamp_min(1)
     return draft.total + rule.strength * total
 
 
-# --- measuring --------------------------------------------------------------------------------------------------
+# --- measuring --------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def draw(measure: Measure, batch: Batch, bounds: Bounds, rule: Rule) -> Drawn:
     backbone, method = measure.backbone, measure.method
     dispatch = choose(backbone, batch.draft, bounds, rule)
-    residual = refine(backbone, batch.draft, dispatch, replace(method.passes[0], bounds=tuple(bounds)), batch.cache)
+    step = replace(method.passes[0], bounds=tuple(bounds))
+    residual = refine(backbone, batch.draft, dispatch, step, batch.cache)
     total = lay(backbone, batch.draft, residual, rule)
-    return Drawn(total, to_image(backbone.decode(total)))
+    return Drawn(to_image(backbone.decode(total)), (total,))
 
 
 def judge(measure: Measure, bounds: Bounds, rule: Rule) -> dict[str, np.ndarray]:
     """By metric, the value of every picture."""
     pairs = [Pair(draw(measure, batch, bounds, rule), batch.dense, batch.cases) for batch in measure.batches]
     shown = [name for name in SHOWN if pairs[0].cases or not METRICS[name].needs_cases]
-    return {name: np.concatenate([METRICS[name].values(pair).numpy().astype(float) for pair in pairs]) for name in shown}
+    values = {name: [METRICS[name].values(pair).numpy().astype(float) for pair in pairs] for name in shown}
+    return {name: np.concatenate(of) for name, of in values.items()}
 
 
 def rows(measure: Measure, tried: list[Bounds], rules: dict[str, Rule], tasks: list[str]) -> Iterator[str]:
@@ -202,10 +208,11 @@ def rows(measure: Measure, tried: list[Bounds], rules: dict[str, Rule], tasks: l
         found = judge(measure, own, rule)
         if first is None:
             first = found
-            yield f"{'rule':<14} {'bounds':<22} {'tokens':>6}  " + "  ".join(f"{metric:<31}" for metric in found)
+            yield "  ".join([f"{'rule':<14} {'bounds':<22} {'tokens':>6}", *(f"{m:<31}" for m in found)])
         cells = [_cell(mean(found[m], weight), mean(found[m] - first[m], weight)) for m in found]
         text = ",".join(f"{round(b, 2):g}" for b in own)
-        yield f"{name:<14} {text:<22} {spent(schedule, own, rule):>6}  " + "  ".join(f"{cell:<31}" for cell in cells)
+        head = f"{name:<14} {text:<22} {spent(schedule, own, rule):>6}"
+        yield "  ".join([head, *(f"{cell:<31}" for cell in cells)])
 
 
 def _cell(value: Interval, gain: Interval) -> str:
@@ -213,25 +220,27 @@ def _cell(value: Interval, gain: Interval) -> str:
 
 
 def main(write: Callable[[str], object] = sys.stdout.write) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_options(parser)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    add_calibrate(parser)
     add_drawing(parser)
     parser.add_argument("--rules", default=",".join(RULES), help="only these")
-    parser.add_argument("--bounds", nargs="+", metavar="T1,T2,...", help="not the paper's, but brought to its tokens")
+    told = "not the paper's, but brought to its tokens"
+    parser.add_argument("--bounds", nargs="+", metavar="T1,T2,...", help=told)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    checked = order.check(args)
-    studio = load(checked.job, checked.prompts)
-    schedule = checked.job.schedule
+    named = [tuple(map(float, text.split(","))) for text in args.bounds or ()]
+    args.bounds = None
+    asked = check(args)
+    studio, schedule = load(asked.checked, asked.prompts), asked.checked.schedule
     paper = studio.backbone.published.bounds[args.k]
-    tokens = checked.tokens or sum(RefinePass.of_last(paper).counts(schedule))
-    named = [tuple(map(float, text.split(","))) for text in args.bounds or ()] or [paper]
-    tried = [bounds if bounds == paper and not checked.tokens else at_tokens(bounds, schedule, tokens) for bounds in named]
+    tokens = asked.tokens or spend(schedule, paper)
+    same = not asked.tokens
+    tried = [b if b == paper and same else at_tokens(b, schedule, tokens) for b in named or [paper]]
     quality = replace(METRICS["combined"], needs_cases=False)
-    drafts = lambda done, of: sys.stderr.write(f"drafts {done}/{of}\n")  # noqa: E731
-    measure = prepare(studio, checked.job.method, quality, checked.prompts, checked.cases, checked.batch, drafts)
-    write(f"k = {args.k}, {len(checked.prompts)} prompts\n")
-    for row in rows(measure, tried, {name: RULES[name] for name in args.rules.split(",")}, checked.tasks):
+    measure = prepare(asked, studio, quality, lambda done, of: sys.stderr.write(f"drafts {done}/{of}\n"))
+    write(f"k = {args.k}, {len(asked.prompts)} prompts\n")
+    for row in rows(measure, tried, {name: RULES[name] for name in args.rules.split(",")}, asked.tasks):
         write(row + "\n")
 
 

@@ -72,3 +72,16 @@ def prompts(per_task: int, seed: int) -> list[Case]:
     rng = np.random.default_rng(seed)
     scenes = [(task, _held_out_scene(task, index, rng)) for task in TASKS for index in range(per_task)]
     return [Case(task, canonical_caption(scene), scene) for task, scene in scenes]
+
+
+def in_turn(cases: list[Case]) -> tuple[Case, ...]:
+    """Cases one of each task after another; `cases` holds as many of each."""
+    tasks = [[case for case in cases if case.task == task] for task in TASKS]
+    return tuple(case for group in zip(*tasks, strict=True) for case in group)
+
+
+def partners(cases: tuple[Case, ...], seed: int) -> tuple[Case, ...]:
+    """For every case another one, drawn at random, no two the same."""
+    circle = np.random.default_rng(seed).permutation(len(cases)).tolist()
+    follower = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    return tuple(cases[follower[n]] for n in range(len(cases)))

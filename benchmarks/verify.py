@@ -1,9 +1,9 @@
 """Compare this implementation with reference numbers of the original ones: `python -m comfy_moss verify DIR`.
 
-A golden directory has a manifest.json that lists cases; each case is a safetensors file of inputs and expected tensors.
-Cases run teacher-forced: every step gets the reference's bits, and the bits we would have drawn are compared as well, so
-that one early slip cannot hide or cause the later ones.  Tolerances are those the manifest states.  A manifest that lists
-`files` instead of `cases` is of the second kind, see verify_hart.
+A golden directory has a manifest.json that lists cases; each case is a safetensors file of inputs and
+expected tensors. Cases run teacher-forced: every step gets the reference's bits, and the bits we would have
+drawn are compared as well, so that one early slip cannot hide or cause the later ones.  Tolerances are those
+the manifest states.  A manifest that lists `files` instead of `cases` is of the second kind, see verify_hart.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from comfy_moss.model.backbone import Branch, Step
@@ -33,7 +33,7 @@ from comfy_moss.model.tensors import open_tensors
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.fastvar import finish_fastvar
 
-from .comparison import EXACT, Check, Comparison, Hooks
+from .comparison import EXACT, Check, Comparison, Hooks, check_kinds, run_case
 from .verify_hart import verify_files
 
 HIDDEN = 5e-5  # logits and hidden states, times the reference's standard deviation
@@ -93,25 +93,22 @@ class Probe(InfinityBackbone):
         return replace(step, store=True, branch=branch)
 
     def _watch_block(self, scale: int) -> Hooks:
-        block = self.transformer.blocks[0]
-        names = {"sa": block.sa, "ca": block.ca, "ffn": block.ffn, "out": block}
-        hooks = Hooks()
-        for name, module in names.items():
-            key = f"s{scale:02d}.blk0_{name}"
-            hooks.add(
-                module.register_forward_hook(
-                    lambda _m, _i, out, key=key: self.comparison.check(key, out, HIDDEN, relative=True)
-                )
-            )
-        key = f"s{scale:02d}.blk0_in"
-        hooks.add(block.register_forward_pre_hook(lambda _m, args: self.comparison.check(key, args[0], HIDDEN, relative=True)))
+        block, hooks = self.transformer.blocks[0], Hooks()
+
+        def check(name: str, hidden: Tensor) -> None:
+            self.comparison.check(f"s{scale:02d}.blk0_{name}", hidden, HIDDEN, relative=True)
+
+        for name, module in {"sa": block.sa, "ca": block.ca, "ffn": block.ffn, "out": block}.items():
+            hooks.add(module.register_forward_hook(lambda _m, _i, out, name=name: check(name, out)))
+        hooks.add(block.register_forward_pre_hook(lambda _m, args: check("in", args[0])))
         return hooks
 
     def sample(self, hidden: Tensor, step: Step) -> Tensor:
         sampling = step.sampling
         check, expected = self.comparison.check, self.comparison.expected
         prefix = f"s{int(step.positions.scale[0, 0]):02d}"
-        if f"{prefix}.logits_raw" in expected:  # upstream runs the head on fewer rows where the others are not used
+        # upstream runs the head on fewer rows where the others are not used
+        if f"{prefix}.logits_raw" in expected:
             raw = self.transformer.logits(hidden, step.condition).flatten(2)
             check(f"{prefix}.logits_raw", raw[: len(expected[f"{prefix}.logits_raw"])], HIDDEN, relative=True)
         logits = self.logits(hidden, step)
@@ -139,12 +136,15 @@ def _recipe(case: dict, expected: dict[str, Tensor], schedule: Schedule) -> Reci
         seeds=(case["seed"],) * len(case["text_lens"]),
         schedule=schedule,
         guidance=Guidance(tuple(case["cfg_list"]), tuple(case["cfg_insertion_layer"])),
-        sampling=Sampling(tuple(case["tau_list"]), 1 if greedy else case["top_k"], 0.0 if greedy else case["top_p"]),
+        sampling=Sampling(
+            tuple(case["tau_list"]), 1 if greedy else case["top_k"], 0.0 if greedy else case["top_p"]
+        ),
     )
 
 
 def _reference_noise(comparison: Comparison, seed: int) -> Callable[..., Tensor]:
-    """Noise as the original draws it: Exp(1) pairs from one generator; bit = argmax(p / E) is u < p with u = E1 / (E0 + E1)."""
+    """Noise as the original draws it: Exp(1) pairs from one generator; bit = argmax(p / E) is u < p with u =
+    E1 / (E0 + E1)."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(seeds: tuple[int, ...], positions: Positions, bits: int) -> Tensor:
@@ -167,7 +167,9 @@ def _check_text(comparison: Comparison, backbone: InfinityBackbone, recipe: Reci
     lengths = [len(t) for t in recipe.text]
     lengths += [len(t) for t in recipe.negative or recipe.text] if condition.guided else []
     for name, padded in kept.items():
-        comparison.check(name, torch.cat([row[:n] for row, n in zip(padded, lengths, strict=True)]), HIDDEN, relative=True)
+        comparison.check(
+            name, torch.cat([row[:n] for row, n in zip(padded, lengths, strict=True)]), HIDDEN, relative=True
+        )
     comparison.check("sos", condition.pooled, HIDDEN, relative=True)
     comparison.check("gss", condition.modulation, HIDDEN, relative=True)
 
@@ -179,7 +181,9 @@ def _check_image(comparison: Comparison, case: dict, image: Tensor) -> None:
     comparison.check("image_center_crop", image[:, :, y : y + 32, x : x + 32], allowed, "image")
     if "image_u8_bgr" in comparison.expected:
         levels = ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).flip(3)
-        comparison.check("image_u8_bgr", levels[: len(comparison.expected["image_u8_bgr"])], 1.0, "image, 8 bit")
+        comparison.check(
+            "image_u8_bgr", levels[: len(comparison.expected["image_u8_bgr"])], 1.0, "image, 8 bit"
+        )
 
 
 def _generate(case: dict, comparison: Comparison, folder: Path) -> None:
@@ -295,7 +299,8 @@ def verify(folder: Path) -> Iterator[Check]:
     """Run every case of a golden directory; yields one Check a quantity.
 
     Raises:
-        ValueError: no manifest, an unknown kind of case, a changed file, or expected tensors that nothing was compared with.
+        ValueError: no manifest, an unknown kind of case, a changed file, or expected tensors that nothing was
+            compared with.
     """
     manifest = folder / "manifest.json"
     if not manifest.is_file():
@@ -305,16 +310,8 @@ def verify(folder: Path) -> Iterator[Check]:
         yield from verify_files(folder, listed)
         return
     cases = listed["cases"]
-    unknown = sorted({case["kind"] for case in cases.values()} - {*KINDS, "weights"})
-    if unknown:
-        raise ValueError(f"{manifest} lists cases of unknown kind: {', '.join(unknown)}")
+    check_kinds(folder, {case["kind"] for case in cases.values()}, KINDS)
     for name, case in cases.items():
-        path = folder / case["file"]
-        if "sha256" in case and hashlib.sha256(path.read_bytes()).hexdigest() != case["sha256"]:
-            raise ValueError(f"{path} is not the file its manifest describes (its checksum differs)")
-        if case["kind"] != "weights":
-            comparison = Comparison(name, load_file(path))
-            KINDS[case["kind"]](case, comparison, folder)
-            if comparison.unused():
-                raise ValueError(f"{name}: nothing was compared with {', '.join(comparison.unused()[:5])}")
-            yield from comparison.worst.values()
+        run = KINDS.get(case["kind"])
+        run = run and partial(run, case, folder=folder)
+        yield from run_case(folder / case["file"], name, case, Comparison, run)

@@ -1,15 +1,15 @@
 """HART's reference numbers: the cases of a directory whose manifest lists `files` and `configs`.
 
-A file's name tells its kind: <kind>, or <config>_<kind>.  Drawing runs teacher-forced, through the pipeline: every scale gets
-the reference's codes and noise.  Errors are relative to the reference's largest number; codes and sets of tokens must be
-equal.  Facts: docs/hart.md, section 14.
+A file's name tells its kind: <kind>, or <config>_<kind>.  Drawing runs teacher-forced, through the pipeline:
+every scale gets the reference's codes and noise.  Errors are relative to the reference's largest number;
+codes and sets of tokens must be equal.  Facts: docs/hart.md, section 14.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from comfy_moss.pipeline.draft import Recipe, Run, draw_draft
 from comfy_moss.pipeline.fastvar import finish_fastvar
 from comfy_moss.pipeline.refine import refine_sequence
 
-from .comparison import EXACT, Check, Hooks, PeakComparison
+from .comparison import EXACT, Check, Hooks, PeakComparison, check_kinds, run_case
 from .verify_hart_parts import CLOSE, DIFFUSED, PARTS, Golden, first_half, image01
 
 MIXED = 1e-3  # soft mixes of codes, in which errors of logits grow by (1 + ratio) / temperature, up to 58
@@ -55,7 +55,8 @@ class WatchedBranch:
 
 @dataclass(frozen=True)
 class Probe(HartBackbone):
-    """A backbone that compares what passes through it and always answers with the reference's codes and noise.
+    """A backbone that compares what passes through it and always answers with the reference's codes and
+    noise.
 
     Attributes:
         strides: "sNN" -> every which token's logits the reference holds; 1 where it says nothing.
@@ -98,7 +99,8 @@ class Probe(HartBackbone):
         return tokens + self.checked_residual("diff0", hidden, codes, step) if noisy else tokens
 
     def _codes(self, scale: int, logits: Tensor, step: Step, sampling: Sampling) -> Tensor:
-        """The reference's codes: given ones as they are, drawn ones if we could have drawn them (greedily: would have)."""
+        """The reference's codes: given ones as they are, drawn ones if we could have drawn them (greedily:
+        would have)."""
         comparison = self.comparison
         if (given := comparison.expected.get(f"in.codes{scale:02d}")) is not None:
             return given.long()
@@ -121,10 +123,13 @@ class Probe(HartBackbone):
         return tokens
 
     def checked_residual(self, prefix: str, hidden: Tensor, codes: Tensor, step: Step) -> Tensor:
-        """Residuals (B, N, c) under the noise that the reference recorded; only the prompts' rows of it count."""
+        """Residuals (B, N, c) under the noise that the reference recorded; only the prompts' rows of it
+        count."""
         take, rows = self.comparison.take, codes.numel()
         start, added = take(f"{prefix}.init_noise"), take(f"{prefix}.step_noise")
-        noise = torch.cat([start[None, :rows], added[:, :rows]]).unflatten(1, codes.shape).permute(1, 2, 0, 3).flatten(2)
+        noise = torch.cat(
+            [start[None, :rows], added[:, :rows]]
+        ).unflatten(1, codes.shape).permute(1, 2, 0, 3).flatten(2)
         z = self.transformer.residual_condition(hidden, self.vae.quantize.codebook[codes])
         self.comparison.check(f"{prefix}.z", z, CLOSE, "diffusion condition", relative=True)
         w = guidance_weights(step.guidance, len(step.schedule))[-1:]
@@ -139,7 +144,9 @@ class Probe(HartBackbone):
         number, drawn = pass_of(self.order, self.passes), torch.zeros(*logits.shape[:2], self.channels)
         for n in range(self.passes):
             self.comparison.check(f"step{n}.todo", number == n, EXACT, "tokens of a pass")
-            cells, name = (number == n).nonzero()[:, 1].view(len(number), -1), f"s{len(step.schedule) - 1 + n:02d}"
+            cells, name = (
+                number == n
+            ).nonzero()[:, 1].view(len(number), -1), f"s{len(step.schedule) - 1 + n:02d}"
             self.comparison.check(f"{name}.logits_cfg", _gather(logits, cells), CLOSE, relative=True)
             codes = self.comparison.take(f"{name}.idx").long()
             part = _gather(hidden, cells.repeat(len(hidden) // len(cells), 1))
@@ -164,7 +171,9 @@ def _recipe(case: Golden, expected: Mapping[str, Tensor], greedy: bool = False) 
     pairs = zip(expected["in.context"], expected["in.position_ids"].float(), strict=True)
     text = [PositionedText(features, positions) for features, positions in pairs]
     sampling = Sampling(1.0, 1 if greedy else 0, case.meta.get("top_p", 0.0))
-    return Recipe(tuple(text), None, (0,) * len(text), case.schedule, Guidance(Ramp(1 + case.config["cfg"])), sampling)
+    return Recipe(
+        tuple(text), None, (0,) * len(text), case.schedule, Guidance(Ramp(1 + case.config["cfg"])), sampling
+    )
 
 
 def _run(case: Golden, probe: Probe, greedy: bool = False) -> None:
@@ -224,11 +233,15 @@ def _subset(case: Golden) -> None:
         _band(comparison, run, f"scale{scale}", tokens[:, part], positions.part(part), apart[:, part])
     joint = probe.forward(tokens, run.step(positions, store=False))
     comparison.check("joint.hidden", joint, CLOSE, relative=True)
-    comparison.check("joint.logits_cfg", probe.logits(joint, run.step(positions, store=False)), CLOSE, relative=True)
+    comparison.check(
+        "joint.logits_cfg", probe.logits(joint, run.step(positions, store=False)), CLOSE, relative=True
+    )
     _fine_band(comparison, run, apart[:, part], positions.part(part))
 
 
-def _band(comparison: PeakComparison, run: Run, name: str, tokens: Tensor, positions: Positions, hidden: Tensor) -> None:
+def _band(
+    comparison: PeakComparison, run: Run, name: str, tokens: Tensor, positions: Positions, hidden: Tensor
+) -> None:
     probe, step = run.backbone, run.step(positions, store=False)
     x = probe.transformer.embed(tokens, positions.scale, run.condition, len(step.schedule))
     comparison.check(f"sep.{name}.x_in", x, CLOSE, "input", relative=True)
@@ -242,14 +255,17 @@ def _fine_band(comparison: PeakComparison, run: Run, hidden: Tensor, positions: 
     """The last scale's residual, for the chosen tokens alone."""
     probe, codes = run.backbone, comparison.take("last.idx").long()
     residual = probe.checked_residual("last", hidden, codes, run.step(positions, store=False))
-    comparison.check("last.token", probe.vae.quantize.codebook[codes] + residual, DIFFUSED, "diffusion", relative=True)
+    comparison.check(
+        "last.token", probe.vae.quantize.codebook[codes] + residual, DIFFUSED, "diffusion", relative=True
+    )
 
 
 def _fastvar(case: Golden) -> None:
     """Inputs are those of the teacher's case of the same configuration."""
     inputs = load_file(case.folder / f"{case.config['name']}_teacher.safetensors")
     given = {name: tensor for name, tensor in inputs.items() if name.startswith("in.")}
-    comparison = replace(case.comparison, expected=given | case.comparison.expected)  # it collects in the same places
+    # it collects in the same places
+    comparison = replace(case.comparison, expected=given | case.comparison.expected)
     finish_fastvar(_probe(case, comparison), _recipe(case, inputs))
 
 
@@ -268,22 +284,19 @@ def verify_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Check]:
     """Run every case; yields one Check a quantity.
 
     Raises:
-        ValueError: an unknown kind of case, a changed file, or expected tensors that nothing was compared with.
+        ValueError: an unknown kind of case, a changed file, or expected tensors that nothing was compared
+            with.
     """
     files, configs = manifest["files"], manifest["configs"]
     kinds = {name: Path(name).stem.rpartition("_")[2] for name in files}
-    if unknown := sorted(set(kinds.values()) - {*KINDS, "weights"}):
-        raise ValueError(f"{folder / 'manifest.json'} lists cases of unknown kind: {', '.join(unknown)}")
+    check_kinds(folder, kinds.values(), KINDS)
     for name, facts in files.items():
-        path, stem = folder / name, Path(name).stem
-        if "sha256" in facts and hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
-            raise ValueError(f"{path} is not the file its manifest describes (its checksum differs)")
-        if kinds[name] == "weights":
-            continue
-        comparison = PeakComparison(stem, load_file(path))
+        stem, run = Path(name).stem, KINDS.get(kinds[name])
         config = configs.get(stem.rpartition("_")[0], {})
-        with torch.inference_mode():
-            KINDS[kinds[name]](Golden(comparison, folder, config, facts.get("meta", {})))
-        if comparison.unused():
-            raise ValueError(f"{stem}: nothing was compared with {', '.join(comparison.unused()[:5])}")
-        yield from comparison.worst.values()
+        case = partial(Golden, folder=folder, config=config, meta=facts.get("meta", {}))
+        yield from run_case(folder / name, stem, facts, PeakComparison, run and partial(_on, run, case))
+
+
+@torch.inference_mode()
+def _on(run: Callable[[Golden], None], case: Callable[..., Golden], comparison: PeakComparison) -> None:
+    run(case(comparison))

@@ -1,4 +1,5 @@
-"""HART's reference numbers for single parts: tokenizer, diffusion, sampler, rotary positions, text encoder."""
+"""HART's reference numbers for single parts: tokenizer, diffusion, sampler, rotary positions, text
+encoder."""
 
 from __future__ import annotations
 
@@ -52,17 +53,22 @@ class Golden:
         return load_file(self.folder / f"{self.config['name']}_weights.safetensors")
 
     def transformer(self) -> HartTransformer:
-        state = {name.removeprefix("model."): tensor for name, tensor in self.weights.items() if name.startswith("model.")}
-        return hart_from_state(state, self.config)
+        return hart_from_state(self._part("model."), self.config)
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        """The weights whose names begin so, without that."""
+        named = {name: tensor for name, tensor in self.weights.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): tensor for name, tensor in named.items()}
 
     def tokenizer(self) -> Tokenizer:
-        """Some directories have the quantiser's weights alone; the codec is then random and must not be used."""
+        """Some directories have the quantiser's weights alone; the codec is then random and must not be
+        used."""
         state = {name: tensor for name, tensor in self.weights.items() if name.startswith("vae.")}
         if "vae.encoder.conv_in.weight" in state:
             return tokenizer_from_state(state, self.config)
         mult = tuple(self.config["ch_mult"])
         quantizer = Quantizer(*state["vae.quantize.embedding.weight"].shape)
-        quantizer.load_state_dict({name.removeprefix("vae.quantize."): tensor for name, tensor in state.items()})
+        quantizer.load_state_dict(self._part("vae.quantize."))
         sizes = VAEConfig(self.config["ch"], mult, 2, 3, self.config["z_channels"])
         return Tokenizer(sizes, quantizer.requires_grad_(False))
 
@@ -95,18 +101,22 @@ def diffusion(case: Golden) -> None:
     z, x, half = comparison.take("z"), comparison.take("x"), len(comparison.take("z")) // 2
     for name in list(comparison.expected):
         if match := re.fullmatch(r"net\.t(\d+)", name):
-            comparison.check(name, torch.cat(net(x, int(match[1]), z), dim=1), DIFFUSED, "network", relative=True)
+            ours = torch.cat(net(x, int(match[1]), z), dim=1)
+            comparison.check(name, ours, DIFFUSED, "network", relative=True)
         elif match := re.fullmatch(r"net_cfg([\d.]+)\.t(\d+)", name):
-            ours = torch.cat(predict(net, x[:half], int(match[2]), z[:half], z[half:], float(match[1])), dim=1)
+            halves = x[:half], int(match[2]), z[:half], z[half:]
+            ours = torch.cat(predict(net, *halves, float(match[1])), dim=1)
             first_half(comparison, name, ours, "network, guided")
         elif match := re.fullmatch(r"time_embed\.t(\d+)", name):
-            comparison.check(name, net.time_embed(torch.tensor([int(match[1])])), CLOSE, "time embedding", relative=True)
+            ours = net.time_embed(torch.tensor([int(match[1])]))
+            comparison.check(name, ours, CLOSE, "time embedding", relative=True)
         elif match := re.fullmatch(r"cfg([\d.]+)\.out", name):
             _sampler(comparison, case, net, z, _strength(match[1], case), name.removesuffix(".out"))
 
 
 def _strength(name: str, case: Golden) -> float:
-    """Guidance of a case whose name rounds it: that of the last scale, of this model's schedule or the released one's."""
+    """Guidance of a case whose name rounds it: that of the last scale, of this model's schedule or the
+    released one's."""
     scales = len(case.config["patch_nums"])
     known = (cfg * (n - 2) / (n - 1) for cfg in (case.config["cfg"], 4.5) for n in (scales, 14))
     return next((w for w in known if f"{w:.2f}" == name), float(name))
@@ -119,15 +129,17 @@ def first_half(comparison: PeakComparison, name: str, ours: Tensor, quantity: st
     comparison.note(quantity, error / max(comparison.unit(reference), 1e-12), DIFFUSED)
 
 
-def _sampler(comparison: PeakComparison, case: Golden, net: torch.nn.Module, z: Tensor, w: float, prefix: str) -> None:
+def _sampler(
+    comparison: PeakComparison, case: Golden, net: torch.nn.Module, z: Tensor, w: float, prefix: str
+) -> None:
     start, added = comparison.take(f"{prefix}.init_noise"), comparison.take(f"{prefix}.step_noise")
     rows = len(start)  # half of z, or all of it where nothing is guided
     schedule = DiffusionSchedule.of(int(case.config["num_sampling_steps"]))
     noise = torch.cat([start[None], added[:, :rows]])
     steps = list(denoise(net, schedule, z[:rows], z[rows:] if rows < len(z) else None, w, noise))
     results, states = zip(*steps, strict=True)
-    for name, ours in ((f"{prefix}.step_x0", torch.stack(results)), (f"{prefix}.step_x", torch.stack(states))):
-        reference = comparison.take(name)[:, :rows]
+    for name, ours in ((f"{prefix}.step_x0", results), (f"{prefix}.step_x", states)):
+        ours, reference = torch.stack(ours), comparison.take(name)[:, :rows]
         error = (ours - reference).abs().amax(dim=(1, 2)) / reference.abs().amax(dim=(1, 2)).clamp_min(1e-12)
         comparison.note("diffusion, every step", error.max().item(), DIFFUSED)
     first_half(comparison, f"{prefix}.out", STRENGTH * states[-1], "diffusion")
@@ -192,7 +204,8 @@ def text(case: Golden) -> None:
     comparison, meta = case.comparison, case.meta
     state = Tensors.of(load_file(case.folder / "text_weights.safetensors"))
     model = qwen_from_state(state, meta["qwen2_config"], "cpu", torch.float32)
-    pad, length, system = meta["pad_token_id"], meta["max_length"], comparison.take("system_tokens")[0].tolist()
+    pad, length = meta["pad_token_id"], meta["max_length"]
+    system = comparison.take("system_tokens")[0].tolist()
     mask = comparison.take("mask").bool()
     prompts = [row[kept].tolist() for row, kept in zip(comparison.take("tokens"), mask, strict=True)]
     for name, prefix in (("sys", system), ("nosys", [])):
@@ -202,4 +215,6 @@ def text(case: Golden) -> None:
         comparison.check("position_ids", positions, EXACT, "positions")
 
 
-PARTS: dict[str, Callable[[Golden], None]] = {"tokenizer": tokenizer, "diffusion": diffusion, "units": units, "text": text}
+PARTS: dict[str, Callable[[Golden], None]] = {
+    "tokenizer": tokenizer, "diffusion": diffusion, "units": units, "text": text,
+}

@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from comfy_moss.benchmarks.bench.hart_shape import HART_07B  # noqa: E402
+from comfy_moss.benchmarks.shapes import HART_07B  # noqa: E402
 from comfy_moss.images import psnr, ssim, to_bytes, to_image, write_files  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.checkpoint import load_infinity  # noqa: E402

@@ -17,8 +17,9 @@ from builders import TINY, tiny_backbone
 from torch.overrides import TorchFunctionMode
 
 from comfy_moss import cli, ops
-from comfy_moss.benchmarks.bench import PAGE, RESULTS, calls, limits, machine, measure, order, run, shapes, store, tables, work
-from comfy_moss.benchmarks.bench.variants import Variant, ablation, parse_methods
+from comfy_moss.benchmarks import RESULTS, bench, limits, machine, pages, shapes, tables
+from comfy_moss.benchmarks.bench import Variant, ablation
+from comfy_moss.benchmarks.studio import parse_methods
 from comfy_moss.model.backbone import PAPER, TokenWork
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.infinity_backbone import InfinityBackbone
@@ -35,6 +36,10 @@ SMALL = Schedule(1.0, ((1, 1), (1, 2), (2, 2)), (2, 2))
 TINY_SHAPE = shapes.Shape(TINY, VAEConfig(32, (1, 1), 1, 1, 8), shapes.TextShape(32, 64, 1, 2, 16, 50))
 
 
+def _methods(text: str) -> list[Method]:
+    return list(parse_methods(text).values())
+
+
 def _option(name: str) -> object:
     """What `bench` takes for an option when nothing is said."""
     return vars(cli._parser().parse_args(["bench"]))[name]
@@ -44,7 +49,7 @@ def _option(name: str) -> object:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shortest measurement: a tiny model in the place of the 125m shape, and ceilings of a moment."""
     monkeypatch.setitem(shapes.SHAPES, "125m", TINY_SHAPE)
-    monkeypatch.setattr(run, "measure_ceilings", partial(machine.measure_ceilings, side=32, copied=2**12))
+    monkeypatch.setattr(machine, "measure_ceilings", partial(machine.measure_ceilings, side=32, copied=2**12))
     return ["bench", "--shape", "125m", "--pixels", "0.06M", "--device", "cpu", "--runs", "2"]
 
 
@@ -74,8 +79,8 @@ def test_the_shapes_have_as_many_parameters_as_the_released_models(shape: str, t
 )
 def test_the_2b_shape_takes_as_many_operations_as_counted_by_hand(method: str, linear: float, attention: float) -> None:
     model = _unfilled("2b")
-    passes = parse_methods(method)[-1].forward_passes(make_schedule(1.0, "1M"), True, depth=model.depth)
-    flops = sum(map(work.Model(model.work, model.depth, 2).flops, passes))
+    passes = list(parse_methods(method).values())[-1].forward_passes(make_schedule(1.0, "1M"), True, depth=model.depth)
+    flops = sum(map(bench.Roofline(model.work, model.depth, 2).flops, passes))
     assert flops == pytest.approx((linear + attention) * 1e12, abs=0.02e12)
 
 
@@ -102,12 +107,12 @@ def test_a_random_prompt_is_encoded_like_a_real_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_dense_and_every_honest_rival_stand_beside_the_methods_asked_for() -> None:
-    labels = [method.label for method in parse_methods("moss4, fastvar,moss2,draft-1")]
+    labels = list(parse_methods("moss4, fastvar,moss2,draft-1"))
     assert labels == ["dense", "fastvar", "draft-1", "draft-2", "moss2", "draft-4", "moss4"]
 
 
 def test_by_default_all_methods_of_the_paper_are_measured() -> None:
-    labels = {method.label for method in parse_methods(order.default_methods(PAPER))}
+    labels = set(parse_methods(bench.default_methods(PAPER)))
     assert labels == {"dense", "fastvar", *(f"{name}{k}" for k in (2, 3, 4, 5) for name in ("draft-", "moss"))}
 
 
@@ -124,7 +129,7 @@ TRITON = replace(ops.TORCH, name="triton")
     ],
 )
 def test_the_ablation_changes_one_thing_a_row(kernels: ops.Kernels, guided: bool, labels: list[str]) -> None:
-    rows = ablation(parse_methods("moss2,moss4,moss5"), kernels, guided)
+    rows = ablation(_methods("moss2,moss4,moss5"), kernels, guided)
     assert [row.label.removeprefix("moss4, ") for row in rows] == labels
     steps = [row.method.passes[0] for row in rows]
     assert [step.cross_scale for step in steps] == [False] + [True] * (len(rows) - 1)
@@ -134,8 +139,8 @@ def test_the_ablation_changes_one_thing_a_row(kernels: ops.Kernels, guided: bool
 
 
 def test_the_ablation_takes_what_there_is() -> None:
-    assert ablation(parse_methods("fastvar"), ops.TORCH, False) == ()
-    assert ablation(parse_methods("moss2,moss3"), ops.TORCH, False)[0].label == "moss3, SA"
+    assert ablation(_methods("fastvar"), ops.TORCH, False) == ()
+    assert ablation(_methods("moss2,moss3"), ops.TORCH, False)[0].label == "moss3, SA"
 
 
 def test_variants_that_run_the_same_are_measured_once() -> None:
@@ -161,7 +166,7 @@ class Multiplications(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("method", parse_methods("fastvar,moss2,moss4"), ids=lambda method: method.label)
+@pytest.mark.parametrize("method", _methods("fastvar,moss2,moss4"), ids=lambda method: method.label)
 def test_the_operations_are_those_that_a_picture_multiplies(
     method: Method, guided: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,9 +181,9 @@ def test_the_operations_are_those_that_a_picture_multiplies(
     text = torch.randn(Multiplications.text, 32, generator=torch.Generator().manual_seed(0))
     recipe = Recipe((text,), None, (0,), SCHEDULE, Guidance(3.0 if guided else 1.0))
 
-    calls.generate(backbone, recipe, method)
+    bench.generate(backbone, recipe, method)
 
-    model = work.Model(backbone.work, backbone.depth, 4)
+    model = bench.Roofline(backbone.work, backbone.depth, 4)
     passes = method.forward_passes(SCHEDULE, guided, depth=backbone.depth)
     predicted = sum(map(model.flops, passes))
     assert predicted == pytest.approx(2 * counted.total, rel=1e-12)
@@ -194,7 +199,7 @@ def test_what_the_ablations_save_is_not_counted() -> None:
 
 
 def test_the_bytes_are_weights_once_a_pass_and_every_row_of_the_cache() -> None:
-    model = work.Model(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)  # 10 keys and values a token and layer
+    model = bench.Roofline(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)  # 10 keys and values a token and layer
     first, second, last = Plan(0).forward_passes(SMALL, guided=True)
     assert model.bytes(first) == 2 * (1000 + 2 * 20 * (0 + 1))  # nothing to read, one token written
     assert model.bytes(second) == 2 * (1000 + 2 * 20 * (1 + 2))
@@ -202,7 +207,7 @@ def test_the_bytes_are_weights_once_a_pass_and_every_row_of_the_cache() -> None:
 
 
 def test_each_pass_takes_the_longer_of_its_two_times() -> None:
-    model = work.Model(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)
+    model = bench.Roofline(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)
     spans = Plan(0).forward_passes(SMALL, guided=True)
     flops, moved = [model.flops(s) for s in spans], [model.bytes(s) for s in spans]
     assert flops[0] / 4000 < moved[0] / 2000 and flops[2] / 4000 > moved[2] / 2000  # bound by bytes, by operations
@@ -215,7 +220,7 @@ def test_each_pass_takes_the_longer_of_its_two_times() -> None:
 
 def test_every_round_runs_every_call_once_in_another_order_and_warm_ups_are_dropped() -> None:
     ran: list[str] = []
-    samples = measure.run_rounds(CPU, {name: partial(_note, ran, name) for name in "abcd"}, runs=6, warmup=2, say=lambda _: None)
+    samples = machine.run_rounds(CPU, {name: partial(_note, ran, name) for name in "abcd"}, runs=6, warmup=2, say=lambda _: None)
     rounds = [ran[n : n + 4] for n in range(0, len(ran), 4)]
     assert len(rounds) == 8 and all(sorted(turn) == list("abcd") for turn in rounds)
     assert len(set(map(tuple, rounds))) > 2
@@ -230,13 +235,13 @@ def _note(ran: list[str], name: str) -> str:
 
 def test_a_speed_is_the_median_of_the_rounds_own_ratios() -> None:
     dense, ours = [4.0, 40.0, 6.0], [2.0, 10.0, 1.0]  # the second round ran on a busy machine
-    assert measure.times_as_fast(ours, dense)["median"] == 4.0
-    assert measure.times_as_fast(dense, dense) == {"median": 1.0, "iqr": 0.0}
+    assert machine.times_as_fast(ours, dense)["median"] == 4.0
+    assert machine.times_as_fast(dense, dense) == {"median": 1.0, "iqr": 0.0}
 
 
 def test_the_spread_is_the_middle_half_and_one_value_has_none() -> None:
-    assert measure.spread([1.0, 2.0, 3.0, 4.0, 100.0]) == {"median": 3.0, "iqr": 2.0}
-    assert measure.spread([7.0]) == {"median": 7.0, "iqr": None}
+    assert machine.spread([1.0, 2.0, 3.0, 4.0, 100.0]) == {"median": 3.0, "iqr": 2.0}
+    assert machine.spread([7.0]) == {"median": 7.0, "iqr": None}
 
 
 def test_ceilings_are_the_fastest_of_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,10 +257,11 @@ def test_drawing_is_timed_without_the_decoder(monkeypatch: pytest.MonkeyPatch) -
     decoded: list[int] = []
     monkeypatch.setattr(VAE, "decode", lambda _self, total: decoded.append(1) or total)
     recipe = Recipe((torch.randn(3, 32),), None, (0,), SCHEDULE)
-    made = calls.calls(backbone, recipe, [Variant("moss2", parse_method("moss2"), ops.TORCH)])
-    cost = made["moss2, torch"]()
+    variant = Variant("moss2", parse_method("moss2"), ops.TORCH)
+    made = bench.calls(backbone, recipe, [variant])
+    cost = made[variant.run]()
     assert decoded == [] and cost.tokens_per_scale[:5] == (1, 4, 6, 24, 54)
-    made[calls.DECODE]()
+    made[bench.DECODE]()
     assert decoded == [1]
 
 
@@ -343,7 +349,7 @@ def test_no_speed_up_is_told_where_a_limit_does_not_hold(
     quick: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = replace(ops.TORCH, name="broken", gated_add=lambda x, gamma, y: x - gamma * y)
-    monkeypatch.setattr(order, "choose", lambda _backend, _device: (broken, "on purpose"))
+    monkeypatch.setattr(bench, "choose", lambda _backend, _device: (broken, "on purpose"))
     assert cli.main([*quick, "--methods", "moss2"]) == 1
     text = capsys.readouterr().out
     assert "times as fast" not in text and "| moss2 |" in text
@@ -358,9 +364,9 @@ def test_results_are_written_stored_and_come_back(quick: list[str], capsys: pyte
     assert cli.main([*quick, "--methods", "moss2", *(str(part) for pair in places.items() for part in pair)]) == 0
     printed = capsys.readouterr().out
     assert places["--markdown"].read_text() == printed
-    kept = store.stored(places["--save"])
+    kept = pages.stored("bench", places["--save"])
     assert kept == [json.loads(places["--json"].read_text())]
-    assert tables.section(kept[0]) == printed
+    assert pages.performance(kept[0]) == printed
 
 
 def test_the_stored_command_measures_the_same_again(quick: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -369,7 +375,7 @@ def test_the_stored_command_measures_the_same_again(quick: list[str], capsys: py
     result = json.loads((tmp_path / "a.json").read_text())
     assert str(tmp_path) not in result["command"]
     arguments = shlex.split(result["command"].removeprefix("python -m comfy_moss "))
-    again, first = (order.check(cli._parser().parse_args(a)) for a in (arguments, [*quick, *unusual]))
+    again, first = (bench.check(cli._parser().parse_args(a)) for a in (arguments, [*quick, *unusual]))
     assert again == first and not first.guided
     one_row = 2 * TINY.width * TINY.depth * 2  # keys and values, two bytes
     assert result["methods"][0]["kv_bytes"] == SCHEDULE.tokens(0, 6) * one_row
@@ -387,7 +393,7 @@ def test_the_stored_command_measures_the_same_again(quick: list[str], capsys: py
 )
 def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusual(changes: dict, name: str) -> None:
     setting = {"shape": "2b", "precision": "bf16", "pixels": "1M", "aspect": "1:1", "guided": True, "backend": "auto", **changes}
-    assert store.result_name({"hardware": {"device": "NVIDIA H200", "capability": "9.0"}, "setting": setting}) == name
+    assert pages.bench_name({"hardware": {"device": "NVIDIA H200", "capability": "9.0"}, "setting": setting}) == name
 
 
 @pytest.mark.parametrize(
@@ -411,7 +417,7 @@ def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusua
 def test_wrong_orders_are_refused_before_anything_is_measured(
     quick: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "bench", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(bench, "bench", lambda *_: pytest.fail("it was measured"))
     assert cli.main([*quick, *options]) == 2
     out, err = capsys.readouterr()
     assert message in err and err.count("\n") == 1 and out == ""
@@ -421,7 +427,7 @@ def test_the_choices_of_the_command_line_are_those_of_the_code() -> None:
     choices = {action.dest: action.choices for action in _bench_parser()._actions}
     assert set(choices["shape"]) == {shapes.NANO, *shapes.SHAPES}
     assert choices["backend"] == ops.BACKENDS
-    assert {f"--{name}" for name in order.OPTIONS} <= set(_bench_parser()._option_string_actions)
+    assert {f"--{name}" for name in bench.OPTIONS} <= set(_bench_parser()._option_string_actions)
 
 
 def _bench_parser() -> object:
@@ -437,7 +443,7 @@ def test_a_gpus_memory_and_launches_are_told_and_kernels_need_fewer(quick: list[
     assert all(row["peak_bytes"] > row["kv_bytes"] for row in result["methods"])
     plain, ours = (row["refine_launches"] for row in result["ablation"][1:3])
     assert 0 < ours < plain
-    assert "launches in refine" in tables.section(result) and "peak memory" in tables.section(result)
+    assert "launches in refine" in pages.performance(result) and "peak memory" in pages.performance(result)
 
 
 @pytest.mark.gpu
@@ -447,19 +453,20 @@ def test_graphs_are_checked_and_measured_beside_the_kernels(quick: list[str], ca
     result = json.loads(capsys.readouterr().out)
     assert any(limit["kernels"].endswith(", graphs") for limit in result["limits"])
     assert result["ablation"][-1]["label"].endswith("+ graphs, no guidance in refine")
-    assert "one graph" in tables.section(result) and "graphs" in store.result_name(result)
+    assert "one graph" in pages.performance(result) and "graphs" in pages.bench_name(result)
 
 
 # --- the page and the script ------------------------------------------------------------------------------------
 
 
 def test_the_page_of_numbers_is_what_the_stored_results_make(tmp_path: Path) -> None:
-    target = store.write_page(RESULTS, tmp_path / "page.md")
-    assert target.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8"), "run: python -m comfy_moss bench --tables"
+    target = pages.write_performance(RESULTS, tmp_path / "page.md")
+    page = pages.PERFORMANCE.read_text(encoding="utf-8")
+    assert target.read_text(encoding="utf-8") == page, "run: python -m comfy_moss bench --tables"
 
 
 def test_no_row_of_moss_stands_without_its_rival_in_the_stored_results() -> None:
-    for result in store.stored():
+    for result in pages.stored("bench"):
         labels = [row["label"] for row in result["methods"]]
         refined = [label.removeprefix("moss") for label in labels if label.startswith("moss")]
         assert all(f"draft-{k}" in labels for k in refined) and "dense" in labels
@@ -469,7 +476,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     for content in ("[]", "{", '{"format": 0}'):
         (tmp_path / "odd.json").write_text(content)
         with pytest.raises(ValueError, match="odd.json is no result"):
-            store.stored(tmp_path)
+            pages.stored("bench", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +484,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     [(0.0, ""), (0.0001234, "0.123 ms"), (0.01234, "12.3 ms"), (1.2345, "1234 ms"), (12.345, "12.3 s"), (123.45, "123 s")],
 )
 def test_times_have_three_digits(seconds: float, text: str) -> None:
-    assert tables._time(seconds) == text
+    assert tables.time(seconds) == text
 
 
 def test_the_script_for_a_gpu_can_be_read_and_its_commands_are_understood() -> None:

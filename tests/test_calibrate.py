@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -15,11 +14,10 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.benchmarks.evaluation.calibration import compare, measure, options, quality, store
-from comfy_moss.benchmarks.evaluation.calibration import order as orders
-from comfy_moss.benchmarks.evaluation.calibration.plot import Chart, draw_chart, ticks
-from comfy_moss.benchmarks.evaluation.calibration.search import CalibrationConfig, calibrate, calibrate_within
-from comfy_moss.benchmarks.evaluation.calibration.trials import Bounds, Metric, Trials
+from comfy_moss.benchmarks import calibrate as calibrating
+from comfy_moss.benchmarks import commands, metrics, pages, search
+from comfy_moss.benchmarks.plots import scatter
+from comfy_moss.benchmarks.search import Bounds, CalibrationConfig, Metric, Trials, calibrate, calibrate_within
 from comfy_moss.model.backbone import PAPER_BOUNDS
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import RefinePass
@@ -37,14 +35,14 @@ def needs(*least: float) -> Metric:
 # --- the search -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", options.ORDERS)
+@pytest.mark.parametrize("order", search.ORDERS)
 @pytest.mark.parametrize("least", [(50.0, 15.0, 5.0), (100.0, 100.0, 100.0), (0.0, 0.0, 0.0), (70.0, 70.0, 10.0), (35.0,)])
 def test_the_bounds_that_are_needed_are_found(least: Bounds, order: str) -> None:
     found = calibrate(needs(*least), CalibrationConfig(len(least), tolerance=0, order=order))
     assert found.bounds == least and found.value == found.reference == 1
 
 
-@pytest.mark.parametrize("order", options.ORDERS)
+@pytest.mark.parametrize("order", search.ORDERS)
 def test_the_result_is_within_the_tolerance_and_no_bound_can_fall_further(order: str) -> None:
     def metric(bounds: Bounds) -> float:
         return sum(math.sqrt(b) for b in bounds)  # falls slowly at first, fast near 0
@@ -57,14 +55,14 @@ def test_the_result_is_within_the_tolerance_and_no_bound_can_fall_further(order:
     assert found.reference - metric(lower) > 6
 
 
-@pytest.mark.parametrize("order", options.ORDERS)
+@pytest.mark.parametrize("order", search.ORDERS)
 def test_a_later_bound_may_use_what_the_earlier_ones_left(order: str) -> None:
     """Of a tolerance of 20 the first of two bounds takes half, though it could take all."""
     found = calibrate(lambda bounds: sum(bounds), CalibrationConfig(2, tolerance=20, order=order))
     assert found.bounds == ((90, 90) if order == "finest" else (95, 85))
 
 
-@pytest.mark.parametrize("order", options.ORDERS)
+@pytest.mark.parametrize("order", search.ORDERS)
 def test_every_pair_of_bounds_that_is_tried_is_valid(order: str) -> None:
     for seed in range(20):
         chance, tried = np.random.default_rng(seed), []
@@ -99,7 +97,7 @@ def test_impossible_searches_are_refused(wrong: dict, word: str) -> None:
         CalibrationConfig(**{"k": 2, "tolerance": 0.1, **wrong})
 
 
-@pytest.mark.parametrize("order", options.ORDERS)
+@pytest.mark.parametrize("order", search.ORDERS)
 def test_a_budget_is_kept_and_used(order: str) -> None:
     def metric(bounds: Bounds) -> float:
         return sum(math.sqrt(b) for b in bounds)
@@ -180,7 +178,7 @@ def test_a_file_that_is_no_state_is_refused_and_left_alone(tmp_path: Path, text:
 @pytest.mark.parametrize("bounds", [(50.0, 15.0, 5.0), (95.0, 90.0, 3.0), (100.0, 100.0, 100.0), (2.0, 1.0, 0.0)])
 @pytest.mark.parametrize("tokens", [60, 250, 900])
 def test_bounds_are_brought_to_a_number_of_tokens(bounds: Bounds, tokens: int) -> None:
-    scaled = compare.at_tokens(bounds, SCHEDULE, tokens)
+    scaled = calibrating.at_tokens(bounds, SCHEDULE, tokens)
     RefinePass.of_last(scaled)
     spent = sum(RefinePass.of_last(scaled).counts(SCHEDULE))
     limit = sum(RefinePass.of_last(tuple(100.0 * (b > 0) for b in bounds)).counts(SCHEDULE))
@@ -190,12 +188,12 @@ def test_bounds_are_brought_to_a_number_of_tokens(bounds: Bounds, tokens: int) -
 
 
 def test_nothing_refined_stays_nothing() -> None:
-    assert compare.at_tokens((0.0, 0.0), SCHEDULE, 500) == (0, 0)
+    assert calibrating.at_tokens((0.0, 0.0), SCHEDULE, 500) == (0, 0)
 
 
 def test_random_rivals_spend_the_same_and_differ_from_each_other() -> None:
-    rivals = compare.random_bounds(4, SCHEDULE, 300, 5)
-    assert len(set(rivals)) == 5 and rivals == compare.random_bounds(4, SCHEDULE, 300, 5)
+    rivals = calibrating.random_bounds(4, SCHEDULE, 300, 5)
+    assert len(set(rivals)) == 5 and rivals == calibrating.random_bounds(4, SCHEDULE, 300, 5)
     assert all(292 <= sum(RefinePass.of_last(bounds).counts(SCHEDULE)) <= 300 for bounds in rivals)
 
 
@@ -208,16 +206,16 @@ def test_the_gain_is_paired_by_picture() -> None:
             return luck + (bounds[0] == 60)
 
     rivals = {"paper": (50.0, 25.0), "found": (60.0, 20.0)}
-    rows = compare.compare(Made(), SCHEDULE, rivals, ["counting"] * 24, lambda *_: None)
+    rows = calibrating.compare(Made(), SCHEDULE, rivals, ["counting"] * 24, lambda *_: None)
     assert rows[0].gain is None and rows[0].tokens == sum(RefinePass.of_last((50, 25)).counts(SCHEDULE))
     assert (rows[1].gain.value, rows[1].gain.low, rows[1].gain.high) == pytest.approx((1, 1, 1))
     assert rows[1].value.high - rows[1].value.low > 20
 
 
 def test_a_search_is_compared_with_the_paper_where_it_has_bounds() -> None:
-    rivals = compare.rivals_of((90.0, 60.0, 20.0), PAPER_BOUNDS[3], SCHEDULE, 1)
+    rivals = calibrating.rivals_of((90.0, 60.0, 20.0), PAPER_BOUNDS[3], SCHEDULE, 1)
     assert list(rivals) == ["paper", "found", "random 1", "draft"] and rivals["paper"] == PAPER_BOUNDS[3]
-    assert list(compare.rivals_of((40.0,), None, SCHEDULE, 0)) == ["found", "draft"]
+    assert list(calibrating.rivals_of((40.0,), None, SCHEDULE, 0)) == ["found", "draft"]
 
 
 # --- on a model -------------------------------------------------------------------------------------------------
@@ -232,10 +230,10 @@ def line(model_dir: Path) -> Line:
     return lambda *more: [*shortest, "--precision", "fp32", "--compare", "1", *more]
 
 
-def _prepared(line: Line, *more: str) -> measure.Measure:
-    checked = orders.check(cli._parser().parse_args(line(*more)))
-    studio = orders.load(checked.job, checked.prompts)
-    return measure.prepare(studio, checked.job.method, checked.quality, checked.prompts, checked.cases, 2, lambda *_: None)
+def _prepared(line: Line, *more: str) -> calibrating.Measure:
+    asked = calibrating.check(cli._parser().parse_args(line(*more)))
+    studio = calibrating.load(asked.checked, asked.prompts)
+    return calibrating.prepare(asked, studio, asked.quality, lambda *_: None)
 
 
 def test_a_try_gives_what_generate_would_draw(line: Line) -> None:
@@ -243,15 +241,15 @@ def test_a_try_gives_what_generate_would_draw(line: Line) -> None:
     assert [batch.draft.recipe.seeds for batch in prepared.batches] == [(5, 6), (7,)]
     batch, bounds = prepared.batches[1], (60.0, 30.0)
     picture = generate(prepared.backbone, batch.draft.recipe, parse_method("moss", bounds))
-    drawn = prepared._draw(batch, bounds)
-    assert torch.equal(drawn.total, picture.total.cpu())
+    drawn = prepared.draw(batch, bounds)
+    assert torch.equal(drawn.totals[-1], picture.total.cpu())
     dense = generate(prepared.backbone, batch.draft.recipe, parse_method("dense"))
-    assert torch.allclose(batch.dense.total, dense.total.cpu(), atol=1e-5)
+    assert torch.allclose(batch.dense.totals[-1], dense.total.cpu(), atol=1e-5)
 
 
 def test_a_try_draws_no_draft(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = _prepared(line, "--k", "3", "--metric", "latent")
-    monkeypatch.setattr(measure, "draw_draft", lambda *_: pytest.fail("a draft was drawn"))
+    monkeypatch.setattr(calibrating, "draw_draft", lambda *_: pytest.fail("a draft was drawn"))
     monkeypatch.setattr("comfy_moss.pipeline.refine.rebuild", lambda *_: pytest.fail("a cache was rebuilt"))
     first = prepared((50.0, 25.0, 10.0))
     assert prepared((100.0, 100.0, 100.0)) != first and prepared((50.0, 25.0, 10.0)) == first
@@ -259,14 +257,14 @@ def test_a_try_draws_no_draft(line: Line, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_caches_without_room_are_rebuilt_with_the_same_result(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = _prepared(line, "--k", "2", "--metric", "latent").values((50.0, 25.0))
-    monkeypatch.setattr(measure, "KEPT", 0)
+    monkeypatch.setattr(calibrating, "KEPT", 0)
     prepared = _prepared(line, "--k", "2", "--metric", "latent")
     assert all(batch.cache is None for batch in prepared.batches)
     assert prepared.values((50.0, 25.0)) == pytest.approx(kept, abs=1e-3)
 
 
 def test_one_scale_redrawn_whole_is_dense_by_every_likeness(line: Line) -> None:
-    for metric, best in (("latent", quality.ALIKE), ("psnr", quality.ALIKE), ("ssim", 1), ("texture", 1)):
+    for metric, best in (("latent", metrics.ALIKE), ("psnr", metrics.ALIKE), ("ssim", 1), ("texture", 1)):
         values = _prepared(line, "--k", "1", "--metric", metric).values((100.0,))
         assert values == pytest.approx([best] * 3), metric
 
@@ -293,17 +291,17 @@ def test_the_command_finds_compares_plots_and_goes_on(
 def test_what_was_found_is_stored_and_becomes_a_part_of_the_page(line: Line, tmp_path: Path, model_dir: Path) -> None:
     argv = line("--k", "2", "--metric", "latent", "--tokens", "paper", "--plot", str(tmp_path / "plot.png"))
     assert cli.main([*argv, "--save", str(tmp_path)]) == 0
-    (found,) = store.stored(tmp_path)
+    (found,) = pages.stored("calibrate", tmp_path)
     assert (found["model"], found["setting"]["k"]) == (model_dir.name, 2)
     assert "--k 2 --metric latent --tokens paper" in found["command"]
-    text = store.section([found])
+    text = pages.calibrations([found])
     assert found["command"] in text and "](images/plot.png)" in text
     best = next(row for row in found["equal_tokens"] if row["name"] == "found")
     assert f"| found | {', '.join(f'{b:.3g}' for b in best['bounds'])} | {best['tokens']} | latent |" in text
-    assert store.section([]) == ""
+    assert pages.calibrations([]) == ""
     (tmp_path / f"calibration-{model_dir.name}-2.json").write_text("{}")
     with pytest.raises(ValueError, match="is no result that this version's calibrate stored"):
-        store.stored(tmp_path)
+        pages.stored("calibrate", tmp_path)
 
 
 def test_the_papers_tokens_can_be_the_budget(line: Line, capsys: pytest.CaptureFixture) -> None:
@@ -322,7 +320,7 @@ def test_prompts_of_ones_own_can_be_used(line: Line, tmp_path: Path, capsys: pyt
 
 
 def test_metrics_on_the_command_line_are_those_there_are() -> None:
-    assert tuple(quality.METRICS) == options.METRICS
+    assert set(metrics.METRICS) == set(commands.METRICS) and search.ORDERS == commands.ORDERS
 
 
 @pytest.mark.parametrize(
@@ -346,7 +344,7 @@ def test_metrics_on_the_command_line_are_those_there_are() -> None:
 def test_wrong_orders_are_refused_before_the_model_is_loaded(
     line: Line, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(orders, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(calibrating, "load", lambda *_: pytest.fail("the model was loaded"))
     assert cli.main(line(*more)) == 2
     out, err = capsys.readouterr()
     assert message in err and err.count("\n") == 1 and out == ""
@@ -355,20 +353,12 @@ def test_wrong_orders_are_refused_before_the_model_is_loaded(
 # --- the plot ---------------------------------------------------------------------------------------------------
 
 
-def test_ticks_are_round_and_inside() -> None:
-    for low, high in itertools.product((-3.0, 0.0, 17.2), (18.0, 400.0, 1e5)):
-        found = ticks(low, high)
-        assert 3 <= len(found) <= 14 and low <= found[0] and found[-1] <= high
-        assert len({round(b - a, 6) for a, b in itertools.pairwise(found)}) == 1
-
-
 def test_the_plot_shows_more_tokens_further_right_and_better_ones_higher() -> None:
     orange = np.array((213, 94, 0))
 
     def place(mark: tuple[float, float]) -> tuple[float, float]:
-        chart = Chart("", "", "", [(0, 0), (1000, 1)], {" ": mark}, {"limit": 0.5})
-        picture = np.asarray(Image.open(io.BytesIO(draw_chart(chart))))
-        rows, columns = np.nonzero((picture == orange).all(-1))
+        picture = np.asarray(Image.open(io.BytesIO(scatter("", "", [(0, 0), (1000, 1)], {" ": mark}, {"limit": 0.5}))))
+        rows, columns = np.nonzero((picture[..., :3] == orange).all(-1))
         return columns.mean(), rows.mean()
 
     (left, low), (right, high) = place((200, 0.2)), place((800, 0.9))

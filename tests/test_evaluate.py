@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from comfy_moss import cli
-from comfy_moss.benchmarks import captions, rendering, suite, world
-from comfy_moss.benchmarks.bench import RESULTS
+from comfy_moss import benchmarks, cli
+from comfy_moss.benchmarks import captions, evaluate, pages, quality, rendering, suite, world
+from comfy_moss.benchmarks.commands import EVALUATED
 from comfy_moss.benchmarks.detector import detect, judge
-from comfy_moss.benchmarks.evaluation import draw, order, run, store, tables
-from comfy_moss.benchmarks.evaluation.methods import parse_methods
-from comfy_moss.benchmarks.evaluation.names import EVALUATED
-from comfy_moss.benchmarks.evaluation.rows import read_rows
-from comfy_moss.model.backbone import PAPER
+from comfy_moss.benchmarks.evaluate import read_rows
+from comfy_moss.benchmarks.metrics import Drawn
+from comfy_moss.benchmarks.studio import parse_methods
+from comfy_moss.model.backbone import PAPER, Backbone
+from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.plan import Plan
 
 METHODS = "dense,draft-3,moss3,moss3-unguided"
@@ -79,19 +79,19 @@ def test_every_shape_meets_every_count_and_relation() -> None:
 
 
 def test_tasks_take_turns_and_every_case_has_another_one_for_partner() -> None:
-    cases = order.in_turn(suite.prompts(3, seed=0))
+    cases = suite.in_turn(suite.prompts(3, seed=0))
     assert [case.task for case in cases] == list(suite.TASKS) * 3
-    partners = order.partners(cases, seed=0)
+    partners = suite.partners(cases, seed=0)
     assert sorted(map(id, partners)) == sorted(map(id, cases))
     assert all(partner is not case for partner, case in zip(partners, cases, strict=True))
 
 
 def test_renders_pass_and_shuffled_captions_score_at_chance() -> None:
-    cases = order.in_turn(suite.prompts(25, seed=4))
+    cases = suite.in_turn(suite.prompts(25, seed=4))
     found = [detect(rendering.render(case.scene, np.random.default_rng(n))) for n, case in enumerate(cases)]
     right, shuffled = (
         np.mean([judge(case.task, case.scene, seen, 256) for case, seen in zip(asked, found, strict=True)])
-        for asked in (cases, order.partners(cases, seed=0))
+        for asked in (cases, suite.partners(cases, seed=0))
     )
     assert right >= 0.99
     assert shuffled < 0.25
@@ -164,8 +164,8 @@ def test_an_evaluation_tells_cost_and_likeness_of_every_method(
     assert all(len(rows[name]["draw_s"]) == 3 and min(rows[name]["draw_s"]) > 0 for name in METHODS.split(","))
     assert set(result["correlation"]) == {"2", "3", "4", "5"} and len(result["correlation"]["2"]) == 7
     assert all(set(digits) == {"1"} for digits in rows["render"]["hits"].values())
-    assert store.stored(tmp_path) == [result]
-    with Image.open(tmp_path / tables.image_name(result, tables.GRID)) as sheet:
+    assert pages.stored("evaluate", tmp_path) == [result]
+    with Image.open(tmp_path / quality.image_name(result, "grid")) as sheet:
         assert sheet.width > 5 * 128 and 2 * 128 < sheet.height < 3 * 128  # prompts 0 and 7
 
 
@@ -173,21 +173,21 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     command: list[str], capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _numbers(capsys, command)
-    real, drawn = draw.draw, []
+    real, drawn = evaluate.draw, []
 
-    def interrupted(studio: draw.Studio, numbers: Sequence[int]) -> dict[str, draw.Drawn]:
+    def interrupted(backbone: Backbone, recipe: Recipe, *rest: Any) -> dict[str, Drawn]:
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(numbers)
-        return real(studio, numbers)
+        drawn.append(recipe.seeds)
+        return real(backbone, recipe, *rest)
 
-    monkeypatch.setattr(draw, "draw", interrupted)
+    monkeypatch.setattr(evaluate, "draw", interrupted)
     assert cli.main([*command, "--out", str(tmp_path)]) == 130
     assert len(read_rows(tmp_path)) == 10 * 6
-    monkeypatch.setattr(draw, "draw", lambda *args: drawn.append(args[1]) or real(*args))
+    monkeypatch.setattr(evaluate, "draw", lambda *args: drawn.append(args[1].seeds) or real(*args))
     capsys.readouterr()
     assert _timeless(_numbers(capsys, [*command, "--out", str(tmp_path)])) == _timeless(whole)
-    assert drawn == [range(0, 5), range(5, 10), range(10, 12)]
+    assert drawn == [tuple(range(0, 5)), tuple(range(5, 10)), (10, 11)]
     assert cli.main([*command, "--out", str(tmp_path), "--seed", "1"]) == 2
     assert "holds another evaluation, of seed 0, not 1" in capsys.readouterr().err
 
@@ -198,7 +198,8 @@ class _InProcess:
     drawn: list[int] = []
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        assert command[:3] == [sys.executable, "-m", "comfy_moss"] and env["PYTHONPATH"].split(os.pathsep)[0] == str(run.ROOT)
+        assert command[:3] == [sys.executable, "-m", "comfy_moss"]
+        assert env["PYTHONPATH"].split(os.pathsep)[0] == str(benchmarks.ROOT)
         folder = Path(command[command.index("--out") + 1])
         before = len(read_rows(folder))
         self.code = cli.main(command[3:])
@@ -212,15 +213,15 @@ class _InProcess:
 
 
 def test_there_are_as_many_workers_as_threads_batches_and_reason_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(evaluate.torch, "get_num_threads", lambda: 8)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [order.usual_workers(cpu, 100), order.usual_workers(cpu, 3), order.usual_workers(gpu, 100)] == [4, 3, 1]
+    assert [evaluate.usual_workers(cpu, 100), evaluate.usual_workers(cpu, 3), evaluate.usual_workers(gpu, 100)] == [4, 3, 1]
 
 
 def test_two_workers_share_the_batches_and_draw_what_one_draws(
     command: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.subprocess, "Popen", _InProcess)
+    monkeypatch.setattr(evaluate.subprocess, "Popen", _InProcess)
     monkeypatch.setattr(_InProcess, "drawn", [])
     assert _timeless(_numbers(capsys, [*command, "--workers", "2"])) == _timeless(_numbers(capsys, command))
     assert _InProcess.drawn == [7 * 6, 5 * 6]
@@ -229,7 +230,7 @@ def test_two_workers_share_the_batches_and_draw_what_one_draws(
 def test_a_worker_that_fails_is_told(
     command: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(evaluate.sys, "executable", shutil.which("false"))
     assert cli.main([*command, "--workers", "2"]) == 2
     assert "a worker stopped" in capsys.readouterr().err
 
@@ -257,8 +258,8 @@ def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
 def test_wrong_orders_are_refused_before_anything_is_drawn(
     command: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "evaluate", lambda *_: pytest.fail("it was drawn"))
-    monkeypatch.chdir(RESULTS.parent.parent)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("it was drawn"))
+    monkeypatch.chdir(benchmarks.ROOT)
     assert cli.main([*command, *options]) == 2
     out, err = capsys.readouterr()
     assert message in err and err.count("\n") == 1 and out == ""

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.benchmarks.evaluation.export import run
-from comfy_moss.benchmarks.evaluation.export.prompts import READERS
+from comfy_moss.benchmarks import export
 from comfy_moss.images import read_recipe
 
 TEXTS = ["a red cat", "two dogs"]
@@ -125,14 +124,14 @@ def test_imagereward_finds_numbered_pictures_by_id_and_infinitys_list_names_them
 def test_a_style_of_its_own_file_or_a_folder_of_them_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "anime.json").write_text(json.dumps(TEXTS))
     (tmp_path / "photo.json").write_text(json.dumps(TEXTS[:1]))
-    alone, folder = READERS["hpsv2"](tmp_path / "anime.json"), READERS["hpsv2"](tmp_path)
+    alone, folder = export.read_hpsv2(tmp_path / "anime.json"), export.read_hpsv2(tmp_path)
     assert [(p.folder, p.name, p.text) for p in alone.items] == [("anime", "00000", TEXTS[0]), ("anime", "00001", TEXTS[1])]
     assert [p.folder for p in folder.items] == ["anime", "anime", "photo"]
 
 
 def test_a_line_separator_inside_a_prompt_is_no_new_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8")
-    assert [p.text for p in READERS["geneval"](tmp_path / "a.jsonl").items] == ["a\u2028b"]
+    assert [p.text for p in export.read_geneval(tmp_path / "a.jsonl").items] == ["a\u2028b"]
 
 
 # --- what made them ---------------------------------------------------------------------------------------------
@@ -174,21 +173,21 @@ def _pixels(tmp_path: Path, out: str = "out") -> torch.Tensor:
 def test_an_interrupted_export_goes_on_where_it_stopped(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    order = run.check(cli._parser().parse_args(line("geneval")))
+    order = export.check(cli._parser().parse_args(line("geneval")))
 
     def stop(done: int, of: int) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.export(order, stop)
+        export.export(order, stop)
     before = _files(tmp_path)
     assert len([name for name in before if name.endswith(".png")]) == 3
     assert not [name for name in before if name.endswith(".part")]
 
     drawn = []
-    generate = run.generate
-    monkeypatch.setattr(run, "generate", lambda b, recipe, m: drawn.extend(recipe.seeds) or generate(b, recipe, m))
+    generate = export.generate
+    monkeypatch.setattr(export, "generate", lambda b, recipe, m: drawn.extend(recipe.seeds) or generate(b, recipe, m))
     assert cli.main(line("geneval")) == 0
     assert drawn == [3, 0, 1, 2, 3]  # the fourth of the first prompt, then the second prompt
     assert before.items() <= _files(tmp_path).items()
@@ -197,7 +196,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(
 
 def test_nothing_is_loaded_where_nothing_is_missing(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(line("hpsv2")) == 0
-    monkeypatch.setattr(run, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(export, "load", lambda *_: pytest.fail("the model was loaded"))
     assert cli.main(line("hpsv2")) == 0
 
 

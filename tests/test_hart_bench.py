@@ -12,9 +12,9 @@ import torch
 from hart_builders import TINY
 
 from comfy_moss import cli
-from comfy_moss.benchmarks.bench import limits, machine, run, shapes, work
-from comfy_moss.benchmarks.bench.hart_shape import HART_07B, QWEN, HartShape
-from comfy_moss.benchmarks.bench.variants import parse_methods
+from comfy_moss.benchmarks import bench, limits, machine, shapes
+from comfy_moss.benchmarks.shapes import HART_07B, QWEN, HartShape
+from comfy_moss.benchmarks.studio import parse_methods
 from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.vae import VAEConfig
 from comfy_moss.ops import TORCH
@@ -27,7 +27,7 @@ SHAPE = HartShape(TINY, VAEConfig(32, (1, 1), 1, 1, 8), SMALL_QWEN)
 
 def test_bench_measures_it_by_the_papers_methods_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(shapes.SHAPES, "hart-0.7b", SHAPE)
-    monkeypatch.setattr(run, "measure_ceilings", partial(machine.measure_ceilings, side=32, copied=2**12))
+    monkeypatch.setattr(machine, "measure_ceilings", partial(machine.measure_ceilings, side=32, copied=2**12))
     file = tmp_path / "result.json"
 
     options = ["--device", "cpu", "--runs", "1", "--warmup", "0", "--json", str(file)]
@@ -45,10 +45,10 @@ def test_the_operations_of_the_released_shape_are_those_of_the_specification():
     """Section 11: linear and attention of both rows, 300 text tokens among them."""
     config, schedule = HART_07B.transformer, HART_07B.schedule(1.0, "1M")
     linear = config.depth * (4 * config.width**2 + 3 * config.width * config.hidden)
-    counted = work.Model(TokenWork(linear, 2 * config.width * config.depth, 299), config.depth, 2)
+    counted = bench.Roofline(TokenWork(linear, 2 * config.width * config.depth, 299), config.depth, 2)
     flops = {
-        method.label: sum(map(counted.flops, method.forward_passes(schedule, True, 299, config.depth)))
-        for method in parse_methods("dense,fastvar,moss2", HART_07B.published)
+        name: sum(map(counted.flops, method.forward_passes(schedule, True, 299, config.depth)))
+        for name, method in parse_methods("dense,fastvar,moss2", HART_07B.published).items()
     }
     assert flops["dense"] == pytest.approx(2 * (13.25 + 8.83) * 1e12, rel=1e-3)
     assert flops["dense"] / flops["moss2"] == pytest.approx(1.84, abs=0.005)

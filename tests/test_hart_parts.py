@@ -10,7 +10,7 @@ import torch
 from builders import tiny_backbone
 from hart_builders import SCHEDULE, TINY, prompt, tiny_hart, tiny_hart_backbone, tiny_tokenizer
 
-from comfy_moss.benchmarks.bench.hart_shape import HART_07B
+from comfy_moss.benchmarks.shapes import HART_07B
 from comfy_moss.model.backbone import Backbone, PositionedText
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_backbone import HartBackbone

@@ -21,7 +21,8 @@ from comfy_moss.model.library import NAMES, RELEASES, TEXT_ENCODER
 from comfy_moss.pipeline.plan import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = sorted(path for folder in ("comfy_moss", "kernels", "training") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("comfy_moss", "kernels", "benchmarks", "training")
+CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NOT_OURS = {"__pycache__", "build", "models", "node_modules", "out", "venv"}  # what git does not track
 
 
@@ -114,13 +115,22 @@ def test_the_makefile_installs_the_tools_that_pyproject_names() -> None:
     assert f"-r requirements.txt {tools}\n" in MAKEFILE
 
 
+def _required(name: str) -> set[str]:
+    return {re.match(r"[\w-]+", line)[0] for line in _read(name).splitlines() if line[:1] not in ("", "#")}
+
+
 def test_the_requirements_are_what_the_code_imports() -> None:
-    modules = {"pillow": "PIL"}
-    required = {re.match(r"[\w-]+", line)[0] for line in _read("requirements.txt").splitlines() if line[:1] not in ("", "#")}
-    files = [path for path in CODE if path.parts[len(ROOT.parts)] != "training"]
+    modules, required = {"pillow": "PIL"}, _required("requirements.txt")
+    files = [path for path in CODE if path.parts[len(ROOT.parts)] in ("comfy_moss", "kernels")]
     imported = set().union(*map(_libraries, files)) - sys.stdlib_module_names
     from_elsewhere = {"torch", "triton", "comfy", "comfy_api", "folder_paths", "tokenizers"}  # of the host, and of transformers
     assert {modules.get(name, name) for name in required} == imported - from_elsewhere
+
+
+def test_the_laboratorys_requirements_are_what_it_imports_besides() -> None:
+    files = [path for path in CODE if path.parts[len(ROOT.parts)] == "benchmarks"]
+    known = sys.stdlib_module_names | _required("requirements.txt") | {"PIL", "torch", "triton", "comfy_moss", "hosting"}
+    assert set().union(*map(_libraries, files)) - known == _required("requirements-lab.txt")
 
 
 def _libraries(path: Path) -> Iterator[str]:

@@ -10,40 +10,38 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comfy_moss.benchmarks import suite
-from comfy_moss.benchmarks.evaluation import bootstrap, run, store, tables
-from comfy_moss.benchmarks.evaluation.analysis import Study
-from comfy_moss.benchmarks.evaluation.bootstrap import Interval
-from comfy_moss.benchmarks.evaluation.plot import Point, _front, pareto
+from comfy_moss.benchmarks import analysis, evaluate, pages, quality, suite
+from comfy_moss.benchmarks.analysis import Interval, Study
+from comfy_moss.benchmarks.plots import Point, front, pareto
 
 # --- statistics -------------------------------------------------------------------------------------------------
 
 
 def test_the_interval_of_a_constant_has_no_width() -> None:
-    weight = bootstrap.weights(["a"] * 9 + ["b"] * 3)
-    found = bootstrap.mean([0.7] * 12, weight)
+    weight = analysis.weights(["a"] * 9 + ["b"] * 3)
+    found = analysis.mean([0.7] * 12, weight)
     assert [found.value, found.low, found.high] == pytest.approx([0.7] * 3)
 
 
 def test_every_task_has_the_same_share_of_the_score_in_every_draw() -> None:
     tasks = np.array(["a"] * 9 + ["b"] * 3)
-    weight = bootstrap.weights(tasks.tolist(), draws=50)
+    weight = analysis.weights(tasks.tolist(), draws=50)
     for task in "ab":
         assert weight[:, tasks == task].sum(1) == pytest.approx(np.full(51, 0.5))
-    assert bootstrap.mean(tasks == "b", weight).value == 0.5
+    assert analysis.mean(tasks == "b", weight).value == 0.5
 
 
 def test_an_interval_is_as_wide_as_theory_says() -> None:
     hits = np.arange(400) % 4 == 0
-    found = bootstrap.mean(hits, bootstrap.weights(["a"] * 400))
+    found = analysis.mean(hits, analysis.weights(["a"] * 400))
     error = 1.96 * np.sqrt(0.25 * 0.75 / 400)
     assert [found.value, found.low, found.high] == pytest.approx([0.25, 0.25 - error, 0.25 + error], abs=0.006)
 
 
 def test_a_ratio_is_of_sums_and_missing_where_nothing_is_compared() -> None:
-    weight = bootstrap.weights(["a"] * 4)
-    assert bootstrap.ratio([1, 2, 3, 0], [2, 4, 6, 0], weight) == Interval(0.5, 0.5, 0.5)
-    assert bootstrap.ratio([1, 2, 3, 4], [0, 0, 0, 0], weight) is None
+    weight = analysis.weights(["a"] * 4)
+    assert analysis.ratio([1, 2, 3, 0], [2, 4, 6, 0], weight) == Interval(0.5, 0.5, 0.5)
+    assert analysis.ratio([1, 2, 3, 4], [0, 0, 0, 0], weight) is None
 
 
 @pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 0.3, 1), (-0.3, -0.1, -1), (-0.1, 0.1, 0), (0.0, 0.2, 0)])
@@ -65,7 +63,7 @@ def _result(shares: dict[str, float], seconds: dict[str, float], prompts: int = 
         }  # fmt: skip
     methods = [name for name in shares if name not in ("render", "codec")]
     return {
-        "format": run.FORMAT, "command": "python -m comfy_moss evaluate", "date": "2030-01-02T03:04:05+00:00",
+        "format": evaluate.FORMAT, "command": "python -m comfy_moss evaluate", "date": "2030-01-02T03:04:05+00:00",
         "hardware": {"device": "abacus", "cores": 2, "threads": 1, "load_average": None}, "versions": {"torch": "0"},
         "setting": {"model": "toy", "model_id": "0", "width": 64, "height": 64, "prompts": prompts, "methods": methods,
                     "bounds": {name: [50.0, 15.0, 5.0] for name in methods if name.startswith("moss")},
@@ -118,12 +116,12 @@ def test_moss_meets_its_own_draft_and_both_rivals_at_equal_time() -> None:
     ("dense", "draft", "said"), [(0.9, 0.5, "Gate: passed"), (0.9, 0.85, "Gate: not passed"), (0.5, 0.9, "Gate: not passed")]
 )
 def test_the_page_says_first_whether_its_tables_mean_anything(dense: float, draft: float, said: str) -> None:
-    text = tables.page([_result(SHARES | {"dense": dense, "draft-3": draft}, SECONDS)], [])
+    text = quality.page([_result(SHARES | {"dense": dense, "draft-3": draft}, SECONDS)], [])
     assert said in text.split("\n")[2] and ("means anything yet" in text) == ("not" in said)
 
 
 def test_without_the_yardstick_the_gate_stays_open() -> None:
-    assert "Gate: not tested" in tables.section(_result({"render": 1.0, "codec": 1.0, "dense": 0.9}, SECONDS))
+    assert "Gate: not tested" in quality.section(_result({"render": 1.0, "codec": 1.0, "dense": 0.9}, SECONDS))
 
 
 def test_a_large_gap_in_few_prompts_does_not_pass_the_gate() -> None:
@@ -131,7 +129,7 @@ def test_a_large_gap_in_few_prompts_does_not_pass_the_gate() -> None:
 
 
 def test_the_tables_hold_a_row_for_every_method_and_pair() -> None:
-    text = tables.section(_result(SHARES, SECONDS))
+    text = quality.section(_result(SHARES, SECONDS))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     counts = {name: sum(row[0] == f"| {name}" for row in rows) for name in ("dense", "fastvar", "draft-3", "moss3", "moss3-sa")}
     assert counts == {"dense": 2, "fastvar": 2, "draft-3": 2, "moss3": 2 + 4 + 1, "moss3-sa": 2 + 1}
@@ -144,7 +142,7 @@ def test_the_papers_bounds_stand_beside_a_models_own() -> None:
     study = Study(result)
     assert study.rivals("moss3")["the paper's bounds"] == "moss3-paper"
     assert list(study.rivals("moss3-paper"))[0] == "draft-3" and "the paper's bounds" not in study.rivals("moss3-paper")
-    text = tables.section(result)
+    text = quality.section(result)
     assert "moss3 50, 15, 5; moss3-paper 50, 15, 5" in text
     assert "| moss3-paper | CSSA" not in text and "| moss3-sa | SA" in text
 
@@ -153,9 +151,9 @@ def test_kernels_are_told_only_where_a_gpu_was_measured() -> None:
     row = {"label": "moss4, CSSA + kernels", "drawing_s": {"median": 0.0125}}
     measured = {"hardware": {"device": "Big GPU"}, "setting": {"shape": "2b"}, "ablation": [row]}
     result = _result(SHARES, SECONDS)
-    assert "none is stored yet" in tables.section(result, [measured])
+    assert "none is stored yet" in quality.section(result, [measured])
     measured["hardware"]["capability"] = "9.0"
-    assert "| Big GPU | 2b | moss4, CSSA + kernels | 12.5 ms |" in tables.section(result, [measured])
+    assert "| Big GPU | 2b | moss4, CSSA + kernels | 12.5 ms |" in quality.section(result, [measured])
 
 
 # --- pictures of a result ---------------------------------------------------------------------------------------
@@ -163,7 +161,7 @@ def test_kernels_are_told_only_where_a_gpu_was_measured() -> None:
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
     points = [Point(name, s, Interval(v, v, v)) for name, s, v in [("a", 1, 0.5), ("b", 2, 0.4), ("c", 3, 0.9), ("d", 3, 0.8)]]
-    assert [point.name for point in _front(points)] == ["a", "c"]
+    assert [point.name for point in front(points)] == ["a", "c"]
 
 
 def test_the_plot_can_be_opened_and_is_not_empty() -> None:
@@ -175,19 +173,19 @@ def test_the_plot_can_be_opened_and_is_not_empty() -> None:
 
 
 def test_the_page_is_what_the_stored_results_make(tmp_path: Path) -> None:
-    if not store.PAGE.exists():
-        assert store.stored() == [], "run: python -m comfy_moss evaluate --tables"
+    if not pages.QUALITY.exists():
+        assert pages.stored("evaluate") == [], "run: python -m comfy_moss evaluate --tables"
         return
-    text = store.write_page(target=tmp_path / "page.md").read_text(encoding="utf-8")
-    assert text == store.PAGE.read_text(encoding="utf-8"), "run: python -m comfy_moss evaluate --tables"
-    for kind in (tables.PLOT, tables.GRID):
-        assert all((store.IMAGES / tables.image_name(result, kind)).exists() for result in store.stored())
+    text = pages.write_quality(target=tmp_path / "page.md").read_text(encoding="utf-8")
+    assert text == pages.QUALITY.read_text(encoding="utf-8"), "run: python -m comfy_moss evaluate --tables"
+    for kind in ("pareto", "grid"):
+        assert all((pages.IMAGES / quality.image_name(result, kind)).exists() for result in pages.stored("evaluate"))
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "quality-odd.json").write_text('{"format": 0}')
     with pytest.raises(ValueError, match="quality-odd.json is no result"):
-        store.stored(tmp_path)
+        pages.stored("evaluate", tmp_path)
 
 
 def test_a_hit_without_its_texture_does_not_count_where_the_prompt_names_one() -> None:

@@ -1,1 +1,0 @@
-"""The shapes world, its detector and a GenEval-like suite of prompts."""

@@ -1,1 +1,0 @@
-"""Finding the bounds of MoSs-k: `python -m comfy_moss calibrate`."""

@@ -1,1 +1,0 @@
-"""Pictures for benchmarks that score elsewhere: `python -m comfy_moss export`."""

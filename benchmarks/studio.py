@@ -1,0 +1,141 @@
+"""What the commands share: methods by name, a model ready to draw many prompts, and notes about what made a
+folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comfy_moss.model.backbone import PAPER, Backbone, Published
+from comfy_moss.ops import choose
+from comfy_moss.pipeline.draft import Recipe
+from comfy_moss.pipeline.plan import Method, Plan, parse_method, parse_plan
+from comfy_moss.request import Checked
+
+DRAFTS = tuple(f"draft-{k}" for k in range(1, 6))  # what "draft" stands for in a list
+
+# --- methods by name ---------------------------------------------------------------------------------------
+
+
+def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
+    """Methods by name, in the order of the tables, from a list such as "dense,draft,fastvar,moss4,moss4-sa".
+
+    `draft` stands for draft-1 to draft-5; otherwise names are those of `parse_method`.  Dense is always among
+    them, being the yardstick, and beside everything that refines the draft it started from, its honest rival.
+
+    Args:
+        published: settings of the methods for the model.
+
+    Raises:
+        ValueError: a name is unknown, or the list is empty.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError("no methods are named; list some, for example dense,draft,moss4")
+    names = [one for name in names for one in (DRAFTS if name == "draft" else [name])]
+    named = [parse_method(name, published=published) for name in ("dense", *names)]
+    rivals = [Plan(method.draft) for method in named if refines(method)]
+    found = {label(method, published): method for method in (*named, *rivals)}
+    return dict(sorted(found.items(), key=lambda item: _place(*item)))
+
+
+def refines(method: Method) -> bool:
+    return isinstance(method, Plan) and bool(method.passes)
+
+
+def label(method: Method, published: Published = PAPER) -> str:
+    """The name again: "draft-3", "moss4-paper-sa-unguided", a plan's own name, or the plan as text."""
+    if method.name != "moss":
+        named = {parse_plan(plan): name for name, plan in published.plans.items()}
+        return named.get(method, method.label)
+    (step,) = method.passes
+    printed = step.bounds != published.best.get(method.k)
+    options = {"paper": printed, "sa": not step.cross_scale, "unguided": not step.guided}
+    return "-".join([method.label, *(name for name, chosen in options.items() if chosen)])
+
+
+def _place(name: str, method: Method) -> tuple[int | bool, ...]:
+    """Dense, then FastVAR, then by k the draft before what refines it."""
+    first = {"dense": 0, "fastvar": 1}.get(method.name, 2)
+    return first, method.k, refines(method), "-unguided" in name, "-sa" in name, "-paper" in name
+
+
+# --- a model for many prompts -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A model and the features of all prompts that it will draw.
+
+    Attributes:
+        features: by prompt, (L, Ct).
+        negative: of the request's negative prompt; None = it has none.
+    """
+
+    checked: Checked
+    backbone: Backbone
+    features: dict[str, Tensor]
+    negative: Tensor | None = None
+
+    def recipe(self, prompts: Sequence[str], seeds: Sequence[int]) -> Recipe:
+        """One batch: a picture for every pair of prompt and seed."""
+        text, made = tuple(self.features[prompt] for prompt in prompts), self.checked
+        negative = None if self.negative is None else (self.negative,) * len(text)
+        return Recipe(text, negative, tuple(seeds), made.schedule, made.guidance, made.sampling)
+
+
+@torch.inference_mode()
+def load(checked: Checked, prompts: Sequence[str]) -> Studio:
+    """The model of a request and the features of prompts; the text encoder is gone before the model comes.
+
+    Raises:
+        ValueError: a file is damaged, or a prompt is too long for the model.
+    """
+    negative, files, place = checked.request.negative.strip(), checked.files, (checked.device, checked.dtype)
+    unique = list(dict.fromkeys([*prompts, *([checked.request.negative] if negative else [])]))
+    features = dict(zip(unique, files.load_text(*place).encode(unique), strict=True))
+    backbone = replace(files.load(*place), kernels=choose("auto", checked.device)[0])
+    return Studio(checked, backbone, features, features[checked.request.negative] if negative else None)
+
+
+# --- notes ------------------------------------------------------------------------------------------------
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None where it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str] = ()) -> str | None:
+    """The first entry in which an old note differs from what is wanted now, in words; None where they
+    agree."""
+    for name, value in json.loads(json.dumps(new)).items():
+        if name not in ignored and old.get(name) != value:
+            return f"{name} {old.get(name)!r}, not {value!r}"
+    return None
+
+
+def json_bytes(value: Any) -> bytes:
+    """As a file."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def check_least(**least: tuple[float | None, float]) -> None:
+    """Refuse numbers that are too small; option -> (value, least).
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, (value, limit) in least.items():
+        if value is not None and value < limit:
+            raise ValueError(f"--{name.replace('_', '-')} must be {limit} or more, got {value}")
