@@ -234,7 +234,7 @@ def test_importing_and_asking_neither_loads_triton_nor_starts_cuda():
 
 def test_the_benchmark_compares_and_times_every_operation(tmp_path):
     target = tmp_path / "kernels.json"
-    command = [sys.executable, "benchmarks/kernels.py", "--device", "cpu", "--heads", "2", "--head-dim", "32", "--runs", "2"]
+    command = [sys.executable, "-m", "benchmarks.kernels", "--device", "cpu", "--heads", "2", "--head-dim", "32", "--runs", "2"]
     command += ["--shapes", "21x9", "0x5", "--json", str(target)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
