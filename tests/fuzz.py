@@ -419,7 +419,7 @@ def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
     from comfy_moss.model.contents import CODEC, TRANSFORMER, identify
     from comfy_moss.model.library import find_model
     from comfy_moss.model.tensors import convert, open_tensors
-    from comfy_moss.model.tokenizer import load_padded_tokenizer, load_tokenizer
+    from comfy_moss.model.tokenizer import load_tokenizer
 
     if chance.random() < 0.1 and path.suffix != ".json":
         target = model / "converted.safetensors"
@@ -436,9 +436,7 @@ def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
             (open_transformer if kind == TRANSFORMER else open_vae)(tensors)
         return
     if path.name.startswith("tokenizer") and chance.randrange(full):
-        load = load_padded_tokenizer if model.name == "hart" else load_tokenizer
-        tokenize = load(found.text)
-        (tokenize[0] if isinstance(tokenize, tuple) else tokenize)("a red circle")
+        load_tokenizer(found.text, padded=model.name == "hart")("a red circle")
     elif found.text == path.parent and (path.name == "config.json" or not chance.randrange(full)):
         found.load_text().encode(["a red circle", "unheard words 模型"])
     elif found.text != path.parent:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .backbone import PositionedText, Text
 from .contents import count_of
 from .tensors import CheckpointError, Tensors, fill_module, open_tensors, reading
-from .tokenizer import DAMAGED, QWEN, Tokenizer, check_ids, load_padded_tokenizer, load_tokenizer
+from .tokenizer import DAMAGED, QWEN, Split, check_ids, load_tokenizer
 
 MISFIT = "does not fit the weights beside it; download the folder as a whole"
 T5_POSITIONS = (("relative_attention_num_buckets", 32), ("relative_attention_max_distance", 128))
@@ -83,7 +83,7 @@ class TextEncoder(_Reader):
     """
 
     model: nn.Module
-    tokenize: Tokenizer
+    tokenize: Split
     width: int
     max_tokens: int = MAX_TOKENS
 
@@ -137,7 +137,7 @@ class PromptEncoder(_Reader):
     """
 
     model: nn.Module
-    tokenize: Tokenizer
+    tokenize: Split
     system: Sequence[int]
     pad: int
     length: int = HART_TOKENS
@@ -158,9 +158,10 @@ class PromptEncoder(_Reader):
             CheckpointError: something is missing or damaged; the message says what.
         """
         path = Path(path)
-        config, (tokenize, pad, side) = read_qwen_config(path), load_padded_tokenizer(path)
+        config, tokenize = read_qwen_config(path), load_tokenizer(path, padded=True)
         model = qwen_from_state(open_tensors(path), config, device, dtype)
-        return cls(model, tokenize, tokenize(system_prompt) if system_prompt else (), pad, length, side)
+        system = tokenize(system_prompt) if system_prompt else ()
+        return cls(model, tokenize, system, tokenize.pad, length, tokenize.side)
 
     @property
     def width(self) -> int:

@@ -7,56 +7,59 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .tensors import CheckpointError, reading
 
 DAMAGED = "is damaged; download it again"
 QWEN = "Qwen2-VL-1.5B-Instruct"
 PAD = "<|endoftext|>"
-Tokenizer = Callable[[str], list[int]]  # prompt -> token ids, without padding
+Split = Callable[[str], list[int]]  # prompt -> token ids, nothing cut off or added
 
 
-def load_tokenizer(path: Path, end: int = 1) -> Tokenizer:
+@dataclass(frozen=True)
+class Tokenizer:
+    """Prompt -> token ids, nothing cut off and no padding.
+
+    Attributes:
+        file: where it was read from, for messages.
+        end: ids that every prompt gets behind its own.
+        pad: id of padding; None = was not asked for.
+        side: where padding goes, "right" or "left".
+    """
+
+    file: Path
+    split: Split
+    end: tuple[int, ...] = ()
+    pad: int | None = None
+    side: str = "right"
+
+    def __call__(self, prompt: str) -> list[int]:
+        with reading(self.file, DAMAGED):  # some faults of a file show only when it meets a word
+            return [*self.split(prompt), *self.end]
+
+
+def load_tokenizer(path: Path, end: int = 1, padded: bool = False) -> Tokenizer:
     """The tokenizer of a directory.
 
     Args:
         end: id of the end token, which every prompt gets.
+        padded: for prompts that are padded instead: no end token, but what the folder says about padding.
 
     Raises:
-        CheckpointError: its file or the package that reads it is missing, or the file is damaged.
+        CheckpointError: its file or the package that reads it is missing, or a file is damaged.
     """
-    for name, reader in (("tokenizer.json", _fast_tokenizer), ("spiece.model", _sentencepiece)):
-        file = path / name
-        if not file.is_file():
-            continue
-        with reading(file, DAMAGED):
-            split = reader(file)
-        return lambda prompt: _tokens(file, split, prompt) + [end]
-    missing = "tokenizer.json and spiece.model are missing"
-    raise CheckpointError(f"{path} has no tokenizer: {missing}; download one of them")
-
-
-def _tokens(file: Path, split: Tokenizer, prompt: str) -> list[int]:
-    """Some faults of a tokenizer's file show only when it meets a word."""
+    readers = {"tokenizer.json": _fast} | ({} if padded else {"spiece.model": _sentencepiece})
+    name = next((name for name in readers if (path / name).is_file()), None)
+    if name is None:
+        missing = f"{' and '.join(readers)} {'are' if len(readers) > 1 else 'is'} missing"
+        advice = f"{QWEN} as a whole" if padded else "one of them"
+        raise CheckpointError(f"{path} has no tokenizer: {missing}; download {advice}")
+    file = path / name
     with reading(file, DAMAGED):
-        return list(split(prompt))
-
-
-def _fast_tokenizer(file: Path) -> Tokenizer:
-    fast = _open_fast(file)
-    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids
-
-
-def _open_fast(file: Path) -> Any:
-    """tokenizers.Tokenizer, which neither cuts off nor pads."""
-    from tokenizers import Tokenizer as Fast
-
-    fast = Fast.from_file(str(file))
-    fast.no_truncation()
-    fast.no_padding()
-    return fast
+        split = readers[name](file)
+    return Tokenizer(file, split, (), *_padding(file)) if padded else Tokenizer(file, split, (end,))
 
 
 def check_ids(ids: Sequence[int], vocabulary: int) -> None:
@@ -72,31 +75,31 @@ def check_ids(ids: Sequence[int], vocabulary: int) -> None:
         )
 
 
-def _sentencepiece(file: Path) -> Tokenizer:
+def _fast(file: Path) -> Split:
+    from tokenizers import Tokenizer as Fast
+
+    fast = Fast.from_file(str(file))
+    fast.no_truncation()
+    fast.no_padding()
+    return lambda prompt: fast.encode(prompt, add_special_tokens=False).ids
+
+
+def _sentencepiece(file: Path) -> Split:
     from sentencepiece import SentencePieceProcessor
 
     return SentencePieceProcessor(model_file=str(file)).encode
 
 
-def load_padded_tokenizer(path: Path) -> tuple[Tokenizer, int, str]:
-    """The tokenizer of a directory, the id of its padding, and the side where padding goes.
+def _padding(file: Path) -> tuple[int, str]:
+    """Id of padding, and the side where it goes."""
+    from tokenizers import Tokenizer as Fast
 
-    Raises:
-        CheckpointError: its file is missing or damaged.
-    """
-    file, told = path / "tokenizer.json", path / "tokenizer_config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} has no tokenizer: tokenizer.json is missing; download {QWEN} as a whole")
+    told = file.with_name("tokenizer_config.json")
     with reading(file, f"or {told.name} beside it is damaged; download both again"):
-        fast = _open_fast(file)
         settings = json.loads(told.read_text(encoding="utf-8-sig")) if told.is_file() else {}
         word = settings.get("pad_token") or PAD
-        pad = fast.token_to_id(word["content"] if isinstance(word, dict) else word)
+        pad = Fast.from_file(str(file)).token_to_id(word["content"] if isinstance(word, dict) else word)
         side = "left" if settings.get("padding_side") == "left" else "right"
     if pad is None:
         raise CheckpointError(f"{file} does not know its padding token; download {QWEN} again")
-
-    def split(text: str) -> list[int]:
-        return fast.encode(text, add_special_tokens=False).ids
-
-    return lambda prompt: _tokens(file, split, prompt), pad, side
+    return pad, side
