@@ -31,14 +31,13 @@ from comfy_moss.model.library import find_model  # noqa: E402
 from comfy_moss.model.sampling import Guidance, Sampling  # noqa: E402
 from comfy_moss.model.schedule import Schedule, make_schedule  # noqa: E402
 from comfy_moss.model.text import TextEncoder  # noqa: E402
-from comfy_moss.pipeline.cost import Cost  # noqa: E402
+from comfy_moss.pipeline.cost import Cost, report  # noqa: E402
 from comfy_moss.pipeline.dispatch import RefinePass  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
 from comfy_moss.pipeline.frequency import contribution  # noqa: E402
 from comfy_moss.pipeline.generate import Picture, generate  # noqa: E402
 from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
 from comfy_moss.pipeline.plan import Plan, parse_method  # noqa: E402
-from comfy_moss.pipeline.report import report  # noqa: E402
 
 PROMPT = "a red heart on a gradient white background"
 SEED = 5

@@ -8,8 +8,7 @@ import re
 
 import pytest
 
-from comfy_moss.pipeline.cost import Cost
-from comfy_moss.pipeline.report import report, report_data
+from comfy_moss.pipeline.cost import Cost, report, report_data
 
 MOSS = Cost("moss2", (1, 4, 16, 9, 7), 3 * 2**20, {"draft": 0.2, "frequency": 0.0, "refine": 0.05}, 16)
 DENSE = Cost("dense", (1, 4, 16, 36, 64), 12 * 2**20, {"draft": 0.2, "dense": 0.425})

@@ -15,14 +15,13 @@ from torch import Tensor
 from .. import typed
 from ..images import psnr, ssim
 from ..model.backbone import PAPER, Published
-from ..pipeline.cost import Cost, Stopwatch
+from ..pipeline.cost import Cost, Stopwatch, report
 from ..pipeline.dispatch import RefinePass, bounds_of_shares, dispatch_tokens
 from ..pipeline.draft import Draft
 from ..pipeline.frequency import contribution, frequency_map
 from ..pipeline.heatmap import enlarge, heatmap, overlay, percentile
 from ..pipeline.inspection import inspection
 from ..pipeline.painting import as_picture, join_masks, read_painting
-from ..pipeline.report import report
 from .inputs import MossNode
 from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, schema
 
