@@ -104,6 +104,11 @@ class Study:
         """Those that are MoSs-k with a whole refine step, "moss4" or "moss4-paper"."""
         return [name for name in self.methods if re.fullmatch(r"moss\d+(-paper)?", name)]
 
+    @property
+    def plans(self) -> list[str]:
+        """Those with refine passes that are no MoSs of the paper, by their text."""
+        return [name for name in self.methods if "@" in name]
+
     @cached_property
     def tasks(self) -> list[str]:
         """Of every prompt."""
@@ -225,11 +230,15 @@ class Study:
         return mean(values, weights(["all"] * len(values)))
 
     def rivals(self, name: str) -> dict[str, str | Mixture]:
-        """What moss-k has to beat, by how tables call it."""
+        """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too."""
         bare, seconds = name.removesuffix("-paper"), self.seconds(name)
-        own, printed = f"draft-{bare.removeprefix('moss')}", f"{bare}-paper"
-        skipping = [label for label in self.methods if label == "dense" or label.startswith("draft-")]
-        found: dict[str, str | Mixture] = {own: own, "skipping, equal time": self.at_time(seconds, skipping)}
+        own = name.partition(";")[0].partition(" ")[0] if name in self.plans else f"draft-{bare.removeprefix('moss')}"
+        printed = f"{bare}-paper"
+        skipping = [label for label in self.methods if re.fullmatch(r"dense|draft-\d+", label)]
+        found: dict[str, str | Mixture] = {own: own} if own in self.methods else {}
+        found["skipping, equal time"] = self.at_time(seconds, skipping)
+        if name in self.plans:
+            found |= {moss: moss for moss in self.mosses} | {"dense": "dense"}
         if name != printed and printed in self.methods:
             found["the paper's bounds"] = printed
         if "fastvar" in self.methods:

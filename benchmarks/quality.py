@@ -139,7 +139,8 @@ def _costs(study: Study) -> str:
 
 
 def _pairs(study: Study) -> str:
-    rows = [(name, title, rival) for name in study.mosses for title, rival in study.rivals(name).items()]
+    refining = [*study.mosses, *study.plans]
+    rows = [(name, title, rival) for name in refining for title, rival in study.rivals(name).items()]
 
     def both(heading: str, difference: Callable[[str, str | Mixture], Interval | None]) -> list[Column]:
         told = (heading, lambda name, _, rival: _signed(difference(name, rival)))
