@@ -93,7 +93,7 @@ def _error(call: partial, exact: Tensor) -> float:
 
 
 def _prompt(backbone: Backbone) -> Text:
-    """Random features of one prompt; a model that keeps it in the cache reads a fixed length, and positions."""
+    """Random features of a prompt; a model that keeps it in the cache reads a fixed length, and positions."""
     length = backbone.work.prefix + 1 if backbone.work.prefix else LENGTH
     features = torch.randn(length, backbone.text_width, generator=torch.Generator().manual_seed(0))
     if not backbone.work.prefix:

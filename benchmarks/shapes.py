@@ -1,7 +1,7 @@
 """Models to measure: the embedded one, and random weights in the shapes of the released ones.
 
-The values of the weights do not change what a picture costs: token counts are fixed by the method, and nothing
-branches on a value.  Facts: docs/infinity.md, sections 1 and 7.2; docs/hart.md, sections 1 and 2.
+The values of the weights do not change what a picture costs: token counts are fixed by the method, and
+nothing branches on a value.  Facts: docs/infinity.md, sections 1 and 7.2; docs/hart.md, sections 1 and 2.
 """
 
 from __future__ import annotations

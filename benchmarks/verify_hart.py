@@ -19,7 +19,15 @@ from torch import Tensor
 
 from comfy_moss.model.backbone import Branch, PositionedText, Step
 from comfy_moss.model.hart_backbone import HartBackbone
-from comfy_moss.model.hart_head import guidance_weights, gumbel_softmax, gumbel_tau, pass_of, progress, top_k_of, top_k_top_p
+from comfy_moss.model.hart_head import (
+    guidance_weights,
+    gumbel_softmax,
+    gumbel_tau,
+    pass_of,
+    progress,
+    top_k_of,
+    top_k_top_p,
+)
 from comfy_moss.model.rope import coordinates
 from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.model.schedule import Positions

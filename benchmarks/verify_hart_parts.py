@@ -16,7 +16,14 @@ from torch import Tensor
 
 from comfy_moss.model.hart import HartTransformer
 from comfy_moss.model.hart_checkpoint import hart_from_state, tokenizer_from_state
-from comfy_moss.model.hart_head import STRENGTH, DiffusionSchedule, denoise, gumbel_softmax, predict, top_k_top_p
+from comfy_moss.model.hart_head import (
+    STRENGTH,
+    DiffusionSchedule,
+    denoise,
+    gumbel_softmax,
+    predict,
+    top_k_top_p,
+)
 from comfy_moss.model.quantize import Quantizer, phi_index
 from comfy_moss.model.rope import coordinate_rotation, prompt_rotation, rotate
 from comfy_moss.model.schedule import Schedule, square_schedule
