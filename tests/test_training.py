@@ -245,6 +245,8 @@ def test_a_restored_state_draws_as_the_shipped_model_does(score, tmp_path, monke
     assert torch.equal(level[:10], shipped["lvl_embed.weight"][:10])
     assert len(pictures) == 4 and pictures[0].shape == (256, 256, 3)
     assert judge(case.task, case.scene, detect(pictures[0]), 256)
+    bits = score.bits_a_bit(nano, backbone, [case], "0.25M")
+    assert len(bits) == 10 and max(bits) < 0.7  # it knows its pictures
 
 
 def test_a_report_counts_textures_only_where_a_prompt_names_them(score):

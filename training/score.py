@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from comfy_moss.benchmarks.detector import detect, judge
+from comfy_moss.benchmarks.rendering import render
 from comfy_moss.benchmarks.suite import TASKS, Case, prompts
 from comfy_moss.benchmarks.texture import shows_texture
 from comfy_moss.images import to_bytes, to_image
@@ -28,11 +30,12 @@ from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.vae import VAE
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 
-from .forward import Nano
+from .forward import Nano, look
 from .nano import SCHEDULES, SIDES
-from .train_vae import CONFIG
+from .train_vae import CONFIG, to_float
 
 SKIPPED = (0, 1, 2, 3)  # scales left out at the end
+MEASURED = 12  # of the prompts: how well the true pictures' bits are foretold, which takes a drawing's time
 Looks = dict[int, tuple[bool, bool | None]]  # by skipped scales: whether the task and all textures are shown
 
 
@@ -57,6 +60,18 @@ def draw(
         totals: list[Tensor] = []
         draw_draft(backbone, recipe, len(schedule), on_scale=lambda *seen, kept=totals: kept.append(seen[-1]))
         yield case, [to_bytes(to_image(backbone.decode(totals[-1 - k])))[0].numpy() for k in SKIPPED]
+
+
+@torch.inference_mode()
+def bits_a_bit(nano: Nano, backbone: InfinityBackbone, cases: list[Case], area: str) -> list[float]:
+    """Cross-entropy by scale of the cases' true pictures, with up to FLIPS of the bits flipped in what it sees."""
+    torch.manual_seed(0)
+    losses = []
+    for n, case in enumerate(cases):
+        picture = render(case.scene, np.random.default_rng(n), SIDES[area], SIDES[area])
+        features = backbone.vae.encode(to_float(torch.from_numpy(picture).permute(2, 0, 1)[None]))
+        losses.append(look(nano, features, [case.prompt], len(SCHEDULES[area])).losses / math.log(2))
+    return [round(loss, 3) for loss in torch.stack(losses).mean(0).tolist()]
 
 
 def report(looks: list[tuple[Case, Looks]]) -> dict[str, dict[str, float]]:
@@ -99,7 +114,8 @@ def main() -> None:
         looks.append((case, seen))
         if len(looks) % args.per_task == 1:
             rows.append(np.concatenate(pictures, axis=1))
-    sys.stdout.write(json.dumps(report(looks), indent=1) + "\n")
+    told = {"bits a bit": bits_a_bit(nano, backbone, cases[:: max(1, len(cases) // MEASURED)], args.area)}
+    sys.stdout.write(json.dumps(report(looks) | told, indent=1) + "\n")
     if args.pictures:
         Image.fromarray(np.concatenate(rows)).save(args.pictures, "PNG")
 
