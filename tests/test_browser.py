@@ -14,7 +14,7 @@ from browser import Page, chromium, opened
 from hosting import Host, checkout
 
 from comfy_moss.model.backbone import NANO
-from comfy_moss.pipeline.dispatch import RefinePass, band
+from comfy_moss.pipeline.dispatch import band, bounds_of_shares
 from comfy_moss.pipeline.painting import read_painting
 
 playwright = pytest.importorskip(
@@ -107,7 +107,7 @@ def test_shares_mean_the_same_bounds_as_in_python(opened_page: Page) -> None:
     cases = [[round(rng.uniform(0, 100 / 5), 1) for _ in range(rng.randint(1, 5))] for _ in range(300)]
     found = opened_page.module("dispatch", "value.map(module.boundsFromShares)", cases)
     for shares, bounds in zip(cases, found, strict=True):
-        assert bounds == pytest.approx(RefinePass.from_shares(shares).bounds, abs=1e-9)
+        assert bounds == pytest.approx(bounds_of_shares(shares), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -324,11 +324,11 @@ def test_a_saved_workflow_keeps_widgets_and_size_but_not_the_map(page: Page) -> 
     saved = page.page.evaluate("() => app.graph.serialize()")
     kept = {node["type"]: node for node in saved["nodes"]}
     assert kept[MAP]["widgets_values"] == [3] and kept[MAP]["size"] == [360, 700]
-    assert kept[DISPATCH]["widgets_values"] == ["custom bounds", values, ""]
+    assert kept[DISPATCH]["widgets_values"] == ["custom bounds", values, "", "all"]
     assert "base64" not in str(saved) and len(str(saved)) < 30_000
     prompt = page.page.evaluate("async () => (await app.graphToPrompt()).output")
     sent = next(node["inputs"] for node in prompt.values() if node["class_type"] == DISPATCH)
-    assert set(sent) == {"frequency", "preset", "values", "painting"}
+    assert set(sent) == {"frequency", "preset", "values", "painting", "scales"}
 
     page.page.evaluate("async (saved) => { await app.loadGraphData(saved); }", saved)
     page.wait(800)
