@@ -2,7 +2,7 @@
 registry install.
 
 `python -m comfy_moss bench | evaluate | export | calibrate | verify` find it as `comfy_moss.benchmarks`, by
-the package's path; `python -m benchmarks.kernels` and `python -m benchmarks.rules` run from the root.
+the package's path; `python -m benchmarks.kernels` runs from the root.
 """
 
 import sys
