@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from comfy_moss.model.backbone import PAPER
+
 DRAWS = 4000
 LEVEL = 0.95
 MARGIN = 0.10  # by which dense must beat the draft below for differences between methods to mean anything
@@ -106,8 +108,8 @@ class Study:
 
     @property
     def plans(self) -> list[str]:
-        """Those with refine passes that are no MoSs of the paper, by their text."""
-        return [name for name in self.methods if "@" in name]
+        """Those with refine passes that are no MoSs of the paper, by name or by their text."""
+        return [name for name in self.methods if "@" in PAPER.plans.get(name, name)]
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -232,7 +234,8 @@ class Study:
     def rivals(self, name: str) -> dict[str, str | Mixture]:
         """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too."""
         bare, seconds = name.removesuffix("-paper"), self.seconds(name)
-        own = name.partition(";")[0].partition(" ")[0] if name in self.plans else f"draft-{bare.removeprefix('moss')}"
+        text = PAPER.plans.get(name, name)
+        own = text.partition(";")[0].partition(" ")[0] if name in self.plans else f"draft-{bare.removeprefix('moss')}"
         printed = f"{bare}-paper"
         skipping = [label for label in self.methods if re.fullmatch(r"dense|draft-\d+", label)]
         found: dict[str, str | Mixture] = {own: own} if own in self.methods else {}
