@@ -76,8 +76,11 @@ def test_a_chinese_prompt_is_drawn_into_a_pipe_of_windows(tmp_path: Path) -> Non
     assert json.loads(done.stdout)["prompt"] == CHINESE and (tmp_path / "圆.png").is_file()
 
 
-def test_a_console_that_is_not_there_is_no_obstacle() -> None:
-    cli._tolerate(None)
+def test_a_console_that_is_not_there_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under pythonw on Windows, where both streams are None."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["models"]) == 0
 
 
 # --- 15 and 20: values -------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """What reaches a node, checked before it runs: kinds and ranges as its schema says.
 
-The host checks widgets, but not what comes along a wire or from another pack, and it lets values through that
-are no
-numbers.
+The host checks widgets, but not what comes along a wire or from another pack, and it lets values through that are
+no numbers.
 """
 
 from __future__ import annotations
