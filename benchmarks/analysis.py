@@ -72,7 +72,7 @@ def _interval(drawn: np.ndarray) -> Interval:
     return Interval(float(drawn[0]), float(low), float(high))
 
 
-# --- a result ---------------------------------------------------------------------------------------------
+# --- a result -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,11 @@ class Study:
         """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too."""
         bare, seconds = name.removesuffix("-paper"), self.seconds(name)
         text = PAPER.plans.get(name, name)
-        own = text.partition(";")[0].partition(" ")[0] if name in self.plans else f"draft-{bare.removeprefix('moss')}"
+        own = (
+            text.partition(";")[0].partition(" ")[0]
+            if name in self.plans
+            else f"draft-{bare.removeprefix('moss')}"
+        )
         printed = f"{bare}-paper"
         skipping = [label for label in self.methods if re.fullmatch(r"dense|draft-\d+", label)]
         found: dict[str, str | Mixture] = {own: own} if own in self.methods else {}

@@ -24,8 +24,7 @@ from comfy_moss.model.schedule import Schedule, parse_aspect
 from comfy_moss.ops import TORCH, Kernels, choose
 from comfy_moss.pipeline.cost import Cost
 from comfy_moss.pipeline.draft import Recipe, empty_total
-from comfy_moss.pipeline.generate import STAGES, generate
-from comfy_moss.pipeline.plan import Method, Plan
+from comfy_moss.pipeline.plan import STAGES, Method, Plan, generate
 from comfy_moss.request import choose_device
 
 from . import machine
@@ -44,7 +43,7 @@ ABLATED = 4  # k of the ablation, where it is measured: the default method's
 TEXT = "text"
 DECODE = "decode"  # the decoder among the calls; among the stages of a picture it has the same name
 
-# --- the request -------------------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def default_methods(published: Published) -> str:
     return ",".join(["dense", "fastvar", *(f"moss{k}" for k in published.bounds)])
 
 
-# --- what is run ------------------------------------------------------------------------------------------
+# --- what is run --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ def refine_launches(backbone: Backbone, recipe: Recipe, variant: Variant) -> int
     return counting.launches[-1]
 
 
-# --- the result -------------------------------------------------------------------------------------------
+# --- the result ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ Count = Callable[[str], Callable[[int, int], None]]  # what is counted -> told (
 _NOT_MEASURED = ("prompt", "method", "plan", "bounds", "skip", "device", "torch")
 _HALVINGS = 60
 
-# --- the request -------------------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     return found
 
 
-# --- measuring bounds -------------------------------------------------------------------------------------
+# --- measuring bounds ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _finished(backbone: Backbone, total: Tensor, quality: Quality) -> Drawn:
     return Drawn(images, (total.cpu(),))
 
 
-# --- at equal tokens --------------------------------------------------------------------------------------
+# --- at equal tokens ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def rivals_of(found: Bounds, paper: Bounds | None, schedule: Schedule, draws: in
     return named | {"found": at_tokens(found, schedule, tokens)} | chance | {"draft": (0.0,) * k}
 
 
-# --- the whole --------------------------------------------------------------------------------------------
+# --- the whole ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

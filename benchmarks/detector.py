@@ -1,7 +1,8 @@
 """Finds the shapes of a picture of the shapes world by colour and outline, and scores it as GenEval does.
 
-No learned weights: objects are the saturated regions in front of a neutral background, their colour is the hue of the
-palette nearest to their bright parts (textures darken) and their shape is the silhouette which covers them best.
+No learned weights: objects are the saturated regions in front of a neutral background, their colour is the
+hue of the palette nearest to their bright parts (textures darken) and their shape is the silhouette which
+covers them best.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ _POSITION_MARGIN = 0.08
 class Detection:
     """One object: centroid (`cx`, `cy`) in pixels, `area` in square pixels of the picture.
 
-    `score` is the overlap (intersection over union, 0 to 1) with the silhouette of `shape`; `shape` is None where no
-    silhouette fits well enough. `mask` is the filled region, bool, in a copy of the picture whose shorter side is 128.
+    `score` is the overlap (intersection over union, 0 to 1) with the silhouette of `shape`; `shape` is None
+    where no silhouette fits well enough. `mask` is the filled region, bool, in a copy of the picture whose
+    shorter side is 128.
     """
 
     shape: str | None
@@ -44,14 +46,14 @@ class Detection:
     mask: np.ndarray = field(repr=False, compare=False)
 
 
-# --- regions ----------------------------------------------------------------------------------------------
+# --- regions ------------------------------------------------------------------------------------------------
 
 
 def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Numbers the 4-connected regions of a boolean (H, W) mask.
 
-    Returns int32 (H, W) with 0 outside the mask and 1 to n inside, and n. Works on horizontal runs: each is joined
-    with the runs it overlaps in the row above.
+    Returns int32 (H, W) with 0 outside the mask and 1 to n inside, and n. Works on horizontal runs: each is
+    joined with the runs it overlaps in the row above.
     """
     stride = mask.shape[1] + 1
     flat = np.pad(mask, ((0, 0), (0, 1))).ravel()
@@ -101,7 +103,8 @@ def _clean(mask: np.ndarray) -> np.ndarray:
 
 
 def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """A smoothed float32 copy whose shorter side is the working side, and its pixels per pixel of the image."""
+    """A smoothed float32 copy whose shorter side is the working side, and its pixels per pixel of the image.
+    """
     height, width = image.shape[:2]
     scale = _WORKING_SIDE / min(height, width)
     size = (round(width * scale), round(height * scale))
@@ -109,22 +112,26 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:
     return _neighbourhood(small, np.add) / 9, scale
 
 
-# --- colour -----------------------------------------------------------------------------------------------
+# --- colour -------------------------------------------------------------------------------------------------
 
 
 def _hue(rgb: np.ndarray) -> np.ndarray:
-    """Unit vectors (..., 2) on the colour circle. Scaling a colour, as a darker texture does, keeps its hue."""
+    """Unit vectors (..., 2) on the colour circle. Scaling a colour, as a darker texture does, keeps its hue.
+    """
     red, green, blue = np.moveaxis(rgb, -1, 0)
     plane = np.stack([red - 0.5 * (green + blue), np.sqrt(0.75) * (green - blue)], axis=-1)
     return plane / np.maximum(np.linalg.norm(plane, axis=-1, keepdims=True), 1e-6)
 
 
 _PALETTE = _hue(np.array(list(COLORS.values()), np.float32)).T
-_RELATED = _PALETTE.T @ _PALETTE > np.cos(np.radians(55))  # red and orange, orange and yellow, blue and purple
+# red and orange, orange and yellow, blue and purple
+_RELATED = _PALETTE.T @ _PALETTE > np.cos(np.radians(55))
 
 
 def _color(pixels: np.ndarray) -> str:
-    """The palette's colour of an object's pixels (n, 3). Blur shifts the hue of dark parts, so the brightest decide."""
+    """The palette's colour of an object's pixels (n, 3). Blur shifts the hue of dark parts, so the brightest
+    decide.
+    """
     value = pixels.max(-1)
     bright = pixels[value >= np.quantile(value, 1 - _BRIGHT_SHARE)].mean(0)
     return list(COLORS)[int((_hue(bright) @ _PALETTE).argmax())]
@@ -137,7 +144,7 @@ def _regions(mask: np.ndarray) -> list[np.ndarray]:
     return [_fill_holes(labels == i) for i in range(1, count + 1) if sizes[i] >= _MIN_AREA]
 
 
-# --- shape ------------------------------------------------------------------------------------------------
+# --- shape --------------------------------------------------------------------------------------------------
 
 
 def _centroid(mask: np.ndarray) -> tuple[float, float]:
@@ -146,7 +153,8 @@ def _centroid(mask: np.ndarray) -> tuple[float, float]:
 
 
 def _normalize(mask: np.ndarray) -> np.ndarray:
-    """The mask resampled bilinearly to the template side, with its centroid in the middle and a fixed area."""
+    """The mask resampled bilinearly to the template side, with its centroid in the middle and a fixed area.
+    """
     x, y = _centroid(mask)
     reach = np.sqrt(mask.sum())
     box = (x - reach, y - reach, x + reach, y + reach)
@@ -159,7 +167,9 @@ def _normalize(mask: np.ndarray) -> np.ndarray:
 
 @cache
 def _templates() -> np.ndarray:
-    """Normalised silhouettes, float32 (shapes, side, side), cleaned at a typical size as the detected regions are."""
+    """Normalised silhouettes, float32 (shapes, side, side), cleaned at a typical size as the detected regions
+    are.
+    """
     masks = [silhouette(shape, 40.0, 40.0, 28.0, 80, 80) > 0.5 for shape in SHAPES]
     return np.stack([_normalize(_clean(mask)) for mask in masks])
 
@@ -175,7 +185,8 @@ def _classify(mask: np.ndarray) -> tuple[str | None, float]:
 def _split(region: np.ndarray, affinity: np.ndarray, chroma: np.ndarray) -> list[np.ndarray]:
     """The masks of a region's objects: several where several colours hold large shares.
 
-    Related colours may also be one object whose hue a codec has shifted in places; what fits silhouettes better counts.
+    Related colours may also be one object whose hue a codec has shifted in places; what fits silhouettes
+    better counts.
     """
     weight = np.bincount(affinity[region].argmax(-1), chroma[region], minlength=len(COLORS))
     large = np.flatnonzero(weight >= min(_SPLIT_SHARE * weight.sum(), weight.max()))
@@ -210,7 +221,9 @@ def detect(image: np.ndarray) -> list[Detection]:
 
 
 def interior(found: list[Detection], height: int, width: int) -> np.ndarray:
-    """Where in a picture, bool (height, width), its objects are, without a rim which a blurred outline may reach."""
+    """Where in a picture, bool (height, width), its objects are, without a rim which a blurred outline may
+    reach.
+    """
     inside = np.zeros((height, width), bool)
     for detection in found:
         mask = detection.mask
@@ -220,12 +233,14 @@ def interior(found: list[Detection], height: int, width: int) -> np.ndarray:
     return inside
 
 
-# --- scoring ----------------------------------------------------------------------------------------------
+# --- scoring ------------------------------------------------------------------------------------------------
 
 
 def _has_all(scene: Scene, found: list[Detection], with_color: bool) -> bool:
     wanted = [group.thing for group in scene.groups]
-    return all(any(d.shape == t.shape and (not with_color or d.color == t.color) for d in found) for t in wanted)
+    return all(
+        any(d.shape == t.shape and (not with_color or d.color == t.color) for d in found) for t in wanted
+    )
 
 
 def _counts(scene: Scene, found: list[Detection]) -> bool:
@@ -251,11 +266,14 @@ def score(task: str, scene: Scene, image: np.ndarray) -> bool:
 
 
 def judge(task: str, scene: Scene, found: list[Detection], side: int) -> bool:
-    """Whether the objects found in a picture, whose shorter side is given in pixels, are what one of GenEval's tasks asks for.
+    """Whether the objects found in a picture, whose shorter side is given in pixels, are what one of
+    GenEval's tasks asks for.
 
     single_object, two_object: the shapes are there. counting: exactly that many, and nothing else. colors,
-    color_attr: each shape is there in its colour. position: both shapes are there and the first lies clearly left of,
-    right of, above or below the second. Raises ValueError for another task, and for position without a relation.
+    color_attr: each shape is there in its colour. position: both shapes are there and the first lies clearly
+        left of,
+    right of, above or below the second. Raises ValueError for another task, and for position without a
+    relation.
     """
     if task in ("single_object", "two_object"):
         return _has_all(scene, found, with_color=False)

@@ -16,8 +16,7 @@ from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.quantize import quantize_scales
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.frequency import contribution, frequency_map
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.plan import Method, Plan
+from comfy_moss.pipeline.plan import Method, Plan, generate
 
 from .detector import detect, interior, judge
 from .metrics import Drawn, texture_energy
@@ -100,7 +99,7 @@ def _as_seen(image: Tensor) -> Tensor:
     return to_bytes(to_image(image)).float() / 255
 
 
-# --- looking ----------------------------------------------------------------------------------------------
+# --- looking ------------------------------------------------------------------------------------------------
 
 
 def look(

@@ -24,8 +24,7 @@ import torch
 from comfy_moss.images import check_writable, png, write_files
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.sampling import NOISE_ID
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.plan import Method, Plan
+from comfy_moss.pipeline.plan import Method, Plan, generate
 from comfy_moss.request import Checked, Request
 from comfy_moss.request import check as check_request
 
@@ -42,7 +41,7 @@ OPTIONS = (
 SHOWN = tuple(range(0, 56, 7))  # prompts whose pictures are kept for the page: another task and shape each
 _CLAIM = "run.json"
 
-# --- the request -------------------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _options(args: argparse.Namespace, checked: Checked, **decided: Any) -> tupl
     return tuple(word for name, value in named.items() for word in (f"--{name}", str(value)))
 
 
-# --- rows -------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def batch_path(folder: Path, batch: int) -> Path:
@@ -178,7 +177,7 @@ def draw_missing(asked: Evaluation, studio: Studio, folder: Path, say: Say) -> N
         write_files(pictures | {batch_path(folder, batch): lines.encode()})
 
 
-# --- the whole --------------------------------------------------------------------------------------------
+# --- the whole ----------------------------------------------------------------------------------------------
 
 
 def draw_part(asked: Evaluation, folder: Path, say: Say) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from comfy_moss.images import png, to_bytes, to_image, write_files
 from comfy_moss.model.backbone import Backbone
-from comfy_moss.pipeline.generate import generate
+from comfy_moss.pipeline.plan import generate
 from comfy_moss.request import Checked, Request, recipe_of
 from comfy_moss.request import check as check_request
 
@@ -37,7 +37,7 @@ OnFile = Callable[[int, int], None]  # (files done, files in all); may raise to 
 _MAY_DIFFER = ("device", "torch")  # between the runs of one export
 _ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}  # the last bytes of a complete file
 
-# --- layouts ----------------------------------------------------------------------------------------------
+# --- layouts ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _dump(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-# --- the request ------------------------------------------------------------------------------------------
+# --- the request --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def check(args: argparse.Namespace) -> Export:
     return asked
 
 
-# --- drawing ----------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------------
 
 
 def export(asked: Export, on_file: OnFile) -> int:
@@ -245,7 +245,7 @@ def _recipe(asked: Export, backbone: Backbone, prompt: Prompt, number: int = 0) 
     return recipe_of(replace(asked.checked, request=request), backbone, request.seed + number)
 
 
-# --- moss.json --------------------------------------------------------------------------------------------
+# --- moss.json ----------------------------------------------------------------------------------------------
 
 
 def _note(asked: Export, backbone: Backbone | None) -> dict[str, Any]:

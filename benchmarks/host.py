@@ -1,9 +1,11 @@
-"""What the host adds: seconds of the shipped workflow in a real ComfyUI beside the library's own, on this machine's CPU.
+"""What the host adds: seconds of the shipped workflow in a real ComfyUI beside the library's own, on this
+machine's CPU.
 
     COMFYUI_PATH=/path/to/ComfyUI python benchmarks/host.py [--runs 5] [--files 30000]
 
-Both run in the host's Python with one thread, by turns, so that a busy moment hits both; medians are printed as JSON.  A picture
-counts in the host from queueing it to the end of its run with the saved file, in the library without loading the model.
+Both run in the host's Python with one thread, by turns, so that a busy moment hits both; medians are printed
+as JSON.  A picture counts in the host from queueing it to the end of its run with the saved file, in the
+library without loading the model.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def graph(seed: int, draft: dict[str, Any] | None = None, **dispatch: Any) -> di
 
 
 def prompt() -> str:
-    return next(node["inputs"]["text"] for node in graph(0).values() if node["class_type"] == "CLIPTextEncode")
+    return next(
+        node["inputs"]["text"] for node in graph(0).values() if node["class_type"] == "CLIPTextEncode"
+    )
 
 
 def bounds(run: int) -> str:
@@ -60,12 +64,19 @@ def in_host(host: Host, nodes: dict[str, Any], preview: str = "auto") -> float:
 def in_library(seed: int, *options: str) -> dict[str, float]:
     """Seconds of every stage of a picture by the command line."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [interpreter(checkout()), "-m", "comfy_moss", "generate", prompt(), "--seed", str(seed), "--json"]
+        command = [
+            interpreter(checkout()), "-m", "comfy_moss", "generate", prompt(), "--seed", str(seed), "--json",
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [*command, "-o", f"{folder}/a.png", *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            [*command, "-o", f"{folder}/a.png", *options], cwd=ROOT, env=environment, capture_output=True,
+            text=True, check=True,
         )
-    return {stage: seconds for stage, seconds in json.loads(done.stdout)["seconds"].items() if stage not in ("load", "total")}
+    return {
+        stage: seconds
+        for stage, seconds in json.loads(done.stdout)["seconds"].items()
+        if stage not in ("load", "total")
+    }
 
 
 def by_turns(runs: int, **measures: Callable[[int], float]) -> dict[str, float]:
@@ -85,13 +96,14 @@ def measured(host: Host, runs: int, files: int) -> dict[str, dict[str, float]]:
         in_host(host, graph(1, warm))
     found = {
         "a picture": by_turns(
-            runs, host=lambda run: in_host(host, graph(100 + run)), library=lambda run: sum(in_library(100 + run).values())
+            runs, host=lambda run: in_host(host, graph(100 + run)),
+            library=lambda run: sum(in_library(100 + run).values()),
         ),
         "512 px, preview on and off": by_turns(
             runs, on=lambda run: in_host(host, graph(200 + run, MEGAPIXEL)),
             off=lambda run: in_host(host, graph(300 + run, MEGAPIXEL), "none"),
         ),
-    }  # fmt: skip
+    }
     in_host(host, graph(400))
 
     def library(run: int) -> float:
@@ -114,7 +126,9 @@ def measured(host: Host, runs: int, files: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=5, help="of every measure")
     parser.add_argument("--files", type=int, default=30000, help="unrelated files below models/")
     options = parser.parse_args()

@@ -76,7 +76,7 @@ def _texture_energy(image: Tensor, inside: Tensor) -> Tensor:
     return (deviation * places).sum() / places.sum().clamp_min(1)
 
 
-# --- metrics ----------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

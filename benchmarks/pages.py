@@ -33,7 +33,7 @@ STAGES = {  # rows of the table of stages: which of the stages that `generate` t
 }
 Result = dict[str, Any]
 
-# --- results on disk ---------------------------------------------------------------------------------------
+# --- results on disk ----------------------------------------------------------------------------------------
 
 
 def stored(command: str, folder: Path = RESULTS) -> list[Result]:
@@ -132,7 +132,7 @@ def _text(name: str) -> str:
     return (TEXT / f"{name}.md").read_text(encoding="utf-8")
 
 
-# --- performance ------------------------------------------------------------------------------------------
+# --- performance --------------------------------------------------------------------------------------------
 
 
 def performance(result: Result) -> str:
@@ -218,7 +218,7 @@ def _stages(result: Result) -> str:
     return table(columns, rows)
 
 
-# --- calibration ------------------------------------------------------------------------------------------
+# --- calibration --------------------------------------------------------------------------------------------
 
 
 def calibrations(found: Sequence[Result]) -> str:

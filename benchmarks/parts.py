@@ -51,7 +51,7 @@ SCHEDULE = make_schedule()
 TEXT, PAST, TOKENS = 20, 921, 988  # of the prompt, in the cache, and refined: MoSs5 at 1024 x 1024
 LAUNCHES_NOTHING = {"detach", "alias", "empty", "empty_like", "new_empty", "_unsafe_view", "lift_fresh"}
 
-# --- the decoder -------------------------------------------------------------------------------------------
+# --- the decoder --------------------------------------------------------------------------------------------
 
 
 def _ways(vae: VAE, codes: Tensor) -> dict[str, partial]:
@@ -89,7 +89,7 @@ def _error(call: partial, exact: Tensor) -> float:
     return (10 * (4 / (call().float() - exact).square().mean()).log10()).item()
 
 
-# --- a drawing --------------------------------------------------------------------------------------------
+# --- a drawing ----------------------------------------------------------------------------------------------
 
 
 def _prompt(backbone: Backbone) -> Text:
@@ -126,7 +126,7 @@ def ratio(args: argparse.Namespace) -> None:
             sys.stdout.write(f"dense : {name} = {measured:.2f} measured, {bound:.2f} by arithmetic\n")
 
 
-# --- launches ---------------------------------------------------------------------------------------------
+# --- launches -----------------------------------------------------------------------------------------------
 
 
 class Launches(TorchDispatchMode):
@@ -215,7 +215,7 @@ def launches(_args: argparse.Namespace) -> None:
         sys.stdout.write(f"{name}: {counts.total()} launches, a layer {counts.total() / layers:g}: {parts}\n")
 
 
-# --- the program ------------------------------------------------------------------------------------------
+# --- the program --------------------------------------------------------------------------------------------
 
 
 def _facts(device: torch.device, **more: object) -> None:

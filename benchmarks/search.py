@@ -30,7 +30,7 @@ Bounds = tuple[float, ...]
 # bounds in percent, coarsest refine scale first -> value, higher is better
 Metric = Callable[[Bounds], float]
 
-# --- what was tried ----------------------------------------------------------------------------------------
+# --- what was tried -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Trials:
         write_files({self.path: json_bytes(state)})
 
 
-# --- the search -------------------------------------------------------------------------------------------
+# --- the search ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

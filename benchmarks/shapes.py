@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from comfy_moss.model.backbone import HART, PAPER, Backbone, PositionedText, Published
-from comfy_moss.model.hart import HartConfig, HartTransformer
-from comfy_moss.model.hart_backbone import HartBackbone
+from comfy_moss.model.hart import HartBackbone, HartConfig, HartTransformer
 from comfy_moss.model.hart_checkpoint import is_large
-from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
 from comfy_moss.model.library import HART_CFG, find_model
 from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.sampling import Guidance, Ramp, Sampling

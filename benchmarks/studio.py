@@ -20,7 +20,7 @@ from comfy_moss.request import Checked
 
 DRAFTS = tuple(f"draft-{k}" for k in range(1, 6))  # what "draft" stands for in a list
 
-# --- methods by name ---------------------------------------------------------------------------------------
+# --- methods by name ----------------------------------------------------------------------------------------
 
 
 def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
@@ -66,7 +66,7 @@ def _place(name: str, method: Method) -> tuple[int | bool, ...]:
     return first, method.k, refines(method), "-unguided" in name, "-sa" in name, "-paper" in name
 
 
-# --- a model for many prompts -----------------------------------------------------------------------------
+# --- a model for many prompts -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def load(checked: Checked, prompts: Sequence[str]) -> Studio:
     return Studio(checked, backbone, features, features[checked.request.negative] if negative else None)
 
 
-# --- notes ------------------------------------------------------------------------------------------------
+# --- notes --------------------------------------------------------------------------------------------------
 
 
 def read_note(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,9 @@ _HELD_OUT = 5  # one combination in five is for evaluation only
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, the task it belongs to and the scene it describes; the scene leaves open what the prompt does."""
+    """A prompt, the task it belongs to and the scene it describes; the scene leaves open what the prompt
+    does.
+    """
 
     task: str
     prompt: str
@@ -27,10 +29,11 @@ class Case:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether a scene is kept for evaluation: a model that is evaluated here must not have been trained on it.
+    """Whether a scene is kept for evaluation: a model that is evaluated here must not have been trained on
+    it.
 
-    What counts is which things stand on which background, in their usual colours where none is named, not where they stand:
-    "a star left of a heart" and "a heart and a star" are held out together.
+    What counts is which things stand on which background, in their usual colours where none is named, not
+    where they stand: "a star left of a heart" and "a heart and a star" are held out together.
     """
     whole = complete(scene, np.random.default_rng(0))
     groups = tuple(sorted(whole.groups, key=repr))
@@ -43,7 +46,8 @@ def _texture(rng: np.random.Generator) -> str:
 
 
 def _scene(task: str, index: int, rng: np.random.Generator) -> Scene:
-    """Case `index` of a task. Shapes, counts and relations take turns, so that each is tested equally often, and each count
+    """Case `index` of a task. Shapes, counts and relations take turns, so that each is tested equally often,
+    and each count
     and relation with every shape."""
     turn = index + index // len(SHAPES)
     shapes = SHAPES[index % len(SHAPES)], SHAPES[(index + int(rng.integers(1, len(SHAPES)))) % len(SHAPES)]
@@ -53,21 +57,25 @@ def _scene(task: str, index: int, rng: np.random.Generator) -> Scene:
     if task in _PAIRED:
         groups.append(Group(1, Thing(shapes[1], colors[1])))
     relation = RELATIONS[turn % len(RELATIONS)] if task == "position" else None
-    background, style = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))], STYLES[int(rng.integers(len(STYLES)))]
+    background, style = (
+        list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))], STYLES[int(rng.integers(len(STYLES)))],
+    )
     return Scene(tuple(groups), relation, background, style)
 
 
 def _held_out_scene(task: str, index: int, rng: np.random.Generator) -> Scene:
-    while not held_out(scene := _scene(task, index, rng)):  # every shape, count and relation has held-out scenes
+    # every shape, count and relation has held-out scenes
+    while not held_out(scene := _scene(task, index, rng)):
         pass
     return scene
 
 
 def prompts(per_task: int, seed: int) -> list[Case]:
-    """`per_task` cases of each of the six tasks, the same for the same seed, all of them held out from training.
+    """`per_task` cases of each of the six tasks, the same for the same seed, all of them held out from
+    training.
 
-    As in GenEval, prompts name colours only in the two colour tasks. Texture and background are named throughout, so
-    that a picture can be compared with another one of the same prompt.
+    As in GenEval, prompts name colours only in the two colour tasks. Texture and background are named
+    throughout, so that a picture can be compared with another one of the same prompt.
     """
     rng = np.random.default_rng(seed)
     scenes = [(task, _held_out_scene(task, index, rng)) for task in TASKS for index in range(per_task)]

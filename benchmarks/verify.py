@@ -23,8 +23,7 @@ from torch import Tensor
 from comfy_moss.model.backbone import Branch, Step
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.checkpoint import load_infinity, vae_from_state
-from comfy_moss.model.infinity import InfinityCondition
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone, InfinityCondition
 from comfy_moss.model.quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from comfy_moss.model.rope import grid_positions, rotation
 from comfy_moss.model.sampling import Guidance, Sampling, bit_noise, bit_probability, draw_bits

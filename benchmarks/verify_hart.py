@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from comfy_moss.model.backbone import Branch, PositionedText, Step
-from comfy_moss.model.hart_backbone import HartBackbone
+from comfy_moss.model.hart import HartBackbone
 from comfy_moss.model.hart_head import (
     guidance_weights,
     gumbel_softmax,

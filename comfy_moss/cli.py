@@ -1,7 +1,8 @@
-"""The command line: `python -m comfy_moss generate | bench | evaluate | export | calibrate | verify | models | doctor | convert`.
+"""The command line: `python -m comfy_moss generate | bench | evaluate | export | calibrate | verify | models
+| doctor | convert`.
 
-Results go to stdout; progress and errors to stderr, an error as one sentence with exit code 2 and nothing written.
-torch and transformers are imported only by the commands that need them, so that --help is instant.
+Results go to stdout; progress and errors to stderr, an error as one sentence with exit code 2 and nothing
+written. torch and transformers are imported only by the commands that need them, so that --help is instant.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .pipeline.draft import OnScale
-    from .pipeline.generate import Picture
+    from .pipeline.plan import Picture
 
 EXAMPLES = """examples:
   python -m comfy_moss generate "two red circles" -o circles.png
@@ -28,7 +29,8 @@ EXAMPLES = """examples:
   python -m comfy_moss generate "a blue star" --bounds 60,30,10 --json"""
 
 LABORATORY = ("bench", "evaluate", "export", "calibrate", "verify")
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # how torch's errors say it, on cuda and on the CPU
+# how torch's errors say it, on cuda and on the CPU
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +42,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (a check failed), 2 (an error, told in one sentence) or 130 (interrupted)."""
+    """Run a command; returns the exit code: 0, 1 (a check failed), 2 (an error, told in one sentence) or 130
+    (interrupted).
+    """
     for stream in (sys.stdout, sys.stderr):
         _tolerate(stream)
     try:
@@ -53,11 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
-        return _fail("this device has too little memory for that; try fewer --pixels, a smaller --batch or --precision bf16", 2)
+        return _fail(
+            "this device has too little memory for that; try fewer --pixels, a smaller --batch or "
+            "--precision bf16",
+            2,
+        )
 
 
 def _print_json(data: Any) -> None:
-    """As text where the console takes all of Unicode, else with escapes, which every reader of JSON understands."""
+    """As text where the console takes all of Unicode, else with escapes, which every reader of JSON
+    understands.
+    """
     text = json.dumps(data, ensure_ascii=False, default=str)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -84,20 +94,30 @@ def _sentence(error: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m comfy_moss", description="Next-scale-prediction image models with Mixture of Scales.")
+    parser = _Parser(
+        prog="python -m comfy_moss", description="Next-scale-prediction image models with Mixture of Scales."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_laboratory(commands)
     models = commands.add_parser("models", help="which models are found where, and what is missing")
-    models.add_argument("--models", type=_path, action="append", default=[], metavar="DIR", help="look here first")
+    models.add_argument(
+        "--models", type=_path, action="append", default=[], metavar="DIR", help="look here first"
+    )
     models.add_argument("--json", action="store_true", help="print one JSON list")
     models.set_defaults(run=_models)
-    doctor = commands.add_parser("doctor", help="what is installed and found, what fits together: the text for a bug report")
-    doctor.add_argument("directory", type=_path, nargs="*", help="models folders (default: where models are looked for)")
+    doctor = commands.add_parser(
+        "doctor", help="what is installed and found, what fits together: the text for a bug report"
+    )
+    doctor.add_argument(
+        "directory", type=_path, nargs="*", help="models folders (default: where models are looked for)"
+    )
     doctor.add_argument("--paths", action="store_true", help="say where the folders lie on this machine")
     doctor.set_defaults(run=_doctor)
-    convert = commands.add_parser("convert", help="rewrite a released .pth or sharded checkpoint as one safetensors file")
+    convert = commands.add_parser(
+        "convert", help="rewrite a released .pth or sharded checkpoint as one safetensors file"
+    )
     convert.add_argument("source", type=_path, help=".pth file, safetensors file or directory of shards")
     convert.add_argument("target", type=_path, help="the .safetensors file to write")
     convert.add_argument("--bf16", action="store_true", help="store in bfloat16, half the size")
@@ -107,28 +127,42 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_generate(commands: Any) -> None:
     parser = commands.add_parser(
-        "generate", help="draw a picture", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "generate", help="draw a picture", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="what to draw")
     _add_method(parser)
     add_drawing(parser)
-    add("--batch", type=_read(typed.integer, "batch"), default=1, metavar="N", help="number of pictures (default: 1)")
-    add("-o", "--output", type=_path, default=Path("out.png"), metavar="PNG", help="replaced if there; a batch: out_0.png, ...")
-    add("--maps", type=_path, metavar="DIR", help="also write draft, frequency, dispatch, every scale and a poster there")
+    add(
+        "--batch", type=_read(typed.integer, "batch"), default=1, metavar="N",
+        help="number of pictures (default: 1)",
+    )
+    add(
+        "-o", "--output", type=_path, default=Path("out.png"), metavar="PNG",
+        help="replaced if there; a batch: out_0.png, ...",
+    )
+    add(
+        "--maps", type=_path, metavar="DIR",
+        help="also write draft, frequency, dispatch, every scale and a poster there",
+    )
     add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
     parser.set_defaults(run=_generate)
 
 
 def _add_laboratory(commands: Any) -> None:
-    """The commands of `benchmarks/`, which lies beside this package in a clone; a registry install leaves it out."""
+    """The commands of `benchmarks/`, which lies beside this package in a clone; a registry install leaves it
+    out.
+    """
     try:
         from .benchmarks import commands as laboratory
     except ModuleNotFoundError as error:
         if error.name != f"{__package__}.benchmarks":
             raise
         for name in LABORATORY:
-            parser = commands.add_parser(name, help="comes with a clone of the repository only", add_help=False)
+            parser = commands.add_parser(
+                name, help="comes with a clone of the repository only", add_help=False
+            )
             parser.parse_known_args = _absent
     else:
         laboratory.add_commands(commands, _add_method, add_drawing)
@@ -136,33 +170,69 @@ def _add_laboratory(commands: Any) -> None:
 
 def _absent(*_line: object) -> NoReturn:
     names = ", ".join(LABORATORY)
-    raise ValueError(f"{names} come with a clone of the repository, not with a registry install; clone it to use them")
+    raise ValueError(
+        f"{names} come with a clone of the repository, not with a registry install; clone it to use them"
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--method", help="dense, draft, fastvar, moss, or moss2 to moss5 with the model's or the paper's bounds (default: moss4)")
-    add("--plan", metavar="TEXT", help='all of it in one text, for example "draft-3; -1@45 unguided", or a named plan')
-    add("--bounds", type=_read(typed.percentages), metavar="T1,T2,...", help="percentages for moss, coarsest refine scale first")
-    add("--skip", type=_read(typed.integer, "skip"), metavar="K", help="method draft: leave out the last K scales (default: 4)")
+    add(
+        "--method",
+        help="dense, draft, fastvar, moss, or moss2 to moss5 with the model's or the paper's bounds "
+        "(default: moss4)",
+    )
+    add(
+        "--plan", metavar="TEXT",
+        help='all of it in one text, for example "draft-3; -1@45 unguided", or a named plan',
+    )
+    add(
+        "--bounds", type=_read(typed.percentages), metavar="T1,T2,...",
+        help="percentages for moss, coarsest refine scale first",
+    )
+    add(
+        "--skip", type=_read(typed.integer, "skip"), metavar="K",
+        help="method draft: leave out the last K scales (default: 4)",
+    )
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """What else decides a picture, for every command that draws."""
     add = parser.add_argument
     add("--model", default="nano", help="name of an installed model, or its folder (default: nano)")
-    add("--models", type=_path, action="append", default=[], metavar="DIR", help="look for models here first; may be repeated")
+    add(
+        "--models", type=_path, action="append", default=[], metavar="DIR",
+        help="look for models here first; may be repeated",
+    )
     seed = _read(typed.integer, "seed")
     add("--seed", type=seed, default=0, help="seed of the first picture; the next ones count up (default: 0)")
-    add("--aspect", default="1:1", help="width:height, for example 16:9; the nearest ratio the model knows is used")
-    add("--pixels", type=_read(typed.area, (*PRESETS,)), choices=PRESETS, help="image area (default: the model's own)")
+    add(
+        "--aspect", default="1:1",
+        help="width:height, for example 16:9; the nearest ratio the model knows is used",
+    )
+    add(
+        "--pixels", type=_read(typed.area, (*PRESETS,)), choices=PRESETS,
+        help="image area (default: the model's own)",
+    )
     add("--negative", default="", metavar="PROMPT", help="what to stay away from")
-    add("--cfg", type=_read(typed.numbers), help="guidance, 1 = none, 0 = the model's own; or one number a scale (default: 0)")
-    add("--tau", type=_read(typed.numbers), help="temperature above 0; or one number a scale (default: the model's own)")
-    add("--strength", type=float, default=1.0, help="moss: how much of the refinement is added, 0 to 1 (default: 1)")
+    add(
+        "--cfg", type=_read(typed.numbers),
+        help="guidance, 1 = none, 0 = the model's own; or one number a scale (default: 0)",
+    )
+    add(
+        "--tau", type=_read(typed.numbers),
+        help="temperature above 0; or one number a scale (default: the model's own)",
+    )
+    add(
+        "--strength", type=float, default=1.0,
+        help="moss: how much of the refinement is added, 0 to 1 (default: 1)",
+    )
     add("--window", type=int, default=3, help="moss: side of the frequency window, odd (default: 3)")
     add("--no-cssa", action="store_true", help="moss: refined tokens see only their own scale")
-    add("--no-refine-guidance", action="store_true", help="moss: no guidance in the refine step, half its work")
+    add(
+        "--no-refine-guidance", action="store_true",
+        help="moss: no guidance in the refine step, half its work",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     choices, names = ("auto", "fp32", "bf16"), "auto = bf16 on cuda and CPUs with AMX, else fp32"
     add("--precision", type=_read(typed.precision), choices=choices, default="auto", help=names)
@@ -184,12 +254,12 @@ def _read(reader: Callable[..., Any], *details: Any) -> Callable[[str], Any]:
 _path = _read(typed.path)
 
 
-# --- generate ---------------------------------------------------------------------------------------------------
+# --- generate -----------------------------------------------------------------------------------------------
 
 
 def _generate(args: argparse.Namespace) -> int:
     from . import request as requests
-    from .pipeline.generate import generate
+    from .pipeline.plan import generate
 
     checked = requests.check(requests.Request.of(args))
     previews: list[tuple[int, Tensor]] = []
@@ -235,7 +305,7 @@ def _summary(picture: Picture, seconds: dict[str, float], cfg: float | Sequence[
     return f"{width} x {height}, {picture.cost.label}, {strength}: {cost}"
 
 
-# --- the other commands -----------------------------------------------------------------------------------------
+# --- the other commands -------------------------------------------------------------------------------------
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
-"""Doctor: what is installed, which model files lie where, what each is, what fits together and what is missing.
+"""Doctor: what is installed, which model files lie where, what each is, what fits together and what is
+missing.
 
-The text is for bug reports.  Folders are numbered, files are told by their place inside of them; where the folders lie
-on this machine is left out unless asked for.
+The text is for bug reports.  Folders are numbered, files are told by their place inside of them; where the
+folders lie on this machine is left out unless asked for.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ import torch
 from . import __version__
 from .model.catalog import holds_model, is_whole, kind_of, model_entries
 from .model.checkpoint import RELEASED_VAES, open_transformer, open_vae
-from .model.contents import CODEC, HART_TRANSFORMER, TRANSFORMER
+from .model.contents import CODEC, HART_TRANSFORMER, TRANSFORMER, reads_safely
 from .model.hart_checkpoint import PARTS, is_hart
 from .model.library import RELEASES, TEXT_ENCODER, find_hart, survey
-from .model.pickles import reads_safely
 from .model.tensors import CheckpointError, open_tensors
 from .model.text import is_t5, read_qwen_config, text_width
 from .ops import choose
@@ -73,7 +73,8 @@ def report(roots: Sequence[Path], paths: bool = False) -> str:
 def _installed() -> Iterator[str]:
     yield f"MoSs {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield f"torch {torch.__version__}, " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    yield f"PyTorch files (.pth, .bin): {'read' if reads_safely() else 'refused, this torch is older than 2.6'}"
+    read = "read" if reads_safely() else "refused, this torch is older than 2.6"
+    yield f"PyTorch files (.pth, .bin): {read}"
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "unknown processor"
     yield f"Device: {device} ({name}, {torch.get_num_threads()} threads)"
@@ -88,7 +89,9 @@ def _version(package: str) -> str:
 
 
 def _findings(root: Path) -> Iterator[Finding]:
-    """Models, their parts, and files that look like such and are not; parts inside of others are not told again."""
+    """Models, their parts, and files that look like such and are not; parts inside of others are not told
+    again.
+    """
     entries = model_entries([root])
     texts = {entry.parent for entry in entries if entry.name == "config.json"}
     harts = {entry for entry in entries if entry.name in PARTS and is_hart(entry.parent)}

@@ -1,10 +1,12 @@
-"""Pictures: from tensors to PNG files that remember how they were made, and how alike two are (PSNR and SSIM).
+"""Pictures: from tensors to PNG files that remember how they were made, and how alike two are (PSNR and
+SSIM).
 
-Images are (B, H, W, 3) in [0, 1], as ComfyUI passes them; one picture is compared with many by giving it a batch of 1.
-Likeness is computed in float64 on the CPU, a picture at a time, so that neither device nor batch changes the number.
+Images are (B, H, W, 3) in [0, 1], as ComfyUI passes them; one picture is compared with many by giving it a
+batch of 1. Likeness is computed in float64 on the CPU, a picture at a time, so that neither device nor batch
+changes the number.
 
-Each picture carries its recipe as one JSON text chunk named "moss".  The names "prompt" and "workflow" stay free: ComfyUI
-would try to open such a chunk as a graph.
+Each picture carries its recipe as one JSON text chunk named "moss".  The names "prompt" and "workflow" stay
+free: ComfyUI would try to open such a chunk as a graph.
 """
 
 from __future__ import annotations
@@ -34,12 +36,15 @@ _C1, _C2 = 0.01**2, 0.03**2  # (K L)^2 with values up to L = 1
 
 
 def to_image(pictures: Tensor) -> Tensor:
-    """Decoded pictures (B, 3, H, W) in [-1, 1] -> images (B, H, W, 3) in [0, 1] on the CPU, as ComfyUI passes them."""
+    """Decoded pictures (B, 3, H, W) in [-1, 1] -> images (B, H, W, 3) in [0, 1] on the CPU, as ComfyUI passes
+    them.
+    """
     return ((pictures.float() + 1) / 2).movedim(1, -1).cpu()
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """Image in [0, 1] -> uint8, cut off, not rounded, as ComfyUI's Save Image; docs/infinity.md, section 7.2."""
+    """Image in [0, 1] -> uint8, cut off, not rounded, as ComfyUI's Save Image; docs/infinity.md, section 7.2.
+    """
     return (255 * image).clamp(0, 255).to(torch.uint8)
 
 
@@ -77,8 +82,8 @@ def check_writable(path: Path | None) -> None:
     """Refuse a file that could not be written; None and "-" (standard output) are no file.
 
     Raises:
-        ValueError: it is a folder, its name is none that the file system can hold, or its folder (or the nearest one
-            above that exists) cannot be written to.
+        ValueError: it is a folder, its name is none that the file system can hold, or its folder (or the
+            nearest one above that exists) cannot be written to.
     """
     if path is None or str(path) == "-":
         return
@@ -91,7 +96,9 @@ def check_writable(path: Path | None) -> None:
         writable = not path.is_dir() and (not path.exists() or os.access(path, os.W_OK))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "its name is not allowed"
-        raise ValueError(f"{_shortened(path)} cannot be written ({reason}); name a file in another folder") from error
+        raise ValueError(
+            f"{_shortened(path)} cannot be written ({reason}); name a file in another folder"
+        ) from error
     if not writable:
         raise ValueError(f"{_shortened(path)} cannot be written; name a file in another folder")
 
@@ -102,12 +109,14 @@ def _shortened(path: Path) -> str:
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write all files or, if something fails on the way, none; folders are made as needed and old files replaced.
+    """Write all files or, if something fails on the way, none; folders are made as needed and old files
+    replaced.
 
     Raises:
         OSError: a file cannot be written.
     """
-    parts = {path: path.with_name(f".{os.getpid()}-{number}.part") for number, path in enumerate(files)}  # short names
+    # short names
+    parts = {path: path.with_name(f".{os.getpid()}-{number}.part") for number, path in enumerate(files)}
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +130,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             part.unlink(missing_ok=True)
 
 
-# --- likeness ---------------------------------------------------------------------------------------------------
+# --- likeness -----------------------------------------------------------------------------------------------
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -134,9 +143,11 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity, (B,) float64: 1 for equal pictures, about 0 for unrelated ones; it can be negative.
+    """Structural similarity, (B,) float64: 1 for equal pictures, about 0 for unrelated ones; it can be
+    negative.
 
-    After Wang et al. 2004: Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, only windows that lie
+    After Wang et al. 2004: Gaussian window of 11 x 11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, only
+        windows that lie
     inside the picture; the mean over places and over the colour channels.
 
     Raises:
@@ -149,11 +160,14 @@ def _pairs(a: Tensor, b: Tensor, least: int = 1) -> Iterator[tuple[Tensor, Tenso
     """Pictures (H, W, 3) in float64, two by two, of at least that many pixels a side."""
     if a.dim() != 4 or a.shape[1:] != b.shape[1:] or (len(a) != len(b) and 1 not in (len(a), len(b))):
         raise ValueError(
-            f"pictures of shape {tuple(a.shape)} cannot be compared with pictures of shape {tuple(b.shape)} (number, height, "
-            "width, channels); give both the same size, and as many of the one as of the other or a single one"
+            f"pictures of shape {tuple(a.shape)} cannot be compared with pictures of shape {tuple(b.shape)} "
+            "(number, height, width, channels); give both the same size, and as many of the one as of the "
+            "other or a single one"
         )
     if min(a.shape[1:3]) < least:
-        raise ValueError(f"pictures need at least {least} x {least} pixels to be compared, got {a.shape[2]} x {a.shape[1]}")
+        raise ValueError(
+            f"pictures need at least {least} x {least} pixels to be compared, got {a.shape[2]} x {a.shape[1]}"
+        )
     for n in range(max(len(a), len(b))):
         yield tuple(images[n % len(images)].cpu().double() for images in (a, b))
 
@@ -178,7 +192,7 @@ def _blur(image: Tensor) -> Tensor:
     return image
 
 
-# --- posters ----------------------------------------------------------------------------------------------------
+# --- posters ------------------------------------------------------------------------------------------------
 
 
 def to_pillow(image: Tensor) -> Image.Image:
@@ -191,7 +205,9 @@ def from_pillow(image: Image.Image) -> Tensor:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or as much of its beginning as fits, ending in dots.  Pillow's own font knows plain Latin letters only."""
+    """The text, or as much of its beginning as fits, ending in dots.  Pillow's own font knows plain Latin
+    letters only.
+    """
     text = " ".join(unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().split())
     if font.getlength(text) <= width:
         return text
@@ -222,7 +238,9 @@ def poster(
     """
     footers = list(footers) or [None] * len(panels)
     notes = list(notes) or [""] * len(panels)
-    sheets = [_sheet([p[n] for p in panels], titles, notes, footers, heading, margin) for n in range(len(panels[0]))]
+    sheets = [
+        _sheet([p[n] for p in panels], titles, notes, footers, heading, margin) for n in range(len(panels[0]))
+    ]
     return torch.cat([from_pillow(sheet) for sheet in sheets])
 
 

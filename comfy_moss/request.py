@@ -25,9 +25,8 @@ from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
 from .model.schedule import Schedule, parse_aspect
 from .ops import choose
 from .pipeline.draft import Recipe
-from .pipeline.generate import Picture
 from .pipeline.heatmap import explain
-from .pipeline.plan import METHODS, Method, Plan, parse_method
+from .pipeline.plan import METHODS, Method, Picture, Plan, parse_method
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,9 @@ class Request:
 
     @classmethod
     def of(cls, options: object, **changes: Any) -> Request:
-        """From options of these names, wherever they are attributes of; those that are missing stay as they are here."""
+        """From options of these names, wherever they are attributes of; those that are missing stay as they
+        are here.
+        """
         known = {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
         return cls(**{**known, **changes})
 
@@ -164,7 +165,9 @@ def _guidance(asked: float | Sequence[float] | None, own: float) -> float | Sequ
         ValueError: a 0 among others, which would leave the prompt out at that scale.
     """
     if isinstance(asked, Sequence) and 0 in asked:
-        raise ValueError(f"cfg {list(asked)} has a 0, which would leave the prompt out; write 1 for no guidance")
+        raise ValueError(
+            f"cfg {list(asked)} has a 0, which would leave the prompt out; write 1 for no guidance"
+        )
     return asked or own
 
 
@@ -188,7 +191,8 @@ def _check_outputs(request: Request) -> None:
     if request.output:
         if request.output.suffix.lower() != ".png":
             raise ValueError(
-                f"pictures are written as PNG; name the output something.png instead of {str(request.output)!r}"
+                "pictures are written as PNG; name the output something.png instead of "
+                f"{str(request.output)!r}"
             )
         if os.path.isdir(request.output):
             raise ValueError(f"{request.output} is a folder; name the picture to write in it")
@@ -223,21 +227,26 @@ def choose_device(name: str, precision: str) -> tuple[torch.device, torch.dtype]
 def cpu_prefers_bf16() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones: it has AMX.
 
-    AVX-512's bfloat16 alone is not enough: on such a Xeon torch's products were measured to be slower than in float32.
+    AVX-512's bfloat16 alone is not enough: on such a Xeon torch's products were measured to be slower than in
+    float32.
     """
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions of torch
     return bool(capabilities.get("amx_bf16"))
 
 
-# --- the model, the files ---------------------------------------------------------------------------------------
+# --- the model, the files -----------------------------------------------------------------------------------
 
 
 def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
-    """The model and the prompts' features, and the seconds that took.  The text encoder is gone before the model comes."""
+    """The model and the prompts' features, and the seconds that took.  The text encoder is gone before the
+    model comes.
+    """
     request, files, start = checked.request, checked.files, time.perf_counter()
     encoder = files.load_text(checked.device, checked.dtype)
     loaded = time.perf_counter()
-    text, *negative = encoder.encode([request.prompt] + ([request.negative] if request.negative.strip() else []))
+    text, *negative = encoder.encode(
+        [request.prompt] + ([request.negative] if request.negative.strip() else [])
+    )
     encoded = time.perf_counter()
     del encoder
     backbone = files.load(checked.device, checked.dtype)
@@ -246,7 +255,9 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
     recipe = Recipe(
         (text,) * request.batch, denied, request.seeds, checked.schedule, checked.guidance, checked.sampling
     )
-    return backbone, recipe, {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded}
+    return (
+        backbone, recipe, {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded},
+    )
 
 
 def write(
@@ -274,9 +285,12 @@ def _numbered(path: Path, n: int, count: int) -> Path:
 def _maps(
     checked: Checked, backbone: Backbone, picture: Picture, previews: Sequence[tuple[int, Tensor]]
 ) -> dict[str, Tensor]:
-    """Name -> images (B, H, W, 3): every drawn scale, the result, and for refine passes what explains them."""
+    """Name -> images (B, H, W, 3): every drawn scale, the result, and for refine passes what explains them.
+    """
     with torch.inference_mode():
-        images = {f"scale_{n:02d}": to_image(backbone.decode(total.to(backbone.device))) for n, total in previews}
+        images = {
+            f"scale_{n:02d}": to_image(backbone.decode(total.to(backbone.device))) for n, total in previews
+        }
     images["result"] = to_image(picture.image)
     if not picture.passes:
         return images
@@ -287,7 +301,7 @@ def _maps(
     return images | shown
 
 
-# --- recipes ----------------------------------------------------------------------------------------------------
+# --- recipes ------------------------------------------------------------------------------------------------
 
 _OPTIONS = ("model", "seed", "aspect", "pixels", "negative", "cfg", "tau", "precision")
 _METHOD_OPTIONS = ("method", "bounds", "skip", "strength", "window")  # of pictures that name no plan
@@ -298,10 +312,10 @@ def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]
     request = checked.request
     return {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
-        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": request.aspect, "pixels": checked.pixels,
-        "model": Path(checked.files.name).name, "model_id": backbone.model_id, "noise": NOISE_ID,
-        "precision": "bf16" if checked.dtype == torch.bfloat16 else "fp32", "device": checked.device.type,
-        "version": __version__, "torch": torch.__version__,
+        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": request.aspect,
+        "pixels": checked.pixels, "model": Path(checked.files.name).name, "model_id": backbone.model_id,
+        "noise": NOISE_ID, "precision": "bf16" if checked.dtype == torch.bfloat16 else "fp32",
+        "device": checked.device.type, "version": __version__, "torch": torch.__version__,
     }
 
 
@@ -320,7 +334,8 @@ def _method_facts(method: Method) -> dict[str, Any]:
 def arguments(recipe: Mapping[str, Any]) -> list[str]:
     """The command line that draws a recipe again: `cli.main(arguments(read_recipe(path)))`.
 
-    The model is stored by name, without its folder; where that does not find it, set recipe["model"] to its place.
+    The model is stored by name, without its folder; where that does not find it, set recipe["model"] to its
+    place.
 
     Raises:
         ValueError: something in it is no value of its option.
@@ -343,7 +358,9 @@ def _check_value(name: str, value: object) -> None:
     plain = all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values if v is not None)
     text = name not in ("prompt", "plan") or value is None or isinstance(value, str)
     if not plain or not text or not values:
-        raise ValueError(f"the recipe in this picture is damaged: its {name} is {str(value)[:60]!r}; use another picture")
+        raise ValueError(
+            f"the recipe in this picture is damaged: its {name} is {str(value)[:60]!r}; use another picture"
+        )
 
 
 def _typed(value: str | float | Sequence[float]) -> str:
@@ -354,7 +371,8 @@ def _typed(value: str | float | Sequence[float]) -> str:
 
 
 def facts(
-    checked: Checked, backbone: Backbone, picture: Picture, seconds: Mapping[str, float], paths: Sequence[Path]
+    checked: Checked, backbone: Backbone, picture: Picture, seconds: Mapping[str, float],
+    paths: Sequence[Path],
 ) -> dict[str, Any]:
     """What --json prints: the recipe, what it cost, and where the pictures are."""
     request, cost, (height, width) = checked.request, picture.cost, picture.image.shape[2:]

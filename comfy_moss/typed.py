@@ -43,7 +43,8 @@ def numbers(text: str, example: str = "3, or one a scale: 3, 2.5, 2") -> tuple[f
     told = re.sub(r"[,;]$", "", told)
     if "," in told and ";" in told:
         raise ValueError(
-            f"{quoted(text)} mixes commas and semicolons; write decimals with a point, and commas between numbers"
+            f"{quoted(text)} mixes commas and semicolons; write decimals with a point, and commas between "
+            "numbers"
         )
     parts = BETWEEN.split(told)
     if not all(NUMBER.fullmatch(part) and math.isfinite(float(part)) for part in parts):
@@ -61,7 +62,8 @@ def percentages(text: str) -> tuple[float, ...]:
     values = numbers(text, f"percentages, such as {PERCENTAGES}")
     if "%" not in plain(text) and max(values) <= 1 and any(0 < value < 1 for value in values):
         raise ValueError(
-            f"{quoted(text)} looks like fractions; write percentages, such as {PERCENTAGES}, or 0.5% for small ones"
+            f"{quoted(text)} looks like fractions; write percentages, such as {PERCENTAGES}, or 0.5% for "
+            "small ones"
         )
     return values
 
@@ -89,11 +91,14 @@ def sides(text: str) -> tuple[float, float]:
         return 1.0, 1.0
     if NUMBER.fullmatch(told):
         raise ValueError(
-            f"aspect {quoted(text)} does not say which side is longer; write width:height, for example 3:2 or 2:3"
+            f"aspect {quoted(text)} does not say which side is longer; write width:height, for example 3:2 "
+            "or 2:3"
         )
     match = SIDES.fullmatch(told)
     if not (match and all(NUMBER.fullmatch(part.strip()) for part in match.groups())):
-        raise ValueError(f"aspect {quoted(text)} is not a ratio; write width:height, for example 1:1, 16:9 or 2:3")
+        raise ValueError(
+            f"aspect {quoted(text)} is not a ratio; write width:height, for example 1:1, 16:9 or 2:3"
+        )
     return float(match[1]), float(match[2])
 
 

@@ -35,9 +35,8 @@ from comfy_moss.pipeline.cost import Cost, report  # noqa: E402
 from comfy_moss.pipeline.dispatch import RefinePass  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
 from comfy_moss.pipeline.frequency import contribution  # noqa: E402
-from comfy_moss.pipeline.generate import Picture, generate  # noqa: E402
 from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
-from comfy_moss.pipeline.plan import Plan, parse_method  # noqa: E402
+from comfy_moss.pipeline.plan import Picture, Plan, generate, parse_method  # noqa: E402  # noqa: E402
 
 PROMPT = "a red heart on a gradient white background"
 SEED = 5
@@ -84,8 +83,12 @@ def draw(backbone: Backbone, recipe: Recipe) -> Drawn:
     with torch.inference_mode():
         scales = [to_image(backbone.decode(total)) for total in sums]
     moss = parse_method("moss4")
-    methods = (parse_method("dense"), moss, Plan.moss(moss.passes[0].bounds, strength=0.5), parse_method("fastvar"))
-    return Drawn(scales, *(fastest([generate(backbone, recipe, method) for _ in range(RUNS)]) for method in methods))
+    methods = (
+        parse_method("dense"), moss, Plan.moss(moss.passes[0].bounds, strength=0.5), parse_method("fastvar"),
+    )
+    return Drawn(
+        scales, *(fastest([generate(backbone, recipe, method) for _ in range(RUNS)]) for method in methods)
+    )
 
 
 def fastest(pictures: Sequence[Picture]) -> Picture:
@@ -141,7 +144,9 @@ def late_colours(k: int, schedule: Schedule) -> Tensor:
 
 
 def scale_bars(schedule: Schedule, refined: Sequence[int]) -> Image.Image:
-    """A column for every scale, as high as it is wide in tokens; the last ones in colour, with the tokens that are redrawn."""
+    """A column for every scale, as high as it is wide in tokens; the last ones in colour, with the tokens
+    that are redrawn.
+    """
     sides = [side for side, _ in schedule.grids]
     step, height, font = (WIDTH - 2 * MARGIN) / len(sides), 300, ImageFont.load_default(20)
     page = Image.new("RGB", (WIDTH, height + 4 * TEXT), PAPER)
@@ -183,7 +188,9 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
         "MoSs_LoadInfinity/picture.jpg": sheet([grown[n] for n in (0, 2, 4, 6, 8, 9)], 3),
         "MoSs_LoadHART/picture.png": hart_scales(),
         "MoSs_InfinityDraft/picture.jpg": sheet(grown[: maps.draft.scales], 3),
-        "MoSs_FrequencyMap/picture.png": sheet([before, ("Frequency", heatmap(maps.frequency, size))], 2, colour_bar(inner)),
+        "MoSs_FrequencyMap/picture.png": sheet(
+            [before, ("Frequency", heatmap(maps.frequency, size))], 2, colour_bar(inner)
+        ),
         "MoSs_TokenDispatch/picture.png": sheet(
             [before, ("Dispatch", overlay(enlarge(drawn.draft, size), maps.dispatch, schedule))], 2,
             legend(maps.dispatch, schedule, inner),
@@ -196,7 +203,7 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
             [("Drafter", heatmap(parts.drafter, size)), ("Refiner", heatmap(parts.refiner, size))], 2
         ),
         "MoSs_Report/picture.png": table(report(cost("moss4", moss), cost("dense", drawn.dense), *likeness)),
-    }  # fmt: skip
+    }
 
 
 def encode(picture: Image.Image, suffix: str) -> bytes:
@@ -214,7 +221,9 @@ def encode(picture: Image.Image, suffix: str) -> bytes:
 
 def icon() -> Image.Image:
     """Tokens from coarse at the border to fine in the middle, in the colours of the overlay."""
-    times, colours = 4, [tuple(round(255 * c) for c in colour.tolist()) for colour in late_colours(4, make_schedule())]
+    times, colours = (
+        4, [tuple(round(255 * c) for c in colour.tolist()) for colour in late_colours(4, make_schedule())],
+    )
     page = Image.new("RGBA", (ICON * times, ICON * times))
     pen = ImageDraw.Draw(page)
     pen.rounded_rectangle((0, 0, page.width - 1, page.height - 1), page.width * 0.18, INK)
@@ -227,7 +236,9 @@ def icon() -> Image.Image:
                 if not inner or level == len(colours) - 1:
                     left, top = whole - side / 2 + column * cell, whole - side / 2 + row * cell
                     pad = cell * 0.05
-                    pen.rounded_rectangle((left + pad, top + pad, left + cell - pad, top + cell - pad), cell * 0.12, colour)
+                    pen.rounded_rectangle(
+                        (left + pad, top + pad, left + cell - pad, top + cell - pad), cell * 0.12, colour
+                    )
         side /= 2
     return page.resize((ICON, ICON), Image.Resampling.LANCZOS)
 

@@ -16,7 +16,8 @@ class Graph:
     """A workflow.
 
     Attributes:
-        thumbnail: keys of the preview or save nodes whose pictures stand for it; empty = `drawing` stands for it.
+        thumbnail: keys of the preview or save nodes whose pictures stand for it; empty = `drawing` stands for
+            it.
         titles: node titles that differ from the node's own name.
         drawing: a picture below the repository's root, where the model's own weights are not at hand.
     """
@@ -54,10 +55,11 @@ def moss(x: int, painting: str = "") -> tuple[dict[str, Node], tuple[Link, ...]]
         "decode": ("VAEDecode", x + 780, 380, 320, 60, {}),
     }
     links = (
-        ("draft", 0, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"), ("draft", 0, "refine", "draft"),
-        ("dispatch", 0, "refine", "dispatch"), ("draft", 0, "composite", "draft"), ("refine", 0, "composite", "residual"),
+        ("draft", 0, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"),
+        ("draft", 0, "refine", "draft"), ("dispatch", 0, "refine", "dispatch"),
+        ("draft", 0, "composite", "draft"), ("refine", 0, "composite", "residual"),
         ("composite", 0, "decode", "samples"), ("load", 2, "decode", "vae"),
-    )  # fmt: skip
+    )
     return nodes, links
 
 
@@ -69,11 +71,12 @@ def text_to_image() -> Graph:
         "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs"}),
         "report": ("MoSs_Report", 1520, 500, 320, 330, {}),
         "note": note(
-            "### Text to image by MoSs\n\nThe draft draws the first scales. The busiest places are then redrawn at the last "
-            "scales, all in one pass.\n\n**Try**: drag a handle of the histogram and run again: the draft stays cached.",
+            "### Text to image by MoSs\n\nThe draft draws the first scales. The busiest places are then "
+            "redrawn at the last scales, all in one pass.\n\n**Try**: drag a handle of the histogram and "
+            "run again: the draft stays cached.",
             0, 430, 320, 190,
         ),
-    }  # fmt: skip
+    }
     wires += (("decode", 0, "save", "images"), ("composite", 0, "report", "latent"))
     return Graph(nodes, links + wires, ("save",))
 
@@ -94,26 +97,31 @@ def compare() -> Graph:
         "report_moss": ("MoSs_Report", 1520, 780, 320, 370, {}),
         "report_fastvar": ("MoSs_Report", 1890, 780, 340, 370, {}),
         "note": note(
-            "### One draft, four endings\n\n**Dense** draws every scale in order. **Skip** leaves the last four out. "
-            "**FastVAR** prunes tokens. **MoSs** refines chosen tokens in one pass.\n\nTimes are of this run; run twice before "
+            "### One draft, four endings\n\n**Dense** draws every scale in order. **Skip** leaves the last "
+            "four out. "
+            "**FastVAR** prunes tokens. **MoSs** refines chosen tokens in one pass.\n\nTimes are of this "
+            "run; run twice before "
             "you compare them, since the first run warms up.", 0, 430, 320, 210,
         ),
-    }  # fmt: skip
+    }
     wires += (
         ("draft", 0, "dense", "draft"), ("draft", 0, "fastvar", "draft"),
-        ("dense", 0, "decode_dense", "samples"), ("load", 2, "decode_dense", "vae"), ("decode_dense", 0, "show_dense", "images"),
-        ("draft", 1, "decode_skip", "samples"), ("load", 2, "decode_skip", "vae"), ("decode_skip", 0, "show_skip", "images"),
+        ("dense", 0, "decode_dense", "samples"), ("load", 2, "decode_dense", "vae"),
+        ("decode_dense", 0, "show_dense", "images"), ("draft", 1, "decode_skip", "samples"),
+        ("load", 2, "decode_skip", "vae"), ("decode_skip", 0, "show_skip", "images"),
         ("fastvar", 0, "decode_fastvar", "samples"), ("load", 2, "decode_fastvar", "vae"),
         ("decode_fastvar", 0, "show_fastvar", "images"), ("decode", 0, "show_moss", "images"),
         ("composite", 0, "report_moss", "latent"), ("dense", 0, "report_moss", "reference"),
         ("decode", 0, "report_moss", "image"), ("decode_dense", 0, "report_moss", "reference_image"),
         ("fastvar", 0, "report_fastvar", "latent"), ("dense", 0, "report_fastvar", "reference"),
-        ("decode_fastvar", 0, "report_fastvar", "image"), ("decode_dense", 0, "report_fastvar", "reference_image"),
-    )  # fmt: skip
+        ("decode_fastvar", 0, "report_fastvar", "image"),
+        ("decode_dense", 0, "report_fastvar", "reference_image"),
+    )
     titles = {
-        "show_dense": "Dense", "show_moss": "MoSs4", "show_skip": "Skip the last 4", "show_fastvar": "FastVAR",
-        "report_moss": "MoSs4 against dense", "report_fastvar": "FastVAR against dense",
-    }  # fmt: skip
+        "show_dense": "Dense", "show_moss": "MoSs4", "show_skip": "Skip the last 4",
+        "show_fastvar": "FastVAR", "report_moss": "MoSs4 against dense",
+        "report_fastvar": "FastVAR against dense",
+    }
     return Graph(nodes, links + wires, ("show_dense", "show_moss", "show_skip", "show_fastvar"), titles)
 
 
@@ -131,22 +139,24 @@ def inspect() -> Graph:
         "show": ("PreviewImage", 1890, 0, 340, 340, {}),
         "report": ("MoSs_Report", 1890, 400, 340, 340, {}),
         "note": note(
-            "### Every map on screen\n\nHover the maps to read a token: row, column, frequency, percentile, and the scale that "
-            "redraws it.\n\nBelow: the draft, its frequency, which scale redraws what, and what draft and refinement added.",
+            "### Every map on screen\n\nHover the maps to read a token: row, column, frequency, percentile, "
+            "and the scale that redraws it.\n\nBelow: the draft, its frequency, which scale redraws what, "
+            "and what draft and refinement added.",
             0, 430, 320, 200,
         ),
-    }  # fmt: skip
+    }
     wires += (
-        ("draft", 1, "decode_draft", "samples"), ("load", 2, "decode_draft", "vae"), ("decode_draft", 0, "show_draft", "images"),
-        ("decode_draft", 0, "dispatch", "image"), ("frequency", 1, "show_heatmap", "images"),
-        ("dispatch", 1, "show_overlay", "images"), ("draft", 0, "contribution", "draft"),
-        ("composite", 0, "contribution", "latent"), ("contribution", 0, "show_drafter", "images"),
-        ("contribution", 1, "show_refiner", "images"), ("decode", 0, "show", "images"), ("composite", 0, "report", "latent"),
-    )  # fmt: skip
+        ("draft", 1, "decode_draft", "samples"), ("load", 2, "decode_draft", "vae"),
+        ("decode_draft", 0, "show_draft", "images"), ("decode_draft", 0, "dispatch", "image"),
+        ("frequency", 1, "show_heatmap", "images"), ("dispatch", 1, "show_overlay", "images"),
+        ("draft", 0, "contribution", "draft"), ("composite", 0, "contribution", "latent"),
+        ("contribution", 0, "show_drafter", "images"), ("contribution", 1, "show_refiner", "images"),
+        ("decode", 0, "show", "images"), ("composite", 0, "report", "latent"),
+    )
     titles = {
-        "show_draft": "Draft", "show_heatmap": "Frequency", "show_overlay": "Dispatch", "show_drafter": "Drafter's contribution",
-        "show_refiner": "Refiner's contribution", "show": "Result",
-    }  # fmt: skip
+        "show_draft": "Draft", "show_heatmap": "Frequency", "show_overlay": "Dispatch",
+        "show_drafter": "Drafter's contribution", "show_refiner": "Refiner's contribution", "show": "Result",
+    }
     return Graph(nodes, links + wires, ("show_draft", "show_heatmap", "show_overlay", "show"), titles)
 
 
@@ -164,13 +174,17 @@ def paint() -> Graph:
         "show": ("PreviewImage", 1890, 0, 400, 400, {}),
         "show_overlay": ("PreviewImage", 1890, 460, 400, 400, {}),
         "note": note(
-            "### Paint where detail goes\n\nTake the brush of Token Dispatch and paint over the map: painted cells are redrawn "
-            "first, at the finest scales. The number of tokens stays the same.\n\nA mask from any other node can be wired to "
+            "### Paint where detail goes\n\nTake the brush of Token Dispatch and paint over the map: painted "
+            "cells are redrawn "
+            "first, at the finest scales. The number of tokens stays the same.\n\nA mask from any other node "
+            "can be wired to "
             "*mask* as well.", 0, 430, 320, 210,
         ),
-    }  # fmt: skip
+    }
     wires += (("decode", 0, "show", "images"), ("dispatch", 1, "show_overlay", "images"))
-    return Graph(nodes, links + wires, ("show_overlay", "show"), {"show_overlay": "Dispatch", "show": "Result"})
+    return Graph(
+        nodes, links + wires, ("show_overlay", "show"), {"show_overlay": "Dispatch", "show": "Result"}
+    )
 
 
 def refine_pass(
@@ -184,8 +198,9 @@ def refine_pass(
         "composite": ("MoSs_Composite", x + 780, y + 230, 320, 100, {}),
     }
     wires = (
-        (*source, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"), (*source, "refine", "draft"),
-        ("dispatch", 0, "refine", "dispatch"), (*source, "composite", "draft"), ("refine", 0, "composite", "residual"),
+        (*source, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"),
+        (*source, "refine", "draft"), ("dispatch", 0, "refine", "dispatch"), (*source, "composite", "draft"),
+        ("refine", 0, "composite", "residual"),
     )
     links = tuple((a if a == source[0] else a + name, n, b + name, i) for a, n, b, i in wires)
     return {key + name: node for key, node in made.items()}, links
@@ -204,16 +219,19 @@ def two_passes() -> Graph:
         "save": ("SaveImage", 1890, 720, 400, 460, {"filename_prefix": "MoSs"}),
         "report": ("MoSs_Report", 370, 720, 320, 330, {}),
         "note": note(
-            "### Two refine passes\n\nSix scales are drafted. The first pass redraws the busiest 70 % of the next scale, "
+            "### Two refine passes\n\nSix scales are drafted. The first pass redraws the busiest 70 % of the "
+            "next scale, "
             "16 x 16. "
-            "Its result is a draft again, with a new map: the second pass goes straight to the finest scale for the busiest "
+            "Its result is a draft again, with a new map: the second pass goes straight to the finest scale "
+            "for the busiest "
             "45 %, without guidance. The scales between are left out.\n\nThe same on the command line: "
             "`--plan \"draft-4; -4@70; -1@45 unguided\"`.", 0, 430, 320, 260,
         ),
     }
     wires += more + (
-        ("composite1", 0, "between", "samples"), ("load", 2, "between", "vae"), ("between", 0, "show_between", "images"),
-        ("composite2", 0, "decode", "samples"), ("load", 2, "decode", "vae"), ("decode", 0, "save", "images"),
+        ("composite1", 0, "between", "samples"), ("load", 2, "between", "vae"),
+        ("between", 0, "show_between", "images"), ("composite2", 0, "decode", "samples"),
+        ("load", 2, "decode", "vae"), ("decode", 0, "save", "images"),
         ("composite2", 0, "report", "latent"),
     )
     titles = {
@@ -234,15 +252,19 @@ def hart() -> Graph:
     nodes |= more
     nodes |= {
         "load": ("MoSs_LoadHART", 0, 0, 320, 230, {"model": HART}),
-        "prompt": ("CLIPTextEncode", 0, 290, 320, 140, {"text": "a lighthouse on a cliff at dusk, oil painting"}),
+        "prompt": (
+            "CLIPTextEncode", 0, 290, 320, 140, {"text": "a lighthouse on a cliff at dusk, oil painting"},
+        ),
         "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs_HART"}),
         "report": ("MoSs_Report", 1520, 500, 320, 330, {}),
         "note": note(
-            "### Text to image (HART, MoSs2)\n\nTwelve scales are drafted, 48 x 48 and 64 x 64 refined in one pass, with the "
-            "paper's bounds 80 and 55. Only the finest tokens go through the residual diffusion.\n\nNeeds the folders "
-            "hart-0.7b-1024px (with system_prompt.txt in it) and Qwen2-VL-1.5B-Instruct in models/hart.", 0, 480, 320, 230,
+            "### Text to image (HART, MoSs2)\n\nTwelve scales are drafted, 48 x 48 and 64 x 64 refined in "
+            "one pass, with the paper's bounds 80 and 55. Only the finest tokens go through the residual "
+            "diffusion.\n\nNeeds the folders hart-0.7b-1024px (with system_prompt.txt in it) and "
+            "Qwen2-VL-1.5B-Instruct in models/hart.",
+            0, 480, 320, 230,
         ),
-    }  # fmt: skip
+    }
     wires += (("decode", 0, "save", "images"), ("composite", 0, "report", "latent"))
     return Graph(nodes, links + wires, (), drawing="js/docs/MoSs_LoadHART/picture.png")
 

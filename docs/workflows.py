@@ -1,8 +1,9 @@
-"""Build the example workflows in a real ComfyUI, run them and take their pictures: python docs/workflows.py [--only NAME].
+"""Build the example workflows in a real ComfyUI, run them and take their pictures: python docs/workflows.py
+[--only NAME].
 
-Needs a ComfyUI checkout (COMFYUI_PATH), playwright and Chromium.  Each workflow is drawn by the front-end itself, so both its
-formats are what a user would save: `workflows/NAME.json` with `NAME.jpg` for the template browser, `workflows/api/NAME.json`
-for automation.  Screenshots for the README go to docs/images.
+Needs a ComfyUI checkout (COMFYUI_PATH), playwright and Chromium.  Each workflow is drawn by the front-end
+itself, so both its formats are what a user would save: `workflows/NAME.json` with `NAME.jpg` for the template
+browser, `workflows/api/NAME.json` for automation.  Screenshots for the README go to docs/images.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hosting import Host  # noqa: E402
 SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False,
     "Comfy.RightSidePanel.IsOpen": False, "Comfy.Workflow.Persist": False, "Comfy.Graph.CanvasInfo": False,
-}  # fmt: skip
+}
 THUMBNAIL = 400  # pixels
 
 BUILD = """async (graph) => {
@@ -41,7 +42,8 @@ BUILD = """async (graph) => {
     node.pos = [x, y];
     app.graph.add(node);
     for (const [name, value] of Object.entries(values)) {
-      const widget = node.widgets.find((w) => w.name === name) ?? (type === "MarkdownNote" ? node.widgets[0] : null);
+      const named = node.widgets.find((w) => w.name === name);
+      const widget = named ?? (type === "MarkdownNote" ? node.widgets[0] : null);
       if (!widget) throw new Error(type + " has no widget " + name);
       widget.value = value;
     }
@@ -61,14 +63,16 @@ BUILD = """async (graph) => {
 RUN = """async () => {
   window.mossRun = new Promise((done) => {
     app.api.addEventListener("execution_success", () => done(null), {once: true});
-    app.api.addEventListener("execution_error", (event) => done(event.detail.exception_message), {once: true});
+    const fail = (event) => done(event.detail.exception_message);
+    app.api.addEventListener("execution_error", fail, {once: true});
   });
   await app.queuePrompt(0);
   return await window.mossRun;
 }"""
 FIT = """() => {
   const nodes = app.graph.nodes, pad = 40;
-  const left = Math.min(...nodes.map((n) => n.pos[0])) - pad, top = Math.min(...nodes.map((n) => n.pos[1])) - 70;
+  const left = Math.min(...nodes.map((n) => n.pos[0])) - pad;
+  const top = Math.min(...nodes.map((n) => n.pos[1])) - 70;
   const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + pad;
   const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + pad;
   const scale = Math.min((innerWidth - 80) / (right - left), (innerHeight - 110) / (bottom - top), 1);
@@ -82,7 +86,9 @@ def open_page(page: Page, host: Host) -> None:
     """Load the front-end and wait until it is ready."""
     host.post("/api/settings", SETTINGS)
     page.goto(host.url, wait_until="domcontentloaded")
-    page.wait_for_function("window.app?.extensionManager && window.app?.graph && window.app?.canvas", timeout=120_000)
+    page.wait_for_function(
+        "window.app?.extensionManager && window.app?.graph && window.app?.canvas", timeout=120_000
+    )
     page.wait_for_timeout(2500)
 
 
@@ -134,7 +140,9 @@ def thumbnail(images: list[Image.Image]) -> Image.Image:
     tile = THUMBNAIL // across
     sheet = Image.new("RGB", (THUMBNAIL, tile * rows), "white")
     for n, image in enumerate(images):
-        sheet.paste(image.resize((tile, tile), Image.Resampling.LANCZOS), (n % across * tile, n // across * tile))
+        sheet.paste(
+            image.resize((tile, tile), Image.Resampling.LANCZOS), (n % across * tile, n // across * tile)
+        )
     return sheet
 
 
@@ -152,10 +160,12 @@ def main() -> None:
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
     with Host() as host, sync_playwright() as playwright:
-        write_hart_model(host.base / "models" / "hart" / HART)  # a tiny one with random weights, so that the graph runs
+        # a tiny one with random weights, so that the graph runs
+        write_hart_model(host.base / "models" / "hart" / HART)
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         for name in [args.only] if args.only else GRAPHS:
-            page = browser.new_page(viewport={"width": 1720, "height": 1000})  # a new one: it would show the last run's pictures
+            # a new one: it would show the last run's pictures
+            page = browser.new_page(viewport={"width": 1720, "height": 1000})
             open_page(page, host)
             ids = build(page, name, GRAPHS[name])
             page.evaluate(FIT)

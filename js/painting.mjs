@@ -1,4 +1,4 @@
-/** Painted cells, and the text that the `painting` widget keeps them in (see comfy_moss/pipeline/painting.py). */
+/** Painted cells, and the text that the `painting` widget keeps them in (see comfy_moss/pipeline/dispatch.py). */
 
 import { samePlace } from "./dispatch.mjs";
 

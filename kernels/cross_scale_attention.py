@@ -68,7 +68,7 @@ def cross_scale_attention(
             *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             D=size, CHANNELS=max(16, triton.next_power_of_2(size)), QUERIES=tile.queries, KEYS=tile.keys,
             GROUPS=visible is not None, num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+        )
     return out
 
 
@@ -85,7 +85,7 @@ def _cross_scale_attention(
     q_row, q_head, q_token, pk_row, pk_head, pk_token, pv_row, pv_head, pv_token,
     k_row, k_head, k_token, v_row, v_head, v_token, out_row, out_head, out_token,
     D: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
+):
     row, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     token = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
     channel = tl.arange(0, CHANNELS)[None, :]
@@ -101,12 +101,12 @@ def _cross_scale_attention(
         mean, total, peak, queries, own, group, factor, past_tokens,
         past_k + row * pk_row + head * pk_head, pk_token, past_v + row * pv_row + head * pv_head, pv_token,
         D, CHANNELS, KEYS, False,
-    )  # fmt: skip
+    )
     mean, total, peak = _attend(
         mean, total, peak, queries, own, group, factor, new_tokens,
         k + row * k_row + head * k_head, k_token, v + row * v_row + head * v_head, v_token,
         D, CHANNELS, KEYS, GROUPS,
-    )  # fmt: skip
+    )
     at = out + row * out_row + head * out_head + token[:, None].to(tl.int64) * out_token + channel
     tl.store(at, (mean / total[:, None]).to(out.dtype.element_ty), mask=mask)
 
@@ -115,7 +115,7 @@ def _cross_scale_attention(
 def _attend(
     mean, total, peak, queries, own, group, factor, length, k, k_token, v, v_token,
     D: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
+):
     """Take the keys and values of one segment into the running softmax.
 
     Hidden scores are -1e30, not minus infinity: what they add while nothing was seen yet is finite, and is

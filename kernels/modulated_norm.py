@@ -41,7 +41,7 @@ def _norm(
         _norm_kernel[(rows * tokens,)](
             x, scale, shift, out, tokens, *x.stride()[:2], *strides, *out.stride()[:2],
             EPS=eps, BASE=base, C=width, BLOCK=block, num_warps=_warps(block),
-        )  # fmt: skip
+        )
     return out
 
 
@@ -54,7 +54,7 @@ def gated_add(x: Tensor, gamma: Tensor, y: Tensor) -> Tensor:
         _gated_add_kernel[(rows * tokens,)](
             x, gamma, y, out, tokens, *x.stride()[:2], gamma.stride(0), *y.stride()[:2], *out.stride()[:2],
             C=width, BLOCK=block, num_warps=_warps(block),
-        )  # fmt: skip
+        )
     return out
 
 
@@ -67,7 +67,7 @@ def _warps(block: int) -> int:
 def _norm_kernel(
     x, scale, shift, out, tokens, x_row, x_token, scale_row, shift_row, out_row, out_token,
     EPS: tl.constexpr, BASE: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row, token = (tl.program_id(0) // tokens).to(tl.int64), (tl.program_id(0) % tokens).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     mask = channel < C
@@ -83,7 +83,7 @@ def _norm_kernel(
 def _gated_add_kernel(
     x, gamma, y, out, tokens, x_row, x_token, gamma_row, y_row, y_token, out_row, out_token,
     C: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     row, token = (tl.program_id(0) // tokens).to(tl.int64), (tl.program_id(0) % tokens).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     mask = channel < C

@@ -34,7 +34,7 @@ def cosine_rope2d(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             D=size, PAIRS=triton.next_power_of_2(size // 2), TOKENS=TOKENS,
             MAX_LOG_SCALE=MAX_LOG_SCALE, COPY_V=into is not None, num_warps=4,
-        )  # fmt: skip
+        )
     return q, k, v
 
 
@@ -50,7 +50,7 @@ def _cosine_rope2d(
     q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token,
     D: tl.constexpr, PAIRS: tl.constexpr, TOKENS: tl.constexpr,
     MAX_LOG_SCALE: tl.constexpr, COPY_V: tl.constexpr,
-):  # fmt: skip
+):
     head, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     pair, channel = tl.arange(0, PAIRS)[None, :], tl.arange(0, 2 * PAIRS)[None, :]

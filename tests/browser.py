@@ -17,15 +17,18 @@ MODULES = f"/extensions/{PACK}"
 SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.Workflow.Persist": False, "Comfy.Graph.CanvasInfo": False,
-}  # fmt: skip
-READY = "Boolean(window.app?.extensionManager && app.canvas && LiteGraph.registered_node_types.MoSs_TokenDispatch)"
+}
+NODE = "LiteGraph.registered_node_types.MoSs_TokenDispatch"
+READY = f"Boolean(window.app?.extensionManager && app.canvas && {NODE})"
 BUILD = """async (batch) => {
-  await app.loadGraphData({ nodes: [], links: [], groups: [], version: 0.4, last_node_id: 0, last_link_id: 0 });
+  const empty = { nodes: [], links: [], groups: [], version: 0.4, last_node_id: 0, last_link_id: 0 };
+  await app.loadGraphData(empty);
   const make = (type, x, values = {}) => {
     const node = LiteGraph.createNode(type);
     node.pos = [x, 20];
     app.graph.add(node);
-    for (const [name, value] of Object.entries(values)) node.widgets.find((w) => w.name === name).value = value;
+    const widget = (name) => node.widgets.find((w) => w.name === name);
+    for (const [name, value] of Object.entries(values)) widget(name).value = value;
     return node;
   };
   const load = make("MoSs_LoadInfinity", -800);
@@ -78,9 +81,13 @@ class Sent:
             return np.stack([np.frombuffer(base64.b64decode(text), dtype).reshape(grid) for text in texts])
 
         sent, grids = payload["map"], payload["grids"]
-        ranks = [array([picture[n] for picture in payload["ranks"]], "<u2", grid) for n, grid in enumerate(grids)]
+        ranks = [
+            array([picture[n] for picture in payload["ranks"]], "<u2", grid) for n, grid in enumerate(grids)
+        ]
         grid = sent["grid"]
-        return cls(payload, array(sent["frequency"], "<f4", grid), array(sent["percentile"], "u1", grid), ranks)
+        return cls(
+            payload, array(sent["frequency"], "<f4", grid), array(sent["percentile"], "u1", grid), ranks
+        )
 
 
 class Inspector:
@@ -156,7 +163,9 @@ class Page:
         self.page.wait_for_timeout(milliseconds)
 
     def until(self, name: str, value: str) -> None:
-        """Wait for a value of a widget of Token Dispatch, ten seconds at most, and a little more for what follows from it."""
+        """Wait for a value of a widget of Token Dispatch, ten seconds at most, and a little more for what
+        follows from it.
+        """
         for _ in range(50):
             if self.widget(name) == value:
                 break
@@ -166,7 +175,9 @@ class Page:
     def node(self, kind: str, code: str) -> Any:
         """The value of an expression about `node`, the first node of a kind, also in subgraphs."""
         find = "[app.graph, ...(app.graph.subgraphs?.values() ?? [])].flatMap((graph) => graph.nodes)"
-        return self.page.evaluate(f'() => {{ const node = {find}.find(({{ type }}) => type === "{kind}"); return {code}; }}')
+        return self.page.evaluate(
+            f'() => {{ const node = {find}.find(({{ type }}) => type === "{kind}"); return {code}; }}'
+        )
 
     def widget(self, name: str) -> Any:
         """The value of a widget of Token Dispatch."""
@@ -194,7 +205,10 @@ class Page:
     def point(self, inspector: Inspector, row: int, column: int, grid: list[int]) -> None:
         """Move the pointer to the middle of a cell."""
         box = inspector.root.locator(".moss-picture").bounding_box()
-        x, y = box["x"] + box["width"] * (column + 0.5) / grid[1], box["y"] + box["height"] * (row + 0.5) / grid[0]
+        x, y = (
+            box["x"] + box["width"] * (column + 0.5) / grid[1],
+            box["y"] + box["height"] * (row + 0.5) / grid[0],
+        )
         self.page.mouse.move(x, y)
 
     def drag(self, inspector: Inspector, bound: int, pixels: float) -> None:

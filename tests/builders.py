@@ -9,16 +9,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
 from comfy_moss.model.vae import VAE, VAEConfig
 
-TINY = InfinityConfig(depth=2, width=32, heads=2, hidden=64, bits=8, text_width=32, text_heads=2, text_length=32, levels=15)
-WORDS = "a an the of and red green blue yellow circle square star cat dog left right above two three photo".split()
+TINY = InfinityConfig(
+    depth=2, width=32, heads=2, hidden=64, bits=8, text_width=32, text_heads=2, text_length=32, levels=15
+)
+WORDS = (
+    "a an the of and red green blue yellow circle square star cat dog left right above two three photo"
+).split()
 
 
 def _randomise(module: nn.Module, seed: int) -> None:
-    """Fill every parameter: matrices keep the signal's size, vectors stay near what an untrained model has, but not on it."""
+    """Fill every parameter: matrices keep the signal's size, vectors stay near what an untrained model has,
+    but not on it.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -43,9 +48,13 @@ def tiny_transformer(seed: int = 0, **sizes: int) -> InfinityTransformer:
     return model
 
 
-def tiny_vae(channels: int = 8, width: int = 32, mult: tuple[int, ...] = (1, 1), blocks: int = 1, seed: int = 1) -> VAE:
+def tiny_vae(
+    channels: int = 8, width: int = 32, mult: tuple[int, ...] = (1, 1), blocks: int = 1, seed: int = 1
+) -> VAE:
     """A codec of stride 2^(len(mult) - 1); `width` must be a multiple of 32 (or of 24)."""
-    model = VAE(VAEConfig(width=width, mult=mult, encoder_blocks=blocks, decoder_blocks=blocks, channels=channels))
+    model = VAE(
+        VAEConfig(width=width, mult=mult, encoder_blocks=blocks, decoder_blocks=blocks, channels=channels)
+    )
     _randomise(model, seed)
     return model
 
@@ -58,7 +67,9 @@ def tiny_backbone(seed: int = 0, patchify: bool = False, **sizes: int) -> Infini
 
 
 def released_state(transformer: InfinityTransformer, chunks: int = 2) -> dict[str, Tensor]:
-    """The weights under the names of released files: blocks in chunks, and the buffers that inference ignores."""
+    """The weights under the names of released files: blocks in chunks, and the buffers that inference
+    ignores.
+    """
     per_chunk = math.ceil(transformer.config.depth / chunks)
     width = transformer.config.width
     state = {"text_proj_for_sos.ca.zero_k_bias": torch.zeros(width)}
@@ -85,7 +96,9 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 
 def tiny_text_dir(path: Path, width: int = 32, seed: int = 2) -> Path:
-    """A T5 encoder of one layer and a tokenizer of one token a word (</s> appended; pad 0, eos 1, unk 2) in `path`."""
+    """A T5 encoder of one layer and a tokenizer of one token a word (</s> appended; pad 0, eos 1, unk 2) in
+    `path`.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -96,7 +109,8 @@ def tiny_text_dir(path: Path, width: int = 32, seed: int = 2) -> Path:
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
     config = T5Config(
-        vocab_size=len(vocab), d_model=width, d_kv=8, num_heads=2, d_ff=2 * width, num_layers=1, feed_forward_proj="gated-gelu"
+        vocab_size=len(vocab), d_model=width, d_kv=8, num_heads=2, d_ff=2 * width, num_layers=1,
+        feed_forward_proj="gated-gelu",
     )
     model = T5EncoderModel(config)
     _randomise(model, seed)

@@ -1,8 +1,8 @@
 """Shared test set-up: imports, and one tiny model for the whole session.
 
-The repository root holds a folder `kernels/`, which transformers would take for the Hugging Face package of that name if
-the root were on `sys.path`.  So the root is only there while comfy_moss is imported: its submodules are found through the
-package afterwards.
+The repository root holds a folder `kernels/`, which transformers would take for the Hugging Face package of
+that name if the root were on `sys.path`.  So the root is only there while comfy_moss is imported: its
+submodules are found through the package afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from builders import write_model, write_weights  # noqa: E402
 
-from comfy_moss.model.infinity_backbone import InfinityBackbone  # noqa: E402
+from comfy_moss.model.infinity import InfinityBackbone  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model on disk: transformer.safetensors, vae.safetensors and text/ (imports transformers, which takes seconds)."""
+    """A tiny model on disk: transformer.safetensors, vae.safetensors and text/ (imports transformers, which
+    takes seconds).
+    """
     return write_model(tmp_path_factory.mktemp("model"))
 
 

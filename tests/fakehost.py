@@ -1,7 +1,7 @@
 """The smallest stand-in for ComfyUI's modules in which comfy_moss.nodes can be imported and run.
 
-It proves nothing about ComfyUI.  It exists so that our own logic and what our schemas say are tested on machines without a
-host; whether a real one agrees is for the tests marked `host`.
+It proves nothing about ComfyUI.  It exists so that our own logic and what our schemas say are tested on
+machines without a host; whether a real one agrees is for the tests marked `host`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ class Patcher:
         return copy(self)
 
     def detach(self, unpatch_all: bool = True) -> None:
-        """Unload; or, not `unpatch_all`, let go of the handle alone because the model is about to be loaded again."""
+        """Unload; or, not `unpatch_all`, let go of the handle alone because the model is about to be loaded
+        again.
+        """
         for kind, callback in self.callbacks:
             if kind == "detach":
                 callback(self, unpatch_all)
@@ -134,13 +136,19 @@ class VAE:
     """Pictures and latents, in the steps of VAE Decode and VAE Encode."""
 
     def decode(self, samples: Tensor) -> Tensor:
-        sys.modules["comfy.model_management"].load_models_gpu([self.patcher], force_full_load=self.disable_offload)
-        pixels = self.first_stage_model.decode(samples.to(self.device, self.vae_dtype)).to(self.output_device, torch.float32)
+        sys.modules["comfy.model_management"].load_models_gpu(
+            [self.patcher], force_full_load=self.disable_offload
+        )
+        pixels = self.first_stage_model.decode(samples.to(self.device, self.vae_dtype)).to(
+            self.output_device, torch.float32
+        )
         self.process_output(pixels)
         return pixels.movedim(1, -1)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        sys.modules["comfy.model_management"].load_models_gpu([self.patcher], force_full_load=self.disable_offload)
+        sys.modules["comfy.model_management"].load_models_gpu(
+            [self.patcher], force_full_load=self.disable_offload
+        )
         ready = self.process_input(pixels.movedim(-1, 1)).to(self.device, self.vae_dtype)
         return self.first_stage_model.encode(ready).to(self.output_device, torch.float32)
 
@@ -169,7 +177,7 @@ class FakeHost:
 
     def start(self, package: str = "comfy_moss") -> FakeHost:
         """Load the pack's nodes, as the host does once."""
-        extension = importlib.import_module(f"{package}.nodes.extension")
+        extension = importlib.import_module(f"{package}.nodes")
         nodes = asyncio.run(_nodes_of(extension.comfy_entrypoint))
         self.nodes = {node.define_schema().node_id: node for node in nodes}
         return self
@@ -245,26 +253,33 @@ def _kind(name: str) -> SimpleNamespace:
 
 
 def _api() -> dict[str, Any]:
-    kinds = {name: _kind(name) for name in (*WIDGETS, "Image", "Mask", "Latent", "Conditioning", "Clip", "Vae")}
+    kinds = {
+        name: _kind(name) for name in (*WIDGETS, "Image", "Mask", "Latent", "Conditioning", "Clip", "Vae")
+    }
     io = SimpleNamespace(
         Schema=Schema, NodeOutput=NodeOutput, ComfyNode=type("ComfyNode", (), {"hidden": None}), Custom=_kind,
         Hidden=SimpleNamespace(unique_id="unique_id", prompt="prompt"),
         NumberDisplay=SimpleNamespace(slider="slider"), FolderType=SimpleNamespace(temp="temp"), **kinds,
-    )  # fmt: skip
+    )
     ui = SimpleNamespace(
         ImageSaveHelper=SimpleNamespace(
-            save_images=lambda images, prefix, folder, cls: [{"filename": f"{prefix}_{n}.png"} for n in range(len(images))]
+            save_images=lambda images, prefix, folder, cls: [
+                {"filename": f"{prefix}_{n}.png"} for n in range(len(images))
+            ]
         ),
         PreviewText=lambda text: {"text": (text,)},
     )
-    return {"comfy_api": {}, "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})}}
+    return {
+        "comfy_api": {},
+        "comfy_api.latest": {"io": io, "ui": ui, "ComfyExtension": type("ComfyExtension", (), {})},
+    }
 
 
 def _comfy(host: FakeHost) -> dict[str, Any]:
     devices = (
         "get_torch_device", "unet_offload_device", "vae_device", "vae_offload_device", "intermediate_device",
         "text_encoder_device", "text_encoder_offload_device",
-    )  # fmt: skip
+    )
     management = {name: lambda: CPU for name in devices} | {
         "should_use_bf16": lambda device: False,
         "dtype_size": lambda dtype: dtype.itemsize,
@@ -302,15 +317,24 @@ def _folders(models: Path) -> dict[str, Any]:
     def listing(name: str) -> list[str]:
         folders, suffixes = known[name]
         files = [(file, folder) for folder in folders for file in Path(folder).rglob("*") if file.is_file()]
-        return sorted({str(file.relative_to(folder)) for file, folder in files if not suffixes or file.suffix in suffixes})
+        return sorted(
+            {
+                str(file.relative_to(folder))
+                for file, folder in files
+                if not suffixes or file.suffix in suffixes
+            }
+        )
 
     def full(name: str, file: str) -> str | None:
-        return next((path for folder in known[name][0] if os.path.isfile(path := os.path.join(folder, file))), None)
+        return next(
+            (path for folder in known[name][0] if os.path.isfile(path := os.path.join(folder, file))), None
+        )
 
     folder_paths = {
         "models_dir": str(models), "folder_names_and_paths": known, "add_model_folder_path": add,
-        "get_folder_paths": lambda name: list(known[name][0]), "get_filename_list": listing, "get_full_path": full,
-    }  # fmt: skip
+        "get_folder_paths": lambda name: list(known[name][0]), "get_filename_list": listing,
+        "get_full_path": full,
+    }
     return {"folder_paths": folder_paths}
 
 

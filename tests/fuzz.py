@@ -190,8 +190,7 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# --- mutations
-# ---------------------------------------------------------------------------------------------------
+# --- mutations ----------------------------------------------------------------------------------------------
 
 
 def mutate_bytes(chance: random.Random, data: bytes) -> bytes:
@@ -341,8 +340,7 @@ MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
 }
 
 
-# --- files
-# -------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def prototypes(folder: Path) -> list[Path]:
@@ -419,7 +417,7 @@ def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
     from comfy_moss.model.contents import CODEC, TRANSFORMER, identify
     from comfy_moss.model.library import find_model
     from comfy_moss.model.tensors import convert, open_tensors
-    from comfy_moss.model.tokenizer import load_tokenizer
+    from comfy_moss.model.text import load_tokenizer
 
     if chance.random() < 0.1 and path.suffix != ".json":
         target = model / "converted.safetensors"
@@ -443,8 +441,7 @@ def use(model: Path, path: Path, chance: random.Random, full: int) -> None:
         found.load()
 
 
-# --- workflows
-# ---------------------------------------------------------------------------------------------------
+# --- workflows ----------------------------------------------------------------------------------------------
 
 
 def workflows(trials: int, seed: int = 0) -> Findings:
@@ -458,17 +455,23 @@ def workflows(trials: int, seed: int = 0) -> Findings:
         host.start()
         model, clip, _ = host.run("MoSs_LoadInfinity").result
         text = clip.encode("a red circle")
-        draft = host.run("MoSs_InfinityDraft", model=model, positive=text, area="0.06M", refine_scales=2).result[0]
+        draft = host.run(
+            "MoSs_InfinityDraft", model=model, positive=text, area="0.06M", refine_scales=2
+        ).result[0]
         frequency = host.run("MoSs_FrequencyMap", draft=draft).result[0]
         dispatch = host.run("MoSs_TokenDispatch", frequency=frequency).result[0]
         residual = host.run("MoSs_Refine", draft=draft, dispatch=dispatch).result[0]
         latent = host.run("MoSs_Composite", draft=draft, residual=residual).result[0]
         links = {
             "MOSS_MODEL": model, "MOSS_DRAFT": draft, "MOSS_FREQUENCY": frequency, "MOSS_DISPATCH": dispatch,
-            "MOSS_RESIDUAL": residual, "LATENT": latent, "CONDITIONING": text, "IMAGE": torch.rand(1, 32, 32, 3),
+            "MOSS_RESIDUAL": residual, "LATENT": latent, "CONDITIONING": text,
+            "IMAGE": torch.rand(1, 32, 32, 3),
             "MASK": torch.rand(1, 16, 16),
-        }  # fmt: skip
-        wild = [*WILD, *odd_tensors(), *links.values(), [[torch.zeros(1, 3, 5), {}]], {"samples": None}, [[1, {}]]]
+        }
+        wild = [
+            *WILD, *odd_tensors(), *links.values(), [[torch.zeros(1, 3, 5), {}]], {"samples": None},
+            [[1, {}]],
+        ]
 
         def attempt(chance: random.Random) -> Iterator[str]:
             name = chance.choice(sorted(host.nodes))
@@ -476,9 +479,15 @@ def workflows(trials: int, seed: int = 0) -> Findings:
             values = {socket.id: links[socket.get_io_type()] for socket in sockets if not socket.widget}
             values |= {socket.id: socket.default for socket in sockets if socket.widget}
             values |= {"area": "0.06M"} if name == "MoSs_InfinityDraft" else {}
-            rich = [socket for socket in sockets if socket.widget or socket.optional or chance.random() < 0.15] or sockets
+            rich = [
+                socket for socket in sockets if socket.widget or socket.optional or chance.random() < 0.15
+            ] or sockets
             for socket in chance.sample(rich, min(len(rich), chance.choice([1, 1, 2, 3]))):
-                value = chance.choice(wild) if chance.random() < 0.5 or socket.widget else chance.choice(odd_tensors())
+                value = (
+                    chance.choice(wild)
+                    if chance.random() < 0.5 or socket.widget
+                    else chance.choice(odd_tensors())
+                )
                 if socket.widget and chance.random() < 0.7:
                     value = near(chance, socket)
                 values[socket.id] = value
@@ -495,10 +504,15 @@ def odd_tensors() -> list[Any]:
     """Shapes and values that neighbours pass."""
     import torch
 
-    shapes = [(), (0,), (5,), (4, 4), (1, 4, 4), (2, 4, 4), (1, 1, 4, 4), (1, 4, 4, 1), (1, 4, 4, 2), (1, 4, 4, 4), (3, 4, 4, 3),
-              (1, 1, 4, 4, 3), (1, 0, 4, 3), (0, 4, 4, 3)]  # fmt: skip
+    shapes = [
+        (), (0,), (5,), (4, 4), (1, 4, 4), (2, 4, 4), (1, 1, 4, 4), (1, 4, 4, 1), (1, 4, 4, 2), (1, 4, 4, 4),
+        (3, 4, 4, 3), (1, 1, 4, 4, 3), (1, 0, 4, 3), (0, 4, 4, 3),
+    ]
     plain = [torch.rand(shape) for shape in shapes]
-    others = [torch.full((1, 4, 4), float("nan")), torch.full((1, 4, 4, 3), float("inf")), torch.ones(1, 4, 4, dtype=torch.uint8)]
+    others = [
+        torch.full((1, 4, 4), float("nan")), torch.full((1, 4, 4, 3), float("inf")),
+        torch.ones(1, 4, 4, dtype=torch.uint8),
+    ]
     return [*plain, *others, torch.rand(1, 4, 4).half(), torch.rand(1, 4, 4, 3, dtype=torch.float64)]
 
 
@@ -511,12 +525,13 @@ def near(chance: random.Random, socket: Any) -> Any:
     if kind == "COMBO":
         return chance.choice([*socket.options, "", "gone.safetensors", "../../etc/passwd"])
     if kind == "STRING":
-        return chance.choice(["80,70", "80", "a,b", "1e999", "4x4:AAA=", "99999x99999:AA==", "0x0:", "8 0", "x" * 5000, "é\0"])
+        return chance.choice(
+            ["80,70", "80", "a,b", "1e999", "4x4:AAA=", "99999x99999:AA==", "0x0:", "8 0", "x" * 5000, "é\0"]
+        )
     return chance.choice([True, False, "true", 0, None])
 
 
-# --- recipes
-# -----------------------------------------------------------------------------------------------------
+# --- recipes ------------------------------------------------------------------------------------------------
 
 
 def recipes(trials: int, seed: int = 0) -> Findings:
@@ -526,10 +541,11 @@ def recipes(trials: int, seed: int = 0) -> Findings:
     from comfy_moss.images import png
 
     recipe = {
-        "prompt": "a red circle", "negative": "", "seed": 7, "method": "moss", "bounds": [60.0, 30.0], "skip": None, "cssa": True,
-        "refine_guidance": True, "strength": 1.0, "window": 3, "cfg": 1.5, "tau": 0.5, "aspect": "1:1", "pixels": "0.06M",
-        "model": "nano", "model_id": "0", "noise": 1, "precision": "fp32", "device": "cpu", "version": "0.1.0", "torch": "2.13",
-    }  # fmt: skip
+        "prompt": "a red circle", "negative": "", "seed": 7, "method": "moss", "bounds": [60.0, 30.0],
+        "skip": None, "cssa": True, "refine_guidance": True, "strength": 1.0, "window": 3, "cfg": 1.5,
+        "tau": 0.5, "aspect": "1:1", "pixels": "0.06M", "model": "nano", "model_id": "0", "noise": 1,
+        "precision": "fp32", "device": "cpu", "version": "0.1.0", "torch": "2.13",
+    }
     picture = torch.rand(8, 8, 3)
     whole = png(picture, recipe)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:

@@ -18,13 +18,19 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 def draft(prompt: str = PROMPT, **widgets: Any) -> Graph:
     """load, text and draft; `widgets` of the draft that differ from a fresh node's."""
     settings = {
-        "aspect": "1:1", "area": "model's own", "refine_scales": 4, "seed": 0, "cfg": 0, "tau": 0, "batch_size": 1,
+        "aspect": "1:1", "area": "model's own", "refine_scales": 4, "seed": 0, "cfg": 0, "tau": 0,
+        "batch_size": 1,
         "preview": False,
-    }  # fmt: skip
+    }
     return {
-        "load": node("MoSs_LoadInfinity", model="nano (embedded)", vae="automatic", text_encoder="automatic", precision="auto"),
+        "load": node(
+            "MoSs_LoadInfinity", model="nano (embedded)", vae="automatic", text_encoder="automatic",
+            precision="auto",
+        ),
         "text": node("CLIPTextEncode", clip=["load", 1], text=prompt),
-        "draft": node("MoSs_InfinityDraft", model=["load", 0], positive=["text", 0], **{**settings, **widgets}),
+        "draft": node(
+            "MoSs_InfinityDraft", model=["load", 0], positive=["text", 0], **{**settings, **widgets}
+        ),
     }
 
 
@@ -32,7 +38,9 @@ def saved(name: str, latent: list[Any], tiled: bool = False) -> Graph:
     """Decode a latent to <name>_picture and save it by save_<name>."""
     inputs = {"samples": latent, "vae": ["load", 2]}
     return {
-        f"{name}_picture": node("VAEDecodeTiled", **inputs, **TILED) if tiled else node("VAEDecode", **inputs),
+        f"{name}_picture": node("VAEDecodeTiled", **inputs, **TILED)
+        if tiled
+        else node("VAEDecode", **inputs),
         f"save_{name}": node("SaveImage", images=[f"{name}_picture", 0], filename_prefix=name),
     }
 
@@ -41,14 +49,17 @@ def moss(preset: str = "automatic", values: str = "80, 70, 30, 10", strength: fl
     """frequency, dispatch, refine, composite and the saved picture of a graph that has a draft."""
     return {
         "frequency": node("MoSs_FrequencyMap", draft=["draft", 0], window=3),
-        "dispatch": node("MoSs_TokenDispatch", frequency=["frequency", 0], preset=preset, values=values, painting=""),
+        "dispatch": node(
+            "MoSs_TokenDispatch", frequency=["frequency", 0], preset=preset, values=values, painting=""
+        ),
         "refine": node(
-            "MoSs_Refine", draft=["draft", 0], dispatch=["dispatch", 0], cross_scale_attention=True, guidance=True,
+            "MoSs_Refine", draft=["draft", 0], dispatch=["dispatch", 0], cross_scale_attention=True,
+            guidance=True,
             backend="auto",
         ),
         "composite": node("MoSs_Composite", draft=["draft", 0], residual=["refine", 0], strength=strength),
         **saved("moss", ["composite", 0]),
-    }  # fmt: skip
+    }
 
 
 def rival(name: str, tiled: bool = False) -> Graph:
@@ -69,4 +80,4 @@ def whole(**widgets: Any) -> Graph:
             f"show_{name}_{output}": node("PreviewImage", images=[name, output])
             for name, output in (("frequency", 1), ("dispatch", 1), ("contribution", 0), ("contribution", 1))
         },
-    }  # fmt: skip
+    }

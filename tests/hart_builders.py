@@ -12,16 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from comfy_moss.model.backbone import PositionedText
-from comfy_moss.model.hart import HartConfig, HartTransformer
-from comfy_moss.model.hart_backbone import HartBackbone
+from comfy_moss.model.hart import HartBackbone, HartConfig, HartTransformer
 from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.schedule import square_schedule
 from comfy_moss.model.vae import Tokenizer, VAEConfig
 
 TINY = HartConfig(
-    depth=2, width=32, heads=2, hidden=64, codes=48, channels=8, text_width=16, text_length=6, sides=(1, 2, 3, 4, 6, 8),
-    diffusion_width=16, diffusion_depth=1, diffusion_steps=4,
-)  # fmt: skip
+    depth=2, width=32, heads=2, hidden=64, codes=48, channels=8, text_width=16, text_length=6,
+    sides=(1, 2, 3, 4, 6, 8), diffusion_width=16, diffusion_depth=1, diffusion_steps=4,
+)
 SCHEDULE = square_schedule(TINY.sides)
 
 
@@ -46,7 +45,9 @@ def tiny_hart_backbone(seed: int = 0, **sizes: Any) -> HartBackbone:
     """Transformer and tokenizer that fit each other."""
     transformer = tiny_hart(seed, **sizes)
     config = transformer.config
-    return HartBackbone(transformer, tiny_tokenizer(config.codes, config.channels, seed + 1), f"tiny-hart-{seed}")
+    return HartBackbone(
+        transformer, tiny_tokenizer(config.codes, config.channels, seed + 1), f"tiny-hart-{seed}"
+    )
 
 
 def prompt(number: int, tokens: int = 4, config: HartConfig = TINY) -> PositionedText:
@@ -67,19 +68,25 @@ def released_hart_state(transformer: HartTransformer) -> dict[str, Tensor]:
 
 
 def released_tokenizer_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The weights as released: without the codec's inner name levels, and with a discriminator that drawing ignores."""
+    """The weights as released: without the codec's inner name levels, and with a discriminator that drawing
+    ignores.
+    """
     state = {"disc.conv.weight": torch.ones(2, 2)}
     for name, tensor in tokenizer.state_dict().items():
         plain = name.replace(".conv.conv.", ".conv.") if ".conv.conv." in name else name
         if plain == name and "sample" not in name and name.startswith(("encoder.", "decoder.")):
-            plain = name.replace(".conv.", ".").replace("norm1.norm.", "norm1.").replace("norm2.norm.", "norm2.")
+            plain = (
+                name.replace(".conv.", ".").replace("norm1.norm.", "norm1.").replace("norm2.norm.", "norm2.")
+            )
             plain = plain.replace("norm_out.norm.", "norm_out.")
         state[f"vae.{plain}"] = tensor.clone()
     return state
 
 
 def tiny_qwen_dir(path: Path, width: int = TINY.text_width, seed: int = 2) -> Path:
-    """A Qwen2 decoder of one layer and a tokenizer of one token a word, padding `<|endoftext|>`, as published on the hub."""
+    """A Qwen2 decoder of one layer and a tokenizer of one token a word, padding `<|endoftext|>`, as published
+    on the hub.
+    """
     from tokenizers import Tokenizer as Fast
     from tokenizers import models, pre_tokenizers
     from transformers import Qwen2Config, Qwen2Model
@@ -90,17 +97,24 @@ def tiny_qwen_dir(path: Path, width: int = TINY.text_width, seed: int = 2) -> Pa
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
     config = Qwen2Config(
-        vocab_size=len(vocab), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=len(vocab), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+    )
     model = Qwen2Model(config)
     _randomise(model, seed)
-    save_file({f"model.{name}": tensor for name, tensor in model.state_dict().items()}, path / "model.safetensors")
+    save_file(
+        {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, path / "model.safetensors"
+    )
     settings = {"model_type": "qwen2", "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    sizes = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads",
+    )
     settings |= {name: getattr(config, name) for name in sizes}
     (path / "config.json").write_text(json.dumps(settings))
-    (path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<|endoftext|>", "padding_side": "right"}))
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"pad_token": "<|endoftext|>", "padding_side": "right"})
+    )
     return path
 
 
@@ -108,8 +122,9 @@ def hart_settings(config: HartConfig) -> dict[str, Any]:
     """config.json of llm/, with the fields that matter."""
     return {
         "model_type": "hart_transformer_t2i", "patch_nums": list(config.sides), "num_heads": config.heads,
-        "context_token": config.text_length, "num_sampling_steps": str(config.diffusion_steps), "norm_eps": config.eps,
-    }  # fmt: skip
+        "context_token": config.text_length, "num_sampling_steps": str(config.diffusion_steps),
+        "norm_eps": config.eps,
+    }
 
 
 def write_hart_model(path: Path, seed: int = 0, text: bool = True) -> Path:

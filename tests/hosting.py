@@ -31,7 +31,8 @@ def checkout() -> Path | None:
 
 
 def interpreter(comfyui: Path) -> str:
-    """The Python that runs ComfyUI: COMFYUI_PYTHON, the environment in or beside the checkout, or this one."""
+    """The Python that runs ComfyUI: COMFYUI_PYTHON, the environment in or beside the checkout, or this one.
+    """
     folders = (comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv")
     found = [str(folder / "bin" / "python") for folder in folders if (folder / "bin" / "python").exists()]
     return os.environ.get("COMFYUI_PYTHON") or next(iter(found), sys.executable)
@@ -44,7 +45,8 @@ def _free_port() -> int:
 
 
 class Host:
-    """ComfyUI, on the CPU unless told otherwise, in folders of its own; a context manager that starts and stops it.
+    """ComfyUI, on the CPU unless told otherwise, in folders of its own; a context manager that starts and
+    stops it.
 
     Attributes:
         url: its address, without a slash at the end.
@@ -52,9 +54,10 @@ class Host:
     """
 
     def __init__(
-        self, *arguments: str, comfyui: Path | None = None, packs: Mapping[str, str] = MappingProxyType({}), seconds: float = 180,
+        self, *arguments: str, comfyui: Path | None = None, packs: Mapping[str, str] = MappingProxyType({}),
+        seconds: float = 180,
         memory: str = "--cpu",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
             arguments: more of main.py's, such as "--cache-none".
@@ -86,7 +89,7 @@ class Host:
             interpreter(self._comfyui), "main.py", "--listen", "127.0.0.1", "--port", str(port),
             "--disable-auto-launch", "--disable-api-nodes", "--base-directory", str(self.base),
             "--database-url", "sqlite:///:memory:", *self._arguments,
-        ]  # fmt: skip
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         self._output = (self.base / "log.txt").open("w")
         self._process = subprocess.Popen(
@@ -99,7 +102,9 @@ class Host:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.terminate()
         try:
             self._process.wait(20)
@@ -151,7 +156,8 @@ class Host:
         return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
     def run(
-        self, prompt: dict[str, Any], seconds: float = 120, on_event: Callable[[str | int, Any], None] | None = None, **extra: Any
+        self, prompt: dict[str, Any], seconds: float = 120,
+        on_event: Callable[[str | int, Any], None] | None = None, **extra: Any,
     ) -> dict[str, Any]:
         """Run a graph to its end.
 
@@ -162,8 +168,8 @@ class Host:
             extra: more fields of the request, such as extra_data.
 
         Returns:
-            The history's entry ("outputs", "status", ...) and "events": (type, data) in order; of binary events the number of
-            the type and the bytes.
+            The history's entry ("outputs", "status", ...) and "events": (type, data) in order; of binary
+            events the number of the type and the bytes.
 
         Raises:
             urllib.error.HTTPError: the host refuses the graph.

@@ -212,8 +212,7 @@ def save_wrapped(path: Path, wrapper: str, state: State | None = None) -> Path:
     return path
 
 
-# --- layouts
-# -----------------------------------------------------------------------------------------------------
+# --- layouts ------------------------------------------------------------------------------------------------
 
 
 def hub_cache(root: Path, repository: str, source: Path) -> Path:

@@ -21,8 +21,7 @@ from comfy_moss.benchmarks import RESULTS, bench, limits, machine, pages, shapes
 from comfy_moss.benchmarks.bench import Variant, ablation
 from comfy_moss.benchmarks.studio import parse_methods
 from comfy_moss.model.backbone import PAPER, TokenWork
-from comfy_moss.model.infinity import InfinityTransformer
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone, InfinityTransformer
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.vae import VAE, VAEConfig
@@ -53,20 +52,24 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["bench", "--shape", "125m", "--pixels", "0.06M", "--device", "cpu", "--runs", "2"]
 
 
-# --- models -----------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
 def _unfilled(shape: str) -> InfinityBackbone:
     """A released shape on the meta device."""
     with torch.device("meta"):
-        return InfinityBackbone(InfinityTransformer(shapes.SHAPES[shape].transformer), VAE(shapes.SHAPES[shape].codec))
+        return InfinityBackbone(
+            InfinityTransformer(shapes.SHAPES[shape].transformer), VAE(shapes.SHAPES[shape].codec)
+        )
 
 
 @pytest.mark.parametrize(
     ("shape", "transformer", "codec"),
     [("125m", 125_148_800, 110.0e6), ("2b", 2_204_564_032, 110.1e6), ("8b", 8_375_791_824, 81.6e6)],
 )
-def test_the_shapes_have_as_many_parameters_as_the_released_models(shape: str, transformer: int, codec: float) -> None:
+def test_the_shapes_have_as_many_parameters_as_the_released_models(
+    shape: str, transformer: int, codec: float
+) -> None:
     model = _unfilled(shape)
     counts = [sum(p.numel() for p in part.parameters()) for part in (model.transformer, model.vae)]
     assert counts[0] == transformer
@@ -75,18 +78,26 @@ def test_the_shapes_have_as_many_parameters_as_the_released_models(shape: str, t
 
 @pytest.mark.parametrize(
     ("method", "linear", "attention"),
-    [("dense", 79.08, 35.91), ("draft-2", 30.97, 5.55), ("moss2", 43.00, 10.35), ("moss4", 23.38, 3.37), ("moss5", 14.35, 1.28)],
+    [
+        ("dense", 79.08, 35.91), ("draft-2", 30.97, 5.55), ("moss2", 43.00, 10.35), ("moss4", 23.38, 3.37),
+        ("moss5", 14.35, 1.28),
+    ],
 )
-def test_the_2b_shape_takes_as_many_operations_as_counted_by_hand(method: str, linear: float, attention: float) -> None:
+def test_the_2b_shape_takes_as_many_operations_as_counted_by_hand(
+    method: str, linear: float, attention: float
+) -> None:
     model = _unfilled("2b")
-    passes = list(parse_methods(method).values())[-1].forward_passes(make_schedule(1.0, "1M"), True, depth=model.depth)
+    passes = list(parse_methods(method).values())[-1].forward_passes(
+        make_schedule(1.0, "1M"), True, depth=model.depth
+    )
     flops = sum(map(bench.Roofline(model.work, model.depth, 2).flops, passes))
     assert flops == pytest.approx((linear + attention) * 1e12, abs=0.02e12)
 
 
 def test_random_weights_are_the_same_each_time_and_only_the_blocks_and_the_codec_are_rounded() -> None:
     first, second = (
-        shapes.random_backbone(TINY, TINY_SHAPE.codec, CPU, dtype, "x") for dtype in (torch.float32, torch.bfloat16)
+        shapes.random_backbone(TINY, TINY_SHAPE.codec, CPU, dtype, "x")
+        for dtype in (torch.float32, torch.bfloat16)
     )
     assert torch.equal(first.transformer.word_embed.weight, second.transformer.word_embed.weight)
     kinds = {name: p.dtype for name, p in second.transformer.named_parameters()}
@@ -103,7 +114,7 @@ def test_a_random_prompt_is_encoded_like_a_real_one(monkeypatch: pytest.MonkeyPa
     assert not torch.allclose(features[0], features[1])
 
 
-# --- methods ----------------------------------------------------------------------------------------------------
+# --- methods ------------------------------------------------------------------------------------------------
 
 
 def test_dense_and_every_honest_rival_stand_beside_the_methods_asked_for() -> None:
@@ -113,7 +124,9 @@ def test_dense_and_every_honest_rival_stand_beside_the_methods_asked_for() -> No
 
 def test_by_default_all_methods_of_the_paper_are_measured() -> None:
     labels = set(parse_methods(bench.default_methods(PAPER)))
-    assert labels == {"dense", "fastvar", *(f"{name}{k}" for k in (2, 3, 4, 5) for name in ("draft-", "moss"))}
+    assert labels == {
+        "dense", "fastvar", *(f"{name}{k}" for k in (2, 3, 4, 5) for name in ("draft-", "moss")),
+    }
 
 
 TRITON = replace(ops.TORCH, name="triton")
@@ -133,8 +146,12 @@ def test_the_ablation_changes_one_thing_a_row(kernels: ops.Kernels, guided: bool
     assert [row.label.removeprefix("moss4, ") for row in rows] == labels
     steps = [row.method.passes[0] for row in rows]
     assert [step.cross_scale for step in steps] == [False] + [True] * (len(rows) - 1)
-    assert [step.guided for step in steps] == [not row.label.endswith("no guidance in refine") for row in rows]
-    assert [row.kernels.name for row in rows] == ["triton" if "kernels" in row.label else "torch" for row in rows]
+    assert [step.guided for step in steps] == [
+        not row.label.endswith("no guidance in refine") for row in rows
+    ]
+    assert [row.kernels.name for row in rows] == [
+        "triton" if "kernels" in row.label else "torch" for row in rows
+    ]
     assert len({row.run for row in rows}) == len(rows)
 
 
@@ -149,7 +166,7 @@ def test_variants_that_run_the_same_are_measured_once() -> None:
     assert runs.count(main.run) == 1
 
 
-# --- work -------------------------------------------------------------------------------------------------------
+# --- work ---------------------------------------------------------------------------------------------------
 
 
 class Multiplications(TorchFunctionMode):
@@ -191,7 +208,8 @@ def test_the_operations_are_those_that_a_picture_multiplies(
 
 def test_what_the_ablations_save_is_not_counted() -> None:
     settings = ({}, {"cross_scale": False}, {"guidance": False})
-    plans = [Plan.moss((100.0, 50.0), **how) for how in settings]  # of 2 and 4 tokens: 1 and 2, behind 1 token
+    # of 2 and 4 tokens: 1 and 2, behind 1 token
+    plans = [Plan.moss((100.0, 50.0), **how) for how in settings]
     whole, apart, unguided = (plan.forward_passes(SMALL, guided=True)[-1] for plan in plans)
     assert (whole.tokens, whole.past, whole.attended, whole.rows) == (3, 1, 3 * (1 + 3), 2)
     assert apart == replace(whole, attended=1 * (1 + 1) + 2 * (1 + 2))
@@ -199,7 +217,8 @@ def test_what_the_ablations_save_is_not_counted() -> None:
 
 
 def test_the_bytes_are_weights_once_a_pass_and_every_row_of_the_cache() -> None:
-    model = bench.Roofline(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)  # 10 keys and values a token and layer
+    # 10 keys and values a token and layer
+    model = bench.Roofline(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)
     first, second, last = Plan(0).forward_passes(SMALL, guided=True)
     assert model.bytes(first) == 2 * (1000 + 2 * 20 * (0 + 1))  # nothing to read, one token written
     assert model.bytes(second) == 2 * (1000 + 2 * 20 * (1 + 2))
@@ -210,22 +229,27 @@ def test_each_pass_takes_the_longer_of_its_two_times() -> None:
     model = bench.Roofline(TokenWork(linear=1000.0, attention=20.0), depth=2, itemsize=2)
     spans = Plan(0).forward_passes(SMALL, guided=True)
     flops, moved = [model.flops(s) for s in spans], [model.bytes(s) for s in spans]
-    assert flops[0] / 4000 < moved[0] / 2000 and flops[2] / 4000 > moved[2] / 2000  # bound by bytes, by operations
+    # bound by bytes, by operations
+    assert flops[0] / 4000 < moved[0] / 2000 and flops[2] / 4000 > moved[2] / 2000
     expected = sum(max(f / 4000, b / 2000) for f, b in zip(flops, moved, strict=True))
     assert model.seconds(spans, machine.Ceilings(4000.0, 2000.0, "")) == pytest.approx(expected)
 
 
-# --- measuring --------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 def test_every_round_runs_every_call_once_in_another_order_and_warm_ups_are_dropped() -> None:
     ran: list[str] = []
-    samples = machine.run_rounds(CPU, {name: partial(_note, ran, name) for name in "abcd"}, runs=6, warmup=2, say=lambda _: None)
+    samples = machine.run_rounds(
+        CPU, {name: partial(_note, ran, name) for name in "abcd"}, runs=6, warmup=2, say=lambda _: None
+    )
     rounds = [ran[n : n + 4] for n in range(0, len(ran), 4)]
     assert len(rounds) == 8 and all(sorted(turn) == list("abcd") for turn in rounds)
     assert len(set(map(tuple, rounds))) > 2
     assert {name: len(found) for name, found in samples.items()} == dict.fromkeys("abcd", 6)
-    assert all(sample.result == name and sample.seconds > 0 for name, found in samples.items() for sample in found)
+    assert all(
+        sample.result == name and sample.seconds > 0 for name, found in samples.items() for sample in found
+    )
 
 
 def _note(ran: list[str], name: str) -> str:
@@ -265,14 +289,15 @@ def test_drawing_is_timed_without_the_decoder(monkeypatch: pytest.MonkeyPatch) -
     assert decoded == [1]
 
 
-# --- limits -----------------------------------------------------------------------------------------------------
+# --- limits -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_limits_hold_here(dtype: torch.dtype) -> None:
     found = limits.check_limits(16, CPU, dtype, ops.TORCH)
     assert [limit for limit in found if not limit.passed] == []
-    assert (max(limit.error for limit in found) == 0) == (dtype == torch.float32)  # the reference itself, and its rounding
+    # the reference itself, and its rounding
+    assert (max(limit.error for limit in found) == 0) == (dtype == torch.float32)
 
 
 def _swap_rows_and_columns(qkv, log_scale, cos, sin, into=None):
@@ -282,7 +307,9 @@ def _swap_rows_and_columns(qkv, log_scale, cos, sin, into=None):
 
 def _forget_the_oldest(q, segments, visible=None, scale=1.0):
     (k, v), *rest = segments
-    return ops.TORCH.cross_scale_attention(q, [(k[:, :, -20:], v[:, :, -20:]), *rest] if rest else segments, visible, scale)
+    return ops.TORCH.cross_scale_attention(
+        q, [(k[:, :, -20:], v[:, :, -20:]), *rest] if rest else segments, visible, scale
+    )
 
 
 def _see_everything(q, segments, visible=None, scale=1.0):
@@ -302,7 +329,11 @@ def _keep_nothing(qkv, log_scale, cos, sin, into=None):
         {"cross_scale_attention": _forget_the_oldest},
         {"cross_scale_attention": _see_everything},
         {"gated_add": lambda x, gamma, y: x - gamma * y},
-        {"modulated_norm": lambda x, scale, shift, dtype=None: ops.TORCH.modulated_norm(x, scale, shift, dtype, 1.0)},
+        {
+            "modulated_norm": lambda x, scale, shift, dtype=None: ops.TORCH.modulated_norm(
+                x, scale, shift, dtype, 1.0
+            )
+        },
     ],
     ids=lambda broken: f"{next(iter(broken))}-{next(iter(broken.values())).__name__}",
 )
@@ -318,19 +349,23 @@ def test_kernels_that_answer_differently_each_time_break_the_exact_limits() -> N
     assert not one_scale.passed and not resumed.passed
 
 
-# --- the command ------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 
-def test_a_measurement_tells_everything_a_table_needs(quick: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_a_measurement_tells_everything_a_table_needs(
+    quick: list[str], capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main([*quick, "--json", "--methods", "fastvar,moss2"]) == 0
     result = json.loads(capsys.readouterr().out)
     rows = {row["label"]: row for row in result["methods"]}
     assert list(rows) == ["dense", "fastvar", "draft-2", "moss2"]
-    assert rows["dense"]["tokens"] == 521 and rows["draft-2"]["tokens"] == rows["moss2"]["tokens"] - 100 == 121
+    assert (
+        rows["dense"]["tokens"] == 521 and rows["draft-2"]["tokens"] == rows["moss2"]["tokens"] - 100 == 121
+    )
     per_token = 2 * 2 * TINY.width * TINY.depth * 4  # two rows; keys and values; four bytes
     assert {name: row["kv_bytes"] for name, row in rows.items() if name != "fastvar"} == {
         "dense": 265 * per_token, "draft-2": 121 * per_token, "moss2": 121 * per_token,
-    }  # fmt: skip
+    }
     for row in (*rows.values(), *result["ablation"]):
         assert row["drawing_s"]["median"] == pytest.approx(sum(row["rounds_s"]) / 2)
         assert row["roofline_share"] == pytest.approx(row["roofline_s"] / row["drawing_s"]["median"])
@@ -359,9 +394,16 @@ def test_no_speed_up_is_told_where_a_limit_does_not_hold(
     assert {row["times_as_fast"] for row in result["methods"] + result["ablation"]} == {None}
 
 
-def test_results_are_written_stored_and_come_back(quick: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    places = {"--json": tmp_path / "new" / "a.json", "--markdown": tmp_path / "a.md", "--save": tmp_path / "kept"}
-    assert cli.main([*quick, "--methods", "moss2", *(str(part) for pair in places.items() for part in pair)]) == 0
+def test_results_are_written_stored_and_come_back(
+    quick: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    places = {
+        "--json": tmp_path / "new" / "a.json", "--markdown": tmp_path / "a.md", "--save": tmp_path / "kept",
+    }
+    assert (
+        cli.main([*quick, "--methods", "moss2", *(str(part) for pair in places.items() for part in pair)])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert places["--markdown"].read_text() == printed
     kept = pages.stored("bench", places["--save"])
@@ -369,8 +411,12 @@ def test_results_are_written_stored_and_come_back(quick: list[str], capsys: pyte
     assert pages.performance(kept[0]) == printed
 
 
-def test_the_stored_command_measures_the_same_again(quick: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    unusual = ["--aspect", "2:3", "--precision", "bf16", "--cfg", "off", "--methods", "draft-2", "--warmup", "0"]
+def test_the_stored_command_measures_the_same_again(
+    quick: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    unusual = [
+        "--aspect", "2:3", "--precision", "bf16", "--cfg", "off", "--methods", "draft-2", "--warmup", "0",
+    ]
     assert cli.main([*quick, *unusual, "--json", str(tmp_path / "a.json")]) == 0
     result = json.loads((tmp_path / "a.json").read_text())
     assert str(tmp_path) not in result["command"]
@@ -391,9 +437,17 @@ def test_the_stored_command_measures_the_same_again(quick: list[str], capsys: py
         ({"shape": "nano", "pixels": "0.25M"}, "nvidia-h200-nano-bf16.json"),
     ],
 )
-def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusual(changes: dict, name: str) -> None:
-    setting = {"shape": "2b", "precision": "bf16", "pixels": "1M", "aspect": "1:1", "guided": True, "backend": "auto", **changes}
-    assert pages.bench_name({"hardware": {"device": "NVIDIA H200", "capability": "9.0"}, "setting": setting}) == name
+def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusual(
+    changes: dict, name: str
+) -> None:
+    setting = {
+        "shape": "2b", "precision": "bf16", "pixels": "1M", "aspect": "1:1", "guided": True,
+        "backend": "auto", **changes,
+    }
+    assert (
+        pages.bench_name({"hardware": {"device": "NVIDIA H200", "capability": "9.0"}, "setting": setting})
+        == name
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,7 +469,8 @@ def test_a_result_is_named_after_hardware_shape_and_precision_and_what_is_unusua
     ],
 )
 def test_wrong_orders_are_refused_before_anything_is_measured(
-    quick: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    quick: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench, "bench", lambda *_: pytest.fail("it was measured"))
     assert cli.main([*quick, *options]) == 2
@@ -435,7 +490,9 @@ def _bench_parser() -> object:
 
 
 @pytest.mark.gpu
-def test_a_gpus_memory_and_launches_are_told_and_kernels_need_fewer(quick: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_a_gpus_memory_and_launches_are_told_and_kernels_need_fewer(
+    quick: list[str], capsys: pytest.CaptureFixture
+) -> None:
     asked = ["--device", "cuda", "--precision", "bf16", "--backend", "triton", "--methods", "moss2", "--json"]
     assert cli.main([*quick, *asked]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -447,7 +504,9 @@ def test_a_gpus_memory_and_launches_are_told_and_kernels_need_fewer(quick: list[
 
 
 @pytest.mark.gpu
-def test_graphs_are_checked_and_measured_beside_the_kernels(quick: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_graphs_are_checked_and_measured_beside_the_kernels(
+    quick: list[str], capsys: pytest.CaptureFixture
+) -> None:
     asked = ["--device", "cuda", "--precision", "bf16", "--graphs", "on", "--methods", "moss2", "--json"]
     assert cli.main([*quick, *asked]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -456,7 +515,7 @@ def test_graphs_are_checked_and_measured_beside_the_kernels(quick: list[str], ca
     assert "one graph" in pages.performance(result) and "graphs" in pages.bench_name(result)
 
 
-# --- the page and the script ------------------------------------------------------------------------------------
+# --- the page and the script --------------------------------------------------------------------------------
 
 
 def test_the_page_of_numbers_is_what_the_stored_results_make(tmp_path: Path) -> None:
@@ -481,7 +540,10 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, ""), (0.0001234, "0.123 ms"), (0.01234, "12.3 ms"), (1.2345, "1234 ms"), (12.345, "12.3 s"), (123.45, "123 s")],
+    [
+        (0.0, ""), (0.0001234, "0.123 ms"), (0.01234, "12.3 ms"), (1.2345, "1234 ms"), (12.345, "12.3 s"),
+        (123.45, "123 s"),
+    ],
 )
 def test_times_have_three_digits(seconds: float, text: str) -> None:
     assert tables.time(seconds) == text

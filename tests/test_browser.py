@@ -14,8 +14,7 @@ from browser import Page, chromium, opened
 from hosting import Host, checkout
 
 from comfy_moss.model.backbone import NANO
-from comfy_moss.pipeline.dispatch import band, bounds_of_shares
-from comfy_moss.pipeline.painting import read_painting
+from comfy_moss.pipeline.dispatch import band, bounds_of_shares, read_painting
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="NO PLAYWRIGHT: THE BROWSER'S PART WAS NOT TESTED; pip install playwright"
@@ -24,10 +23,12 @@ pytestmark = [
     pytest.mark.host,
     pytest.mark.browser,
     pytest.mark.skipif(
-        checkout() is None, reason="NO COMFYUI CHECKOUT: THE BROWSER'S PART WAS NOT TESTED; set COMFYUI_PATH to one"
+        checkout() is None,
+        reason="NO COMFYUI CHECKOUT: THE BROWSER'S PART WAS NOT TESTED; set COMFYUI_PATH to one",
     ),
     pytest.mark.skipif(
-        chromium() is None, reason="NO CHROMIUM: THE BROWSER'S PART WAS NOT TESTED; install it or set CHROMIUM_PATH"
+        chromium() is None,
+        reason="NO CHROMIUM: THE BROWSER'S PART WAS NOT TESTED; install it or set CHROMIUM_PATH",
     ),
 ]
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
@@ -87,14 +88,17 @@ def test_a_report_shows_its_text_on_the_node_and_the_saved_graph_has_none_of_it(
     opened_page.run()
     text = opened_page.page.locator(".moss-report").first
     assert "moss4" in text.inner_text() and "KV cache" in text.inner_text()
-    saved = opened_page.page.evaluate("() => app.graph.serialize().nodes.find((n) => n.type === 'MoSs_Report')")
+    saved = opened_page.page.evaluate(
+        "() => app.graph.serialize().nodes.find((n) => n.type === 'MoSs_Report')"
+    )
     assert not saved.get("widgets_values")
 
 
 def test_bands_round_as_in_python(opened_page: Page) -> None:
     rng = random.Random(5)
     cases = [[rng.randint(1, 9000), random_bounds(rng)] for _ in range(3000)]
-    cases += [[n, [t, t / 2]] for n in (1, 2, 8, 1000, 4096) for t in (0, 0.05, 12.5, 50, 99.95, 100)]  # halves
+    # halves
+    cases += [[n, [t, t / 2]] for n in (1, 2, 8, 1000, 4096) for t in (0, 0.05, 12.5, 50, 99.95, 100)]
     code = "value.map(([tokens, bounds]) => bounds.map((t, i) => module.band(tokens, t, bounds[i + 1] ?? 0)))"
     found = opened_page.module("dispatch", code, cases)
     for (tokens, bounds), ranges in zip(cases, found, strict=True):
@@ -137,8 +141,12 @@ def test_widgets_are_read_as_the_node_reads_them(
 
 
 @pytest.mark.parametrize("paper", [[80, 55], None])
-def test_the_papers_bounds_are_those_that_the_node_sends_for_its_model(opened_page: Page, paper: list[float] | None) -> None:
-    found = opened_page.module("dispatch", 'module.resolveBounds("paper", "1, 2", 2, value)', {"paper": paper})
+def test_the_papers_bounds_are_those_that_the_node_sends_for_its_model(
+    opened_page: Page, paper: list[float] | None
+) -> None:
+    found = opened_page.module(
+        "dispatch", 'module.resolveBounds("paper", "1, 2", 2, value)', {"paper": paper}
+    )
     assert found.get("bounds") == paper
     assert bool(found.get("problem")) == (paper is None)
 
@@ -191,7 +199,9 @@ def test_the_views_show_what_they_are_named_after(page: Page) -> None:
     inspector.press("Heatmap")
     assert inspector.pressed() == ["Heatmap"]
     place = int(sent.percentile[(0, *finest)]) / 255 * (len(payload["palette"]) - 1)
-    ends = [np.array(list(bytes.fromhex(payload["palette"][n][1:]))) for n in (int(place), min(8, int(place) + 1))]
+    ends = [
+        np.array(list(bytes.fromhex(payload["palette"][n][1:]))) for n in (int(place), min(8, int(place) + 1))
+    ]
     expected = ends[0] + (ends[1] - ends[0]) * (place - int(place))
     assert np.abs(inspector.pixel(*finest, grid) - expected).max() <= 2
 
@@ -294,14 +304,16 @@ def test_with_a_mask_the_ranks_are_those_of_the_run(page: Page) -> None:
     page.run()
     sent, inspector = page.sent(DISPATCH), page.inspector(DISPATCH)
     grid, finest = sent.payload["map"]["grid"], sent.ranks[-1][0]
-    calm = np.argwhere((finest < 50) & (sent.percentile[0] < 80))[0]  # in the finest scale because of the mask alone
+    # in the finest scale because of the mask alone
+    calm = np.argwhere((finest < 50) & (sent.percentile[0] < 80))[0]
     page.point(inspector, *calm, grid)
     assert f"Redrawn at {grid[1]} × {grid[0]}" in " ".join(inspector.reading.split("\n"))
 
 
 def test_undo_and_redo_restore_widgets_and_inspector(page: Page) -> None:
     page.away()
-    page.page.mouse.click(1150, 650)  # the host notes that Preview Image has grown, so that redo is not lost to that
+    # the host notes that Preview Image has grown, so that redo is not lost to that
+    page.page.mouse.click(1150, 650)
     page.wait()
     page.drag(page.inspector(DISPATCH), 3, -30)
     moved = page.widget("values")
@@ -389,7 +401,9 @@ def test_switching_the_renderer_keeps_the_map(page: Page) -> None:
     before = page.page.evaluate("() => app.extensionManager.setting.get('Comfy.VueNodes.Enabled')")
     tokens = page.inspector(DISPATCH).cost
     for enabled in (not before, before):
-        page.page.evaluate("async (on) => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on); }", enabled)
+        page.page.evaluate(
+            "async (on) => { await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on); }", enabled
+        )
         page.wait(1500)
         inspector = page.inspector(DISPATCH)
         assert inspector.cost == tokens

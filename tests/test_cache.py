@@ -61,7 +61,11 @@ def test_the_prompts_rows_may_go_on_alone():
     add(cache, 4, 1.0)
     prompts = cache.first_rows(2)
     add(prompts, 3, 2.0)
-    assert prompts.rows == 2 and prompts.view(0)[0].shape == (2, 2, 7, 8) and cache.view(0)[0].shape == (4, 2, 4, 8)
+    assert (
+        prompts.rows == 2
+        and prompts.view(0)[0].shape == (2, 2, 7, 8)
+        and cache.view(0)[0].shape == (4, 2, 4, 8)
+    )
     assert not (prompts.overwritten or cache.overwritten)
 
 
@@ -83,7 +87,7 @@ def test_the_memory_lives_as_long_as_anyone_on_it():
     assert cache.detached().owner is None and cache.cleared().lengths == [0, 0]
 
 
-# --- in a forward pass ------------------------------------------------------------------------------------------
+# --- in a forward pass --------------------------------------------------------------------------------------
 
 
 def test_guidance_after_a_pass_without_it_is_refused():
@@ -92,7 +96,9 @@ def test_guidance_after_a_pass_without_it_is_refused():
     condition, positions = recipe.condition(model), Positions.of_scale(SCHEDULE, 3)
     part = cache.first_rows(1)
     assert Step(positions, SCHEDULE, condition.unguided(), cache=part).cache is part
-    with pytest.raises(ValueError, match="runs 2 rows but the KV cache holds 1: after a pass without guidance"):
+    with pytest.raises(
+        ValueError, match="runs 2 rows but the KV cache holds 1: after a pass without guidance"
+    ):
         Step(positions, SCHEDULE, condition, cache=part)
 
 

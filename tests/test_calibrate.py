@@ -1,4 +1,6 @@
-"""Calibrate: the search finds a known optimum, nothing is measured twice, and bounds are compared at equal tokens."""
+"""Calibrate: the search finds a known optimum, nothing is measured twice, and bounds are compared at equal
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,36 @@ from comfy_moss import cli
 from comfy_moss.benchmarks import calibrate as calibrating
 from comfy_moss.benchmarks import commands, metrics, pages, search
 from comfy_moss.benchmarks.plots import scatter
-from comfy_moss.benchmarks.search import Bounds, CalibrationConfig, Metric, Trials, calibrate, calibrate_within
+from comfy_moss.benchmarks.search import (
+    Bounds,
+    CalibrationConfig,
+    Metric,
+    Trials,
+    calibrate,
+    calibrate_within,
+)
 from comfy_moss.model.backbone import PAPER_BOUNDS
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import RefinePass
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.plan import parse_method
+from comfy_moss.pipeline.plan import generate, parse_method
 
 SCHEDULE = make_schedule(1.0, "0.25M")
 
 
 def needs(*least: float) -> Metric:
-    """1 where every bound is at least that, less where one is below: what a picture that needs just those bounds would give."""
+    """1 where every bound is at least that, less where one is below: what a picture that needs just those
+    bounds would give.
+    """
     return lambda bounds: 1 - sum(max(0.0, low - b) for low, b in zip(least, bounds, strict=True)) / 100
 
 
-# --- the search -------------------------------------------------------------------------------------------------
+# --- the search ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", search.ORDERS)
-@pytest.mark.parametrize("least", [(50.0, 15.0, 5.0), (100.0, 100.0, 100.0), (0.0, 0.0, 0.0), (70.0, 70.0, 10.0), (35.0,)])
+@pytest.mark.parametrize(
+    "least", [(50.0, 15.0, 5.0), (100.0, 100.0, 100.0), (0.0, 0.0, 0.0), (70.0, 70.0, 10.0), (35.0,)]
+)
 def test_the_bounds_that_are_needed_are_found(least: Bounds, order: str) -> None:
     found = calibrate(needs(*least), CalibrationConfig(len(least), tolerance=0, order=order))
     assert found.bounds == least and found.value == found.reference == 1
@@ -88,10 +100,11 @@ def test_bounds_lie_on_the_grid() -> None:
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"k": 0}, "k = 0"), ({"tolerance": -1}, "-1"), ({"tolerance": math.nan}, "nan"), ({"step": 0}, "got 0"),
+        ({"k": 0}, "k = 0"), ({"tolerance": -1}, "-1"), ({"tolerance": math.nan}, "nan"),
+        ({"step": 0}, "got 0"),
         ({"order": "up"}, "up"),
     ],
-)  # fmt: skip
+)
 def test_impossible_searches_are_refused(wrong: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         CalibrationConfig(**{"k": 2, "tolerance": 0.1, **wrong})
@@ -104,10 +117,14 @@ def test_a_budget_is_kept_and_used(order: str) -> None:
 
     config, trials, values = CalibrationConfig(3, 0, step=1, order=order), Trials(), []
     for tokens in (0, 100, 300, 800, 2000):
-        found = calibrate_within(metric, config, tokens, lambda b: sum(RefinePass.of_last(b).counts(SCHEDULE)), trials)
+        found = calibrate_within(
+            metric, config, tokens, lambda b: sum(RefinePass.of_last(b).counts(SCHEDULE)), trials
+        )
         spent = sum(RefinePass.of_last(found.bounds).counts(SCHEDULE))
         assert 0.7 * min(tokens, 1024) <= spent <= tokens and found.value == metric(found.bounds)
-        assert found.value == max(v for b, v in trials.values.items() if sum(RefinePass.of_last(b).counts(SCHEDULE)) <= tokens)
+        assert found.value == max(
+            v for b, v in trials.values.items() if sum(RefinePass.of_last(b).counts(SCHEDULE)) <= tokens
+        )
         values.append(found.value)
     assert values == sorted(values) and values[0] == 0 and values[-1] == 30
 
@@ -120,7 +137,7 @@ def test_a_metric_that_is_no_number_is_one_clear_error(value: float, tmp_path: P
     assert Trials.open(tmp_path / "state.json", {}).values == {(100.0, 100.0): 1.0}
 
 
-# --- the state --------------------------------------------------------------------------------------------------
+# --- the state ----------------------------------------------------------------------------------------------
 
 
 def test_going_on_after_an_interruption_measures_nothing_twice(tmp_path: Path) -> None:
@@ -172,10 +189,12 @@ def test_a_file_that_is_no_state_is_refused_and_left_alone(tmp_path: Path, text:
     assert path.read_text() == text
 
 
-# --- at equal tokens --------------------------------------------------------------------------------------------
+# --- at equal tokens ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bounds", [(50.0, 15.0, 5.0), (95.0, 90.0, 3.0), (100.0, 100.0, 100.0), (2.0, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    "bounds", [(50.0, 15.0, 5.0), (95.0, 90.0, 3.0), (100.0, 100.0, 100.0), (2.0, 1.0, 0.0)]
+)
 @pytest.mark.parametrize("tokens", [60, 250, 900])
 def test_bounds_are_brought_to_a_number_of_tokens(bounds: Bounds, tokens: int) -> None:
     scaled = calibrating.at_tokens(bounds, SCHEDULE, tokens)
@@ -198,7 +217,9 @@ def test_random_rivals_spend_the_same_and_differ_from_each_other() -> None:
 
 
 def test_the_gain_is_paired_by_picture() -> None:
-    """Pictures differ widely; the second bounds are better by 1 on each, which only a paired interval can tell."""
+    """Pictures differ widely; the second bounds are better by 1 on each, which only a paired interval can
+    tell.
+    """
     luck = np.random.default_rng(0).normal(0, 50, 24)
 
     class Made:
@@ -218,7 +239,7 @@ def test_a_search_is_compared_with_the_paper_where_it_has_bounds() -> None:
     assert list(calibrating.rivals_of((40.0,), None, SCHEDULE, 0)) == ["found", "draft"]
 
 
-# --- on a model -------------------------------------------------------------------------------------------------
+# --- on a model ---------------------------------------------------------------------------------------------
 
 Line = Callable[..., list[str]]
 
@@ -226,7 +247,10 @@ Line = Callable[..., list[str]]
 @pytest.fixture
 def line(model_dir: Path) -> Line:
     """options -> the command line that calibrates the tiny model on three prompts."""
-    shortest = ["calibrate", "--model", str(model_dir), "--pixels", "0.06M", "--prompts", "3", "--step", "50", "--batch", "2"]
+    shortest = [
+        "calibrate", "--model", str(model_dir), "--pixels", "0.06M", "--prompts", "3", "--step", "50",
+        "--batch", "2",
+    ]
     return lambda *more: [*shortest, "--precision", "fp32", "--compare", "1", *more]
 
 
@@ -255,7 +279,9 @@ def test_a_try_draws_no_draft(line: Line, monkeypatch: pytest.MonkeyPatch) -> No
     assert prepared((100.0, 100.0, 100.0)) != first and prepared((50.0, 25.0, 10.0)) == first
 
 
-def test_caches_without_room_are_rebuilt_with_the_same_result(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_without_room_are_rebuilt_with_the_same_result(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = _prepared(line, "--k", "2", "--metric", "latent").values((50.0, 25.0))
     monkeypatch.setattr(calibrating, "KEPT", 0)
     prepared = _prepared(line, "--k", "2", "--metric", "latent")
@@ -288,7 +314,9 @@ def test_the_command_finds_compares_plots_and_goes_on(
     assert {row["tokens"] for row in facts["equal_tokens"][:1]} == {sum(paper)}
 
 
-def test_what_was_found_is_stored_and_becomes_a_part_of_the_page(line: Line, tmp_path: Path, model_dir: Path) -> None:
+def test_what_was_found_is_stored_and_becomes_a_part_of_the_page(
+    line: Line, tmp_path: Path, model_dir: Path
+) -> None:
     argv = line("--k", "2", "--metric", "latent", "--tokens", "paper", "--plot", str(tmp_path / "plot.png"))
     assert cli.main([*argv, "--save", str(tmp_path)]) == 0
     (found,) = pages.stored("calibrate", tmp_path)
@@ -315,7 +343,12 @@ def test_the_papers_tokens_can_be_the_budget(line: Line, capsys: pytest.CaptureF
 
 def test_prompts_of_ones_own_can_be_used(line: Line, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "prompts.txt").write_text("a red cat\n\na dog\n")
-    assert cli.main(line("--k", "2", "--metric", "texture", "--prompt-file", str(tmp_path / "prompts.txt"), "--json")) == 0
+    assert (
+        cli.main(
+            line("--k", "2", "--metric", "texture", "--prompt-file", str(tmp_path / "prompts.txt"), "--json")
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["setting"]["prompts"] == 2
 
 
@@ -350,14 +383,16 @@ def test_wrong_orders_are_refused_before_the_model_is_loaded(
     assert message in err and err.count("\n") == 1 and out == ""
 
 
-# --- the plot ---------------------------------------------------------------------------------------------------
+# --- the plot -----------------------------------------------------------------------------------------------
 
 
 def test_the_plot_shows_more_tokens_further_right_and_better_ones_higher() -> None:
     orange = np.array((213, 94, 0))
 
     def place(mark: tuple[float, float]) -> tuple[float, float]:
-        picture = np.asarray(Image.open(io.BytesIO(scatter("", "", [(0, 0), (1000, 1)], {" ": mark}, {"limit": 0.5}))))
+        picture = np.asarray(
+            Image.open(io.BytesIO(scatter("", "", [(0, 0), (1000, 1)], {" ": mark}, {"limit": 0.5})))
+        )
         rows, columns = np.nonzero((picture[..., :3] == orange).all(-1))
         return columns.mean(), rows.mean()
 

@@ -36,7 +36,7 @@ def transformer() -> InfinityTransformer:
     return tiny_transformer()
 
 
-# --- released names -------------------------------------------------------------------------------------------
+# --- released names -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,8 @@ def transformer() -> InfinityTransformer:
     ],
 )
 def test_released_transformers_build_with_nothing_missing_and_nothing_left_over(
-    name: str, depth: int, width: int, heads: int, bits: int, parameters: int, caplog: pytest.LogCaptureFixture
+    name: str, depth: int, width: int, heads: int, bits: int, parameters: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = transformer_from_state(released_shapes(name))
     config = model.config
@@ -83,24 +84,32 @@ def test_ten_and_more_chunks_keep_their_numeric_order() -> None:
 
 
 def test_a_lost_chunk_is_refused(transformer: InfinityTransformer) -> None:
-    state = {name: t for name, t in released_state(transformer).items() if not name.startswith("block_chunks.0.")}
+    state = {
+        name: t for name, t in released_state(transformer).items() if not name.startswith("block_chunks.0.")
+    }
     with pytest.raises(CheckpointError, match="lacks one of its chunks"):
         transformer_from_state(state)
 
 
 def test_a_lost_block_is_named(transformer: InfinityTransformer) -> None:
     model = tiny_transformer(depth=3)
-    state = {n: t for n, t in released_state(model, 1).items() if not n.startswith("block_chunks.0.module.1.")}
+    state = {
+        n: t for n, t in released_state(model, 1).items() if not n.startswith("block_chunks.0.module.1.")
+    }
     with pytest.raises(CheckpointError, match=r"lacks the tensors blocks\.1\.ada_gss, .* and \d+ more"):
         transformer_from_state(state)
 
 
-@pytest.mark.parametrize("name", ["lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"])
+@pytest.mark.parametrize(
+    "name", ["lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"]
+)
 def test_unused_buffers_are_ignored(transformer: InfinityTransformer, name: str) -> None:
     assert same(transformer_from_state({**released_state(transformer), name: torch.zeros(3)}), transformer)
 
 
-def test_unknown_tensors_are_named_in_the_log(transformer: InfinityTransformer, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_tensors_are_named_in_the_log(
+    transformer: InfinityTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
     model = transformer_from_state({**released_state(transformer), "extra.weight": torch.zeros(3)})
 
     assert same(model, transformer)
@@ -124,13 +133,14 @@ def test_any_number_of_unconditional_rows_is_accepted(transformer: InfinityTrans
     assert model.config.text_length == rows
 
 
-# --- the codec's two namings ----------------------------------------------------------------------------------
+# --- the codec's two namings --------------------------------------------------------------------------------
 
 
 def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the extra level: X.weight instead of X.conv.weight and X.norm.weight."""
     return {
-        n.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias").replace(".norm.", "."): t for n, t in state.items()
+        n.replace(".conv.weight", ".weight").replace(".conv.bias", ".bias").replace(".norm.", "."): t
+        for n, t in state.items()
     }
 
 
@@ -150,7 +160,9 @@ def test_the_exact_name_wins_over_the_plain_one() -> None:
 
 def test_only_encoder_and_decoder_of_a_vae_are_used() -> None:
     model = tiny_vae()
-    assert same(vae_from_state({**released_vae_state(model), "discriminator.0.weight": torch.zeros(9)}), model)
+    assert same(
+        vae_from_state({**released_vae_state(model), "discriminator.0.weight": torch.zeros(9)}), model
+    )
 
 
 def test_an_incomplete_vae_is_refused_by_name() -> None:
@@ -160,11 +172,13 @@ def test_an_incomplete_vae_is_refused_by_name() -> None:
         vae_from_state(state)
 
 
-# --- precision and damage --------------------------------------------------------------------------------------
+# --- precision and damage -----------------------------------------------------------------------------------
 
 
 def test_only_the_blocks_are_in_low_precision(weights: Path) -> None:
-    model = load_infinity(weights / "transformer.safetensors", weights / "vae.safetensors", dtype=torch.bfloat16)
+    model = load_infinity(
+        weights / "transformer.safetensors", weights / "vae.safetensors", dtype=torch.bfloat16
+    )
     for name, parameter in model.transformer.named_parameters():
         assert parameter.dtype == (torch.bfloat16 if name.startswith("blocks.") else torch.float32), name
     assert {p.dtype for p in model.vae.parameters()} == {torch.bfloat16}
@@ -174,7 +188,9 @@ def test_only_the_blocks_are_in_low_precision(weights: Path) -> None:
 def test_weights_that_are_not_numbers_are_named(transformer: InfinityTransformer, value: float) -> None:
     state = released_state(transformer)
     state["block_chunks.1.module.0.sa.proj.weight"][3, 4] = value
-    with pytest.raises(CheckpointError, match=r"blocks\.1\.sa\.proj\.weight holds values that are not numbers"):
+    with pytest.raises(
+        CheckpointError, match=r"blocks\.1\.sa\.proj\.weight holds values that are not numbers"
+    ):
         transformer_from_state(state)
 
 
@@ -195,7 +211,7 @@ def test_a_loaded_model_does_not_change_with_its_file(weights: Path) -> None:
     assert torch.equal(model.head.bias, before) and all(p.abs().sum() > 0 for p in model.parameters())
 
 
-# --- pairing ---------------------------------------------------------------------------------------------------
+# --- pairing ------------------------------------------------------------------------------------------------
 
 
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +221,13 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors.Tensors, "__getitem__", fail)
 
 
-def test_a_vae_of_another_size_is_refused_before_anything_is_read(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vae_of_another_size_is_refused_before_anything_is_read(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_file(tiny_vae(channels=4).state_dict(), weights / "small.safetensors")
     no_reading(monkeypatch)
-    message = r"small.safetensors \(4 channels\) does not belong to transformer.safetensors \(8 bits a token\); use a VAE of 8"
+    message = r"small.safetensors \(4 channels\) does not belong to transformer.safetensors"
+    message += r" \(8 bits a token\); use a VAE of 8"
     with pytest.raises(CheckpointError, match=message):
         load_infinity(weights / "transformer.safetensors", weights / "small.safetensors")
 
@@ -220,7 +239,11 @@ def test_a_vae_of_a_quarter_of_the_bits_means_patchify(weights: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "vae"), [(16, "infinity_vae_d16.pth"), (32, "infinity_vae_d32reg.pth"), (56, "infinity_vae_d56_f8_14_patchify.pth")]
+    ("bits", "vae"),
+    [
+        (16, "infinity_vae_d16.pth"), (32, "infinity_vae_d32reg.pth"),
+        (56, "infinity_vae_d56_f8_14_patchify.pth"),
+    ],
 )
 def test_the_released_vae_that_belongs_is_named(bits: int, vae: str) -> None:
     with pytest.raises(CheckpointError, match=f"use {vae}"):
@@ -228,7 +251,9 @@ def test_the_released_vae_that_belongs_is_named(bits: int, vae: str) -> None:
 
 
 def test_the_namesake_of_the_2b_vae_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="infinity_vae_d32.pth has the right size but .* use infinity_vae_d32reg.pth"):
+    with pytest.raises(
+        CheckpointError, match="infinity_vae_d32.pth has the right size but .* use infinity_vae_d32reg.pth"
+    ):
         checkpoint.check_pair(32, 32, Path("infinity_2b_reg.pth"), Path("infinity_vae_d32.pth"))
     checkpoint.check_pair(32, 32, Path("infinity_2b_reg.pth"), Path("infinity_vae_d32reg.pth"))
 
@@ -239,7 +264,10 @@ def test_a_text_encoder_of_another_width_is_refused_before_anything_is_read(
     (weights / "text").mkdir()
     (weights / "text" / "config.json").write_text('{"model_type": "t5", "d_model": 64}')
     no_reading(monkeypatch)
-    with pytest.raises(CheckpointError, match="transformer.safetensors reads text features of 32 numbers, but .*text makes 64"):
+    with pytest.raises(
+        CheckpointError,
+        match="transformer.safetensors reads text features of 32 numbers, but .*text makes 64",
+    ):
         load_infinity(weights / "transformer.safetensors", weights / "vae.safetensors", weights / "text")
 
 
@@ -251,26 +279,34 @@ def test_the_2b_model_asks_for_its_text_encoder(tmp_path: Path) -> None:
 
 def test_swapped_files_are_told_apart(weights: Path) -> None:
     transformer, vae = weights / "transformer.safetensors", weights / "vae.safetensors"
-    with pytest.raises(CheckpointError, match="vae.safetensors seems to be a VAE, not an Infinity transformer"):
+    with pytest.raises(
+        CheckpointError, match="vae.safetensors seems to be a VAE, not an Infinity transformer"
+    ):
         load_infinity(vae, transformer)
-    with pytest.raises(CheckpointError, match="transformer.safetensors seems to be an Infinity transformer, not a VAE"):
+    with pytest.raises(
+        CheckpointError, match="transformer.safetensors seems to be an Infinity transformer, not a VAE"
+    ):
         load_infinity(transformer, transformer)
 
 
 def test_a_text_encoder_given_as_transformer_is_recognised() -> None:
-    state = {"shared.weight": torch.zeros(1), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(1)}
+    state = {
+        "shared.weight": torch.zeros(1), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(1),
+    }
     with pytest.raises(CheckpointError, match="seems to be a T5 text encoder"):
         transformer_from_state(state)
 
 
-# --- identity and conversion -----------------------------------------------------------------------------------
+# --- identity and conversion --------------------------------------------------------------------------------
 
 
 def identity(transformer: Path, vae: Path) -> str:
     return load_infinity(transformer, vae).model_id
 
 
-def test_the_model_id_is_the_same_in_every_container_and_changes_with_the_weights(tmp_path: Path, weights: Path) -> None:
+def test_the_model_id_is_the_same_in_every_container_and_changes_with_the_weights(
+    tmp_path: Path, weights: Path
+) -> None:
     first = identity(weights / "transformer.safetensors", weights / "vae.safetensors")
     torch.save(load_file(weights / "transformer.safetensors"), tmp_path / "t.pth")
     torch.save({"vae": plain_names(load_file(weights / "vae.safetensors"))}, tmp_path / "v.pth")
@@ -278,10 +314,17 @@ def test_the_model_id_is_the_same_in_every_container_and_changes_with_the_weight
     assert len(first) == 12 and int(first, 16) >= 0
     assert identity(tmp_path / "t.pth", tmp_path / "v.pth") == first
     assert identity(tmp_path / "t.safetensors", tmp_path / "v.pth") == first
-    rounded = {name: tensor.bfloat16() for name, tensor in load_file(weights / "transformer.safetensors").items()}
+    rounded = {
+        name: tensor.bfloat16() for name, tensor in load_file(weights / "transformer.safetensors").items()
+    }
     for dtype in (torch.bfloat16, torch.float32):  # the same values, stored in two ways
-        save_file({name: tensor.to(dtype) for name, tensor in rounded.items()}, tmp_path / f"{dtype}.safetensors")
-    small, large = (identity(tmp_path / f"{dtype}.safetensors", tmp_path / "v.pth") for dtype in (torch.bfloat16, torch.float32))
+        save_file(
+            {name: tensor.to(dtype) for name, tensor in rounded.items()}, tmp_path / f"{dtype}.safetensors"
+        )
+    small, large = (
+        identity(tmp_path / f"{dtype}.safetensors", tmp_path / "v.pth")
+        for dtype in (torch.bfloat16, torch.float32)
+    )
     assert small == large != first
     other = write_weights(tmp_path / "other", seed=5)
     assert identity(other / "transformer.safetensors", weights / "vae.safetensors") != first

@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def order(model_dir: Path, tmp_path: Path) -> list[str]:
     """The shortest complete order on the tiny model, writing to `tmp_path / out / a.png`."""
-    return ["generate", "a red cat", "--model", str(model_dir), "--pixels", "0.06M", "-o", str(tmp_path / "out" / "a.png")]
+    return [
+        "generate", "a red cat", "--model", str(model_dir), "--pixels", "0.06M", "-o",
+        str(tmp_path / "out" / "a.png"),
+    ]
 
 
 def _written(tmp_path: Path) -> list[str]:
@@ -43,10 +46,12 @@ def _fails(capsys: pytest.CaptureFixture, tmp_path: Path, argv: list[str], messa
     assert out == "" and _written(tmp_path) == []
 
 
-# --- what it does -----------------------------------------------------------------------------------------------
+# --- what it does -------------------------------------------------------------------------------------------
 
 
-def test_one_picture_is_written_and_named(order: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_one_picture_is_written_and_named(
+    order: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main(order) == 0
     out, err = capsys.readouterr()
     assert _written(tmp_path) == ["a.png"] and err == ""
@@ -60,9 +65,10 @@ def test_one_picture_is_written_and_named(order: list[str], tmp_path: Path, caps
     ("options", "label", "refined"),
     [
         ([], "moss4", True), (["--bounds", "40,20"], "moss2", True), (["--bounds", "40"], "moss1", True),
-        (["--skip", "2"], "draft-2", False), (["--method", "dense"], "dense", False), (["--method", "fastvar"], "fastvar", False),
+        (["--skip", "2"], "draft-2", False), (["--method", "dense"], "dense", False),
+        (["--method", "fastvar"], "fastvar", False),
     ],
-)  # fmt: skip
+)
 def test_json_tells_what_was_done_and_what_it_cost(
     order: list[str], capsys: pytest.CaptureFixture, options: list[str], label: str, refined: bool
 ) -> None:
@@ -75,16 +81,25 @@ def test_json_tells_what_was_done_and_what_it_cost(
     assert parts == pytest.approx(facts["seconds"]["total"], abs=1e-4)
 
 
-def test_a_recipe_read_from_a_picture_draws_it_again(order: list[str], model_dir: Path, tmp_path: Path) -> None:
+def test_a_recipe_read_from_a_picture_draws_it_again(
+    order: list[str], model_dir: Path, tmp_path: Path
+) -> None:
     first, again = tmp_path / "out" / "a.png", tmp_path / "again.png"
-    options = ["--seed", "9", "--aspect", "2:3", "--bounds", "70.5,30", "--cfg", "2.5", "--tau", "0.7", "--negative", "a dog"]
+    options = [
+        "--seed", "9", "--aspect", "2:3", "--bounds", "70.5,30", "--cfg", "2.5", "--tau", "0.7", "--negative",
+        "a dog",
+    ]
     assert cli.main([*order, *options, "--no-cssa", "--strength", "0.5", "--window", "5"]) == 0
     recipe = images.read_recipe(first)
     line = request.arguments({**recipe, "model": str(model_dir)})
     assert cli.main([line[0], "-o", str(again), *line[1:]]) == 0
     assert torch.equal(_pixels(first), _pixels(again))
     assert images.read_recipe(again) == recipe
-    assert recipe["bounds"] == [70.5, 30.0] and recipe["negative"] == "a dog" and recipe["torch"] == torch.__version__
+    assert (
+        recipe["bounds"] == [70.5, 30.0]
+        and recipe["negative"] == "a dog"
+        and recipe["torch"] == torch.__version__
+    )
 
 
 @pytest.mark.parametrize("prompt", ["caf\u00e9 \u732b \U0001f431", '-a "quoted"\nprompt'])
@@ -93,7 +108,9 @@ def test_prompts_in_any_script_survive_in_the_metadata(order: list[str], tmp_pat
     assert images.read_recipe(tmp_path / "out" / "a.png")["prompt"] == prompt
 
 
-def test_the_metadata_does_not_tell_where_the_model_lies(order: list[str], model_dir: Path, tmp_path: Path) -> None:
+def test_the_metadata_does_not_tell_where_the_model_lies(
+    order: list[str], model_dir: Path, tmp_path: Path
+) -> None:
     cli.main(order)
     assert str(model_dir.parent) not in json.dumps(images.read_recipe(tmp_path / "out" / "a.png"))
 
@@ -109,7 +126,8 @@ def test_a_batch_of_four_equals_four_single_runs(order: list[str], tmp_path: Pat
     for n in range(4):
         assert cli.main([*order, "--seed", str(20 + n), "-o", str(tmp_path / "one.png")]) == 0
         together, alone = tmp_path / "out" / f"a_{n}.png", tmp_path / "one.png"
-        assert (_pixels(together).int() - _pixels(alone).int()).abs().max() <= 1  # sums in another order may round elsewhere
+        # sums in another order may round elsewhere
+        assert (_pixels(together).int() - _pixels(alone).int()).abs().max() <= 1
         assert images.read_recipe(together) == images.read_recipe(alone)
 
 
@@ -133,7 +151,7 @@ def test_pictures_are_cut_off_to_eight_bits_like_the_hosts() -> None:
     assert images.to_bytes(images.to_image(pictures))[0, 0, :, 0].tolist() == [0, 127, 127, 254, 255]
 
 
-# --- what it refuses --------------------------------------------------------------------------------------------
+# --- what it refuses ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,7 +208,9 @@ def test_a_prompt_of_ten_thousand_characters_is_refused(
     _fails(capsys, tmp_path, [order[0], "cat " * 2500, *order[2:]], "2501 tokens")
 
 
-def test_an_output_below_a_file_is_refused(order: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_output_below_a_file_is_refused(
+    order: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     _fails(capsys, tmp_path, [*order, "--maps", str(tmp_path / "file" / "maps")], "nothing can be written")
     _fails(capsys, tmp_path, [*order, "-o", str(tmp_path / "file" / "a.png")], "nothing can be written")
@@ -214,13 +234,17 @@ def test_a_vae_of_another_model_is_refused(
     _fails(capsys, tmp_path, [*order, "--model", str(broken)], "does not belong to")
 
 
-def test_a_truncated_file_is_refused(order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_truncated_file_is_refused(
+    order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     weights = broken / "transformer.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     _fails(capsys, tmp_path, [*order, "--model", str(broken)], "transformer.safetensors")
 
 
-def test_a_missing_file_is_refused(order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_file_is_refused(
+    order: list[str], broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (broken / "vae.safetensors").unlink()
     _fails(capsys, tmp_path, [*order, "--model", str(broken)], "vae.safetensors")
 
@@ -230,7 +254,9 @@ def test_a_pickle_with_code_is_refused_and_not_run(
 ) -> None:
     marker = tmp_path / "ran"
     (broken / "transformer.safetensors").unlink()
-    torch.save({"word_embed.weight": torch.zeros(1), "x": _Touch(str(marker))}, broken / "infinity_2b_reg.pth")
+    torch.save(
+        {"word_embed.weight": torch.zeros(1), "x": _Touch(str(marker))}, broken / "infinity_2b_reg.pth"
+    )
 
     _fails(capsys, tmp_path, [*order, "--model", str(broken)], "infinity_2b_reg.pth")
 
@@ -271,7 +297,8 @@ def test_an_interruption_leaves_nothing_behind(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pathlib.Path.replace", interrupt)  # the last moment: all is written under other names
+    # the last moment: all is written under other names
+    monkeypatch.setattr("pathlib.Path.replace", interrupt)
     assert cli.main([*order, "--batch", "2"]) == 130
     assert _written(tmp_path) == [] and capsys.readouterr().err == "error: interrupted\n"
 
@@ -313,11 +340,13 @@ def test_a_picture_without_a_recipe_says_so(tmp_path: Path) -> None:
             images.read_recipe(tmp_path / name)
 
 
-# --- the program as a whole -------------------------------------------------------------------------------------
+# --- the program as a whole ---------------------------------------------------------------------------------
 
 
 def _run(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, *argv], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_the_program_draws_from_the_repository_root(order: list[str], tmp_path: Path) -> None:
@@ -356,9 +385,13 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize("command", cli.LABORATORY)
-def test_without_the_laboratory_its_commands_say_where_it_is_and_the_others_work(command: str, tmp_path: Path) -> None:
+def test_without_the_laboratory_its_commands_say_where_it_is_and_the_others_work(
+    command: str, tmp_path: Path
+) -> None:
     """As the registry hands the pack out: benchmarks/ is missing."""
-    shutil.copytree(ROOT / "comfy_moss", tmp_path / "comfy_moss", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(
+        ROOT / "comfy_moss", tmp_path / "comfy_moss", ignore=shutil.ignore_patterns("assets", "__pycache__")
+    )
     done = _run("-m", "comfy_moss", command, "--shape", "2b", "something", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert command in done.stderr and "clone of the repository" in done.stderr
@@ -386,5 +419,7 @@ def test_convert_writes_a_file_that_draws(order: list[str], broken: Path, tmp_pa
     assert cli.main([*order, "--model", str(broken)]) == 0
 
 
-def test_verify_of_a_folder_without_manifest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_verify_of_a_folder_without_manifest_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     _fails(capsys, tmp_path, ["verify", str(tmp_path)], "manifest.json")

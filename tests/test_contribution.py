@@ -33,7 +33,9 @@ def test_a_contribution_is_the_length_of_what_was_added() -> None:
 
 
 def test_the_correlations_are_pearsons_one_a_picture() -> None:
-    draft, final, frequency = _codes(0), _codes(1), torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(2))
+    draft, final, frequency = (
+        _codes(0), _codes(1), torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(2)),
+    )
 
     parts = contribution(draft, final, frequency)
 
@@ -72,12 +74,16 @@ def test_where_nothing_varies_there_is_no_correlation() -> None:
 
 def test_rounding_is_not_variation() -> None:
     steady = torch.tensor([0.1, 0.7, 0.3])[None, :, None, None].expand(1, 3, 37, 41).contiguous()
-    parts = contribution(steady, 2 * steady, torch.rand(1, 37, 41, generator=torch.Generator().manual_seed(0)))
+    parts = contribution(
+        steady, 2 * steady, torch.rand(1, 37, 41, generator=torch.Generator().manual_seed(0))
+    )
     assert parts.correlation == parts.drafter_correlation == (0.0,)
 
 
 def test_one_untouched_picture_leaves_the_others_as_they_are() -> None:
-    draft, final, frequency = _codes(0), _codes(1), torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(2))
+    draft, final, frequency = (
+        _codes(0), _codes(1), torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(2)),
+    )
     final[0] = draft[0]
     parts = contribution(draft, final, frequency)
     alone = contribution(draft[1:], final[1:], frequency[1:])
@@ -96,4 +102,7 @@ def test_maps_of_different_pictures_are_refused(final: tuple[int, ...], frequenc
 @pytest.mark.gpu
 def test_maps_may_lie_on_different_devices() -> None:
     draft, final, frequency = _codes(0), _codes(1), torch.rand(2, 4, 6)
-    assert contribution(draft, final.cuda(), frequency.cuda()).correlation == contribution(draft, final, frequency).correlation
+    assert (
+        contribution(draft, final.cuda(), frequency.cuda()).correlation
+        == contribution(draft, final, frequency).correlation
+    )

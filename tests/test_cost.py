@@ -18,8 +18,7 @@ from comfy_moss.pipeline.cost import Cost, whole_scales
 from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.generate import run
-from comfy_moss.pipeline.plan import Plan, parse_plan, share_of_dense
+from comfy_moss.pipeline.plan import Plan, parse_plan, run, share_of_dense
 from comfy_moss.pipeline.refine import refine
 
 SCHEDULE = make_schedule(1.5, "0.06M")
@@ -88,7 +87,9 @@ def test_refining_multiplies_what_was_predicted(counted: Multiplications) -> Non
     assert share == pytest.approx((drawn + counted.total) / dense, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["draft-3; -3@70; -1@45 unguided", "draft 3; 3@50; 4@80 6@20", "draft-4 cfg 1; -2@30"])
+@pytest.mark.parametrize(
+    "text", ["draft-3; -3@70; -1@45 unguided", "draft 3; 3@50; 4@80 6@20", "draft-4 cfg 1; -2@30"]
+)
 @pytest.mark.parametrize("patchify", [False, True])
 def test_a_plan_multiplies_what_was_predicted(counted: Multiplications, text: str, patchify: bool) -> None:
     backbone, plan = tiny_backbone(depth=3, hidden=80, patchify=patchify), parse_plan(text)

@@ -16,7 +16,9 @@ from comfy_moss.request import choose_device
         ({}, torch.float32),
     ],
 )
-def test_a_processor_gets_bfloat16_where_it_is_faster(capabilities: dict, dtype: torch.dtype, monkeypatch) -> None:
+def test_a_processor_gets_bfloat16_where_it_is_faster(
+    capabilities: dict, dtype: torch.dtype, monkeypatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert choose_device("cpu", "auto") == (torch.device("cpu"), dtype)
     assert choose_device("cpu", "fp32")[1] == torch.float32

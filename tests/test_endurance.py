@@ -20,21 +20,27 @@ ROUND = (  # ten prompts unlike each other: method, aspect, area, batch
     ("draft", "3:1", "0.06M", 2), ("moss", "9:16", "0.06M", 3), ("dense", "1:1", "model's own", 2),
     ("fastvar", "1:3", "0.06M", 2), ("draft", "1:1", "model's own", 3), ("moss", "3:2", "model's own", 2),
     ("dense", "4:5", "0.06M", 1),
-)  # fmt: skip
+)
 
 pytestmark = [
     pytest.mark.host,
     pytest.mark.slow,
     pytest.mark.skipif(
-        checkout() is None, reason="NO COMFYUI CHECKOUT: NOTHING WAS TESTED IN A REAL HOST; set COMFYUI_PATH to one"
+        checkout() is None,
+        reason="NO COMFYUI CHECKOUT: NOTHING WAS TESTED IN A REAL HOST; set COMFYUI_PATH to one",
     ),
-    pytest.mark.skipif(os.environ.get("MOSS_SLOW") != "1", reason="ENDURANCE WAS NOT TESTED: it takes minutes; set MOSS_SLOW=1"),
+    pytest.mark.skipif(
+        os.environ.get("MOSS_SLOW") != "1",
+        reason="ENDURANCE WAS NOT TESTED: it takes minutes; set MOSS_SLOW=1",
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """In the mode that drops what the next prompt does not use: in the usual one the host itself keeps pictures in memory."""
+    """In the mode that drops what the next prompt does not use: in the usual one the host itself keeps
+    pictures in memory.
+    """
     with Host("--cache-classic") as host:
         yield host
 
@@ -56,13 +62,16 @@ def succeeded(result: dict[str, Any]) -> bool:
 
 
 def test_memory_stays_flat_over_fifty_prompts(host: Host) -> None:
-    """The mean of the last ten lies at most 3 % above that of the second ten, which do the same work, all of it loaded."""
+    """The mean of the last ten lies at most 3 % above that of the second ten, which do the same work, all of
+    it loaded.
+    """
     held = []
     for n in range(50):
         assert succeeded(host.run(mixed(n)))
         held.append(host.memory)
     early, late = mean(held[10:20]), mean(held[-10:])
-    print("MiB:", *(round(bytes / MIB) for bytes in held), f"; {early / MIB:.1f} early, {late / MIB:.1f} late")  # noqa: T201
+    told = f"; {early / MIB:.1f} early, {late / MIB:.1f} late"
+    print("MiB:", *(round(bytes / MIB) for bytes in held), told)  # noqa: T201
     assert late <= 1.03 * early
 
 
@@ -83,7 +92,9 @@ def cancelled_at(host: Host, graph: Graph, when: int, delay: float) -> list[str]
 
 def test_twenty_cancels_at_random_moments_leave_a_healthy_host(host: Host) -> None:
     def long(seed: int) -> Graph:
-        return {**picture("moss", seed=seed, preview=True), **graphs.rival("dense"), **graphs.rival("fastvar")}
+        return {
+            **picture("moss", seed=seed, preview=True), **graphs.rival("dense"), **graphs.rival("fastvar"),
+        }
 
     chance, events = random.Random(0), len(host.run(long(0))["events"])
     cancelled = []

@@ -30,7 +30,7 @@ from comfy_moss.pipeline.plan import Plan
 METHODS = "dense,draft-3,moss3,moss3-unguided"
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------
+# --- prompts ------------------------------------------------------------------------------------------------
 
 
 def _training_scenes(count: int) -> list[world.Scene]:
@@ -39,41 +39,56 @@ def _training_scenes(count: int) -> list[world.Scene]:
 
 
 def test_one_combination_in_five_is_held_out() -> None:
-    assert np.mean([suite.held_out(scene) for scene in _training_scenes(2000)]) == pytest.approx(0.2, abs=0.03)
+    assert np.mean([suite.held_out(scene) for scene in _training_scenes(2000)]) == pytest.approx(
+        0.2, abs=0.03
+    )
 
 
 def test_every_prompt_is_held_out_and_none_is_left_when_training_drops_those() -> None:
     scenes = [world.complete(case.scene, np.random.default_rng(0)) for case in suite.prompts(20, seed=3)]
     asked = {captions.canonical_caption(scene) for scene in scenes}
-    trained = {captions.canonical_caption(scene) for scene in _training_scenes(3000) if not suite.held_out(scene)}
+    trained = {
+        captions.canonical_caption(scene) for scene in _training_scenes(3000) if not suite.held_out(scene)
+    }
     assert all(suite.held_out(case.scene) for case in suite.prompts(20, seed=3))
     assert not asked & trained
-    assert asked & {captions.canonical_caption(scene) for scene in _training_scenes(3000)}  # which they are without it
+    # which they are without it
+    assert asked & {captions.canonical_caption(scene) for scene in _training_scenes(3000)}
 
 
 def test_the_split_is_the_one_that_the_embedded_model_was_trained_with() -> None:
-    scenes = {f"{shape} {texture}": world.Scene((world.Group(1, world.Thing(shape, None, texture)),), None, "black", "plain")
-              for shape in world.SHAPES for texture in world.TEXTURES}  # fmt: skip
+    scenes = {
+        f"{shape} {texture}": world.Scene(
+            (world.Group(1, world.Thing(shape, None, texture)),), None, "black", "plain"
+        )
+        for shape in world.SHAPES
+        for texture in world.TEXTURES
+    }
     kept = [name for name, scene in scenes.items() if suite.held_out(scene)]
     assert kept == ["circle checkered", "square checkered", "star plain", "star checkered"]
 
 
 def test_where_things_stand_does_not_make_another_combination() -> None:
     for scene in (s for s in _training_scenes(400) if s.relation):
-        others = [replace(scene, groups=scene.groups[::-1]), replace(scene, relation=None), replace(scene, relation="below")]
+        others = [
+            replace(scene, groups=scene.groups[::-1]), replace(scene, relation=None),
+            replace(scene, relation="below"),
+        ]
         assert {suite.held_out(other) for other in others} == {suite.held_out(scene)}
 
 
 def test_an_open_color_counts_as_the_usual_one() -> None:
     for shape in world.SHAPES:
         told, open_ = (world.Scene((world.Group(1, world.Thing(shape, color)),), None, "grey", "plain")
-                       for color in (world.USUAL_COLORS[shape], None))  # fmt: skip
+                       for color in (world.USUAL_COLORS[shape], None))
         assert suite.held_out(told) == suite.held_out(open_)
 
 
 def test_every_shape_meets_every_count_and_relation() -> None:
     cases = suite.prompts(24, seed=2)
-    counted = {(c.scene.groups[0].thing.shape, c.scene.groups[0].count) for c in cases if c.task == "counting"}
+    counted = {
+        (c.scene.groups[0].thing.shape, c.scene.groups[0].count) for c in cases if c.task == "counting"
+    }
     placed = {(c.scene.groups[0].thing.shape, c.scene.relation) for c in cases if c.task == "position"}
     assert len(counted) == 6 * 3 and len(placed) == 6 * 4
 
@@ -97,14 +112,15 @@ def test_renders_pass_and_shuffled_captions_score_at_chance() -> None:
     assert shuffled < 0.25
 
 
-# --- methods ----------------------------------------------------------------------------------------------------
+# --- methods ------------------------------------------------------------------------------------------------
 
 
 def test_names_of_methods_and_their_order() -> None:
     named = parse_methods("moss4-unguided, moss4,fastvar,moss2-sa-unguided,draft")
     assert list(named) == [
-        "dense", "fastvar", "draft-1", "draft-2", "moss2-sa-unguided", "draft-3", "draft-4", "moss4", "moss4-unguided", "draft-5",
-    ]  # fmt: skip
+        "dense", "fastvar", "draft-1", "draft-2", "moss2-sa-unguided", "draft-3", "draft-4", "moss4",
+        "moss4-unguided", "draft-5",
+    ]
     assert named["moss2-sa-unguided"] == Plan.moss((50, 25), cross_scale=False, guidance=False)
     assert named["moss4"] == Plan.moss(PAPER.bounds[4]) and named["draft-5"] == Plan(-5)
 
@@ -120,7 +136,9 @@ def test_the_papers_bounds_stay_a_method_where_a_model_has_its_own() -> None:
 
 def test_every_moss_has_its_draft_and_dense_beside_it() -> None:
     assert list(parse_methods("moss3-sa")) == ["dense", "draft-3", "moss3-sa"]
-    assert {"dense", "draft-1", "moss5", "moss4-sa", "moss4-unguided", "fastvar"} <= set(parse_methods(EVALUATED))
+    assert {"dense", "draft-1", "moss5", "moss4-sa", "moss4-unguided", "fastvar"} <= set(
+        parse_methods(EVALUATED)
+    )
 
 
 @pytest.mark.parametrize("names", ["moss7", "draft-x", "moss4-fast", "sa", "fastvar-sa", " , "])
@@ -129,13 +147,16 @@ def test_unknown_methods_are_refused(names: str) -> None:
         parse_methods(names)
 
 
-# --- the whole chain --------------------------------------------------------------------------------------------
+# --- the whole chain ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def command(model_dir: Path) -> list[str]:
     """An evaluation of a tiny random model: twelve prompts in three batches."""
-    options = ["--model", model_dir, "--pixels", "0.06M", "--per-task", 2, "--batch", 5, "--device", "cpu", "--precision", "fp32"]
+    options = [
+        "--model", model_dir, "--pixels", "0.06M", "--per-task", 2, "--batch", 5, "--device", "cpu",
+        "--precision", "fp32",
+    ]
     return ["evaluate", *map(str, options), "--methods", METHODS]
 
 
@@ -161,7 +182,9 @@ def test_an_evaluation_tells_cost_and_likeness_of_every_method(
     assert rows["moss3"]["kv_bytes"] == rows["draft-3"]["kv_bytes"] < rows["dense"]["kv_bytes"]
     assert "psnr" not in rows["dense"] and all(0 < value < 99 for value in rows["moss3"]["psnr"])
     assert all(len(row["texture"]) == len(row["textured"]) == 12 for row in rows.values())
-    assert all(len(rows[name]["draw_s"]) == 3 and min(rows[name]["draw_s"]) > 0 for name in METHODS.split(","))
+    assert all(
+        len(rows[name]["draw_s"]) == 3 and min(rows[name]["draw_s"]) > 0 for name in METHODS.split(",")
+    )
     assert set(result["correlation"]) == {"2", "3", "4", "5"} and len(result["correlation"]["2"]) == 7
     assert all(set(digits) == {"1"} for digits in rows["render"]["hits"].values())
     assert pages.stored("evaluate", tmp_path) == [result]
@@ -212,10 +235,14 @@ class _InProcess:
         pass
 
 
-def test_there_are_as_many_workers_as_threads_batches_and_reason_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_as_many_workers_as_threads_batches_and_reason_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(evaluate.torch, "get_num_threads", lambda: 8)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [evaluate.usual_workers(cpu, 100), evaluate.usual_workers(cpu, 3), evaluate.usual_workers(gpu, 100)] == [4, 3, 1]
+    assert [
+        evaluate.usual_workers(cpu, 100), evaluate.usual_workers(cpu, 3), evaluate.usual_workers(gpu, 100),
+    ] == [4, 3, 1]
 
 
 def test_two_workers_share_the_batches_and_draw_what_one_draws(
@@ -256,7 +283,8 @@ def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_orders_are_refused_before_anything_is_drawn(
-    command: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    command: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("it was drawn"))
     monkeypatch.chdir(benchmarks.ROOT)

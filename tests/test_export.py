@@ -78,10 +78,12 @@ def _note(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "out" / "moss.json").read_text())
 
 
-# --- the layouts ------------------------------------------------------------------------------------------------
+# --- the layouts --------------------------------------------------------------------------------------------
 
 
-def test_geneval_finds_numbered_folders_with_samples_and_the_prompts_own_line(line: Line, tmp_path: Path) -> None:
+def test_geneval_finds_numbered_folders_with_samples_and_the_prompts_own_line(
+    line: Line, tmp_path: Path
+) -> None:
     assert cli.main(line("geneval", "--batch", "3")) == 0
     images = [f"images/{n:05d}/samples/{m:04d}.png" for n in range(2) for m in range(4)]
     beside = [f"images/{n:05d}/metadata.jsonl" for n in range(2)]
@@ -90,13 +92,17 @@ def test_geneval_finds_numbered_folders_with_samples_and_the_prompts_own_line(li
     assert record["prompt"] == TEXTS[1] and record["include"] == [{"class": "cat", "count": 1}]
 
 
-def test_dpg_bench_finds_grids_of_four_tiles_in_raster_order(line: Line, tmp_path: Path, model_dir: Path) -> None:
+def test_dpg_bench_finds_grids_of_four_tiles_in_raster_order(
+    line: Line, tmp_path: Path, model_dir: Path
+) -> None:
     assert cli.main(line("dpg", "--seed", "5")) == 0
     assert sorted(_files(tmp_path)) == ["images/256.png", "images/COCOval2.png", "moss.json"]
     with Image.open(tmp_path / "out" / "images" / "256.png") as grid:
         assert grid.size == (2 * SIDE, 2 * SIDE)
         lower_left = grid.crop((0, SIDE, SIDE, 2 * SIDE)).tobytes()
-    assert cli.main(["generate", TEXTS[0], "--seed", "7", *_tiny(model_dir), "-o", str(tmp_path / "a.png")]) == 0
+    assert (
+        cli.main(["generate", TEXTS[0], "--seed", "7", *_tiny(model_dir), "-o", str(tmp_path / "a.png")]) == 0
+    )
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.tobytes() == lower_left
 
@@ -111,10 +117,13 @@ def test_hpsv2_finds_one_jpeg_a_prompt_by_style(line: Line, tmp_path: Path) -> N
         assert picture.format == "JPEG" and picture.size == (SIDE, SIDE)
 
 
-def test_imagereward_finds_numbered_pictures_by_id_and_infinitys_list_names_them(line: Line, tmp_path: Path) -> None:
+def test_imagereward_finds_numbered_pictures_by_id_and_infinitys_list_names_them(
+    line: Line, tmp_path: Path
+) -> None:
     assert cli.main(line("imagereward", "--per-prompt", "2", "--batch", "4")) == 0
     pictures = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
-    assert pictures == ["000904-0035_0.png", "000904-0035_1.png", "7_0.png", "7_1.png"]  # its scorer counts them
+    # its scorer counts them
+    assert pictures == ["000904-0035_0.png", "000904-0035_1.png", "7_0.png", "7_1.png"]
     entries = json.loads((tmp_path / "out" / "metadata.jsonl").read_text())
     assert [(entry["id"], entry["prompt"]) for entry in entries] == [("000904-0035", TEXTS[0]), (7, TEXTS[1])]
     assert entries[1]["gen_image_paths"] == ["images/7_0.png", "images/7_1.png"]
@@ -125,7 +134,9 @@ def test_a_style_of_its_own_file_or_a_folder_of_them_is_read_too(tmp_path: Path)
     (tmp_path / "anime.json").write_text(json.dumps(TEXTS))
     (tmp_path / "photo.json").write_text(json.dumps(TEXTS[:1]))
     alone, folder = export.read_hpsv2(tmp_path / "anime.json"), export.read_hpsv2(tmp_path)
-    assert [(p.folder, p.name, p.text) for p in alone.items] == [("anime", "00000", TEXTS[0]), ("anime", "00001", TEXTS[1])]
+    assert [(p.folder, p.name, p.text) for p in alone.items] == [
+        ("anime", "00000", TEXTS[0]), ("anime", "00001", TEXTS[1]),
+    ]
     assert [p.folder for p in folder.items] == ["anime", "anime", "photo"]
 
 
@@ -134,15 +145,23 @@ def test_a_line_separator_inside_a_prompt_is_no_new_line(tmp_path: Path) -> None
     assert [p.text for p in export.read_geneval(tmp_path / "a.jsonl").items] == ["a\u2028b"]
 
 
-# --- what made them ---------------------------------------------------------------------------------------------
+# --- what made them -----------------------------------------------------------------------------------------
 
 
 def test_the_note_holds_all_that_decides_the_pictures(line: Line, tmp_path: Path) -> None:
     assert cli.main(line("hpsv2", "--seed", "3", "--cfg", "2", "--tau", "0.7", "--bounds", "40,20")) == 0
     note = _note(tmp_path)
-    wanted = {"suite": "hpsv2", "seed": 3, "cfg": 2.0, "tau": 0.7, "method": "moss", "bounds": [40.0, 20.0], "per_prompt": 1}
+    wanted = {
+        "suite": "hpsv2", "seed": 3, "cfg": 2.0, "tau": 0.7, "method": "moss", "bounds": [40.0, 20.0],
+        "per_prompt": 1,
+    }
     assert {name: note[name] for name in wanted} == wanted
-    assert len(note["model_id"]) >= 8 and len(note["prompts_sha256"]) == 64 and note["version"] and "prompt" not in note
+    assert (
+        len(note["model_id"]) >= 8
+        and len(note["prompts_sha256"]) == 64
+        and note["version"]
+        and "prompt" not in note
+    )
 
 
 def test_a_pictures_own_recipe_names_its_prompt_and_seed(line: Line, tmp_path: Path) -> None:
@@ -155,7 +174,10 @@ def test_a_pictures_own_recipe_names_its_prompt_and_seed(line: Line, tmp_path: P
 def test_the_batch_does_not_change_the_pictures(line: Line, tmp_path: Path, batch: str) -> None:
     assert cli.main(line("imagereward", "--per-prompt", "2", "--batch", "4")) == 0
     together = _pixels(tmp_path)
-    assert cli.main(line("imagereward", "--per-prompt", "2", "--batch", batch, "--out", str(tmp_path / "other"))) == 0
+    assert (
+        cli.main(line("imagereward", "--per-prompt", "2", "--batch", batch, "--out", str(tmp_path / "other")))
+        == 0
+    )
     apart = _pixels(tmp_path, "other")
     assert (together - apart).abs().max() <= 1  # sums in another order may round elsewhere
     assert len({tuple(row) for row in together.tolist()}) == 4
@@ -167,7 +189,7 @@ def _pixels(tmp_path: Path, out: str = "out") -> torch.Tensor:
     return torch.stack([torch.frombuffer(bytearray(row), dtype=torch.uint8) for row in rows]).int()
 
 
-# --- going on ---------------------------------------------------------------------------------------------------
+# --- going on -----------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_export_goes_on_where_it_stopped(
@@ -187,7 +209,9 @@ def test_an_interrupted_export_goes_on_where_it_stopped(
 
     drawn = []
     generate = export.generate
-    monkeypatch.setattr(export, "generate", lambda b, recipe, m: drawn.extend(recipe.seeds) or generate(b, recipe, m))
+    monkeypatch.setattr(
+        export, "generate", lambda b, recipe, m: drawn.extend(recipe.seeds) or generate(b, recipe, m)
+    )
     assert cli.main(line("geneval")) == 0
     assert drawn == [3, 0, 1, 2, 3]  # the fourth of the first prompt, then the second prompt
     assert before.items() <= _files(tmp_path).items()
@@ -217,20 +241,29 @@ def test_a_picture_that_broke_off_is_drawn_again(line: Line, tmp_path: Path) -> 
         (["--seed", "1"], "seed"), (["--method", "dense"], "method"), (["--cfg", "9"], "cfg"),
         (["--per-prompt", "2"], "per_prompt"),
     ],
-)  # fmt: skip
+)
 def test_pictures_of_other_settings_are_not_mixed_in(
     line: Line, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], word: str
 ) -> None:
     assert cli.main(line("imagereward", "--per-prompt", "1")) == 0
     before = _files(tmp_path)
     capsys.readouterr()
-    assert cli.main(line("imagereward", *(options if "--per-prompt" in options else ["--per-prompt", "1", *options]))) == 2
+    assert (
+        cli.main(
+            line("imagereward", *(options if "--per-prompt" in options else ["--per-prompt", "1", *options]))
+        )
+        == 2
+    )
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and f"made with {word} " in err and "choose another --out" in err
+    assert (
+        out == "" and err.count("\n") == 1 and f"made with {word} " in err and "choose another --out" in err
+    )
     assert _files(tmp_path) == before
 
 
-def test_pictures_of_another_model_are_not_mixed_in(line: Line, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pictures_of_another_model_are_not_mixed_in(
+    line: Line, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert cli.main(line("hpsv2")) == 0
     note = _note(tmp_path) | {"model_id": "another"}
     (tmp_path / "out" / "moss.json").write_text(json.dumps(note))
@@ -253,7 +286,7 @@ def test_pictures_of_unknown_making_are_not_mixed_in(
     assert "moss.json" in capsys.readouterr().err and "images/0.png" in _files(tmp_path)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 BAD = [
     ("geneval", None, "No such file"),
@@ -281,12 +314,15 @@ BAD = [
 
 @pytest.mark.parametrize(("suite", "content", "message"), BAD)
 def test_bad_prompts_are_refused_in_one_sentence(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, suite: str, content: str | bytes | None, message: str
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, suite: str, content: str | bytes | None,
+    message: str,
 ) -> None:
     prompts = tmp_path / "prompts.json"
     if content is not None:
         prompts.write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = ["export", suite, "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--model", str(model_dir)]
+    line = [
+        "export", suite, "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--model", str(model_dir),
+    ]
     assert cli.main(line) == 2
     out, err = capsys.readouterr()
     assert message in err and str(prompts) in err and err.count("\n") == 1 and out == ""

@@ -1,4 +1,6 @@
-"""The command line as people use it: consoles of every encoding, values in every notation, one meaning of a number."""
+"""The command line as people use it: consoles of every encoding, values in every notation, one meaning of a
+number.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def test_a_console_that_is_not_there_is_no_obstacle(monkeypatch: pytest.MonkeyPa
     assert cli.main(["models"]) == 0
 
 
-# --- 15 and 20: values -------------------------------------------------------------------------------------------
+# --- 15 and 20: values --------------------------------------------------------------------------------------
 
 
 def checked(*options: str, tmp_path: Path = Path(".")) -> object:

@@ -17,13 +17,13 @@ import torch
 from builders import released_state, released_vae_state, same, tiny_transformer, tiny_vae, write_model
 from safetensors.torch import load_file, save_file
 
-from comfy_moss.model import catalog, library, pickles
+from comfy_moss.model import catalog, contents, library
 from comfy_moss.model.catalog import default_roots
 from comfy_moss.model.checkpoint import load_infinity, open_vae, transformer_from_state, vae_from_state
 from comfy_moss.model.infinity import InfinityTransformer
 from comfy_moss.model.library import find_model
 from comfy_moss.model.tensors import CheckpointError, convert, open_tensors
-from comfy_moss.model.tokenizer import QWEN
+from comfy_moss.model.text import QWEN
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,7 @@ def model(tmp_path: Path, model_dir: Path) -> Path:
     return Path(shutil.copytree(model_dir, tmp_path / "model"))
 
 
-# --- 1 and 2: what trainers write
-# ---------------------------------------------------------------------------------
+# --- 1 and 2: what trainers write ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -82,7 +81,7 @@ def test_data_beside_the_weights_is_no_code(
 )
 def test_objects_of_libraries_that_are_not_installed_are_no_obstacle(tmp_path: Path, module: str) -> None:
     """Their names stand in the file; nothing by those names is looked up."""
-    assert pickles._stand_in(module) is not None
+    assert contents._stand_in(module) is not None
 
 
 class Call:
@@ -205,8 +204,7 @@ def test_conversion_writes_the_weights_without_their_wrapper(
     assert load_file(tmp_path / "plain.safetensors").keys() == released_state(transformer).keys()
 
 
-# --- 3 and 11: what lies beside a model
-# -----------------------------------------------------------------------------
+# --- 3 and 11: what lies beside a model ---------------------------------------------------------------------
 
 
 def names_of(files: library.ModelFiles) -> tuple[str, str, str]:
@@ -306,8 +304,7 @@ def test_what_lies_there_instead_is_told(model: Path) -> None:
         find_model(str(model), [])
 
 
-# --- 4: places
-# ----------------------------------------------------------------------------------------------------
+# --- 4: places ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -396,8 +393,7 @@ def test_what_is_no_place_is_refused_in_a_sentence(text: str) -> None:
         find_model(text, [])
 
 
-# --- 5 and 6: files of other models
-# ---------------------------------------------------------------------------------
+# --- 5 and 6: files of other models -------------------------------------------------------------------------
 
 
 def codec(**changes: Any) -> dict[str, torch.Tensor]:
@@ -456,7 +452,9 @@ def test_a_codec_of_another_family_is_refused_by_name(model: Path, kind: str, wr
     state = codec(**changes)
     path = model / "ae.safetensors"
     save_file(real_files.prefixed(state, "first_stage_model.") if wrapped else state, path)
-    message = f"is a VAE that does not belong to transformer.safetensors: .*{reason}.*; use the VAE that came with"
+    message = (
+        f"is a VAE that does not belong to transformer.safetensors: .*{reason}.*; use the VAE that came with"
+    )
     with pytest.raises(CheckpointError, match=message) as caught:
         load_infinity(model / "transformer.safetensors", path)
     assert "download" not in str(caught.value) and "damaged" not in str(caught.value)
@@ -518,8 +516,7 @@ def test_a_healthy_file_is_never_called_damaged(tmp_path: Path) -> None:
         open_vae(open_tensors(real_files.save_wrapped(tmp_path / "a.pth", "state_dict")))
 
 
-# --- 10: what changes under a name
-# -----------------------------------------------------------------------------------
+# --- 10: what changes under a name --------------------------------------------------------------------------
 
 
 def shards(model: Path) -> Path:
@@ -571,8 +568,7 @@ def test_the_stamp_of_hart_covers_its_settings(hart: Path, changed: str) -> None
     assert files.stamp != before
 
 
-# --- 13 and 14: menus
-# ------------------------------------------------------------------------------------------------
+# --- 13 and 14: menus ---------------------------------------------------------------------------------------
 
 
 def test_headers_are_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,8 +595,7 @@ def test_many_files_are_listed_without_asking_about_each(
     assert len(catalog.model_entries([tmp_path])) == 11 and asked == []
 
 
-# --- 19: exceptions of others
-# -----------------------------------------------------------------------------------------
+# --- 19: exceptions of others -------------------------------------------------------------------------------
 
 CONFIGS = {
     "d_kv": "8",

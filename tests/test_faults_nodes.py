@@ -44,8 +44,7 @@ def frequency(host: FakeHost, draft: Callable) -> Any:
     return host.run("MoSs_FrequencyMap", draft=draft()).result[0]
 
 
-# --- 9: shapes of neighbours
-# ---------------------------------------------------------------------------------------
+# --- 9: shapes of neighbours --------------------------------------------------------------------------------
 
 MASK = torch.zeros(6, 6)
 MASK[:3] = 1
@@ -103,8 +102,7 @@ def test_what_is_no_mask_and_no_picture_is_told(
         host.run("MoSs_TokenDispatch", frequency=frequency, **{name: torch.zeros(shape)})
 
 
-# --- 12: what is not supported
-# ---------------------------------------------------------------------------------------
+# --- 12: what is not supported ------------------------------------------------------------------------------
 
 
 @pytest.fixture()
@@ -174,8 +172,7 @@ def test_plain_punctuation_is_no_reason_to_warn(parts: tuple, notices: list, tex
     assert notices == []
 
 
-# --- 13, 4 and 10: menus
-# ---------------------------------------------------------------------------------------------
+# --- 13, 4 and 10: menus ------------------------------------------------------------------------------------
 
 
 def menu(host: FakeHost, node: str, name: str) -> list[str]:
@@ -228,8 +225,7 @@ def test_a_tokenizer_replaced_in_place_is_loaded_again(host: FakeHost) -> None:
     assert host.nodes["MoSs_LoadInfinity"].fingerprint_inputs(*choice) != before
 
 
-# --- 20 and fuzz: values
-# ---------------------------------------------------------------------------------------------
+# --- 20 and fuzz: values ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Devices that lack an operation, promises about batches, names that no file can have, and pictures of others."""
+"""Devices that lack an operation, promises about batches, names that no file can have, and pictures of
+others.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from comfy_moss.images import KEY, check_writable, png, read_recipe, write_files
 from comfy_moss.ops import area_mean
 
-# --- 16: a device without an operation ------------------------------------------------------------------------------
+# --- 16: a device without an operation ----------------------------------------------------------------------
 
 
 @pytest.fixture()
@@ -69,7 +71,8 @@ def test_every_method_draws_there(name: str) -> None:
         schedule = make_schedule(1.0, "0.25M")
         frequency = torch.rand(1, *schedule.grids[-1])
         assert (
-            dispatch_tokens(frequency, schedule, RefinePass.of_last((60, 30)), torch.rand(1, 9, 9)).counts[0] > 0
+            dispatch_tokens(frequency, schedule, RefinePass.of_last((60, 30)), torch.rand(1, 9, 9)).counts[0]
+            > 0
         )
     elif name == "HART":
         quantizer = tiny_tokenizer().quantize
@@ -78,7 +81,7 @@ def test_every_method_draws_there(name: str) -> None:
         assert area_mean(torch.rand(1, 4, 16, 16), (12, 12)).shape[-2:] == (12, 12)
 
 
-# --- 18: an exact promise --------------------------------------------------------------------------------------------
+# --- 18: an exact promise -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [lambda: tiny_vae(mult=(1, 1, 1)), tiny_tokenizer], ids=["Infinity", "HART"])
@@ -101,7 +104,7 @@ def test_the_backbone_decodes_one_by_one() -> None:
     assert seen == [1, 1, 1]
 
 
-# --- 8: names of files -----------------------------------------------------------------------------------------------
+# --- 8: names of files --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [255, 251, 250, 200])
@@ -136,7 +139,7 @@ def test_of_several_files_none_is_written_where_one_cannot_be(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["b.png"]
 
 
-# --- 19: pictures of others --------------------------------------------------------------------------------------------
+# --- 19: pictures of others ---------------------------------------------------------------------------------
 
 
 def picture(**text: str) -> bytes:
@@ -150,11 +153,13 @@ def picture(**text: str) -> bytes:
 
 WHOLE = png(torch.zeros(8, 8, 3), {"prompt": "a"})
 OTHERS = {
-    "cut off": WHOLE[:60], "no PNG": b"GIF89a", "empty": b"", "a workflow of the host": picture(prompt="{}", workflow="{}"),
-    "no JSON": picture(**{KEY: "{"}), "a list": picture(**{KEY: "[]"}), "a number": picture(**{KEY: "1"}),
-    "a wrong length": WHOLE[:8] + b"\xff\xff\xff\xff" + WHOLE[12:], "a wrong chunk": WHOLE.replace(b"IDAT", b"IDXX"),
+    "cut off": WHOLE[:60], "no PNG": b"GIF89a", "empty": b"",
+    "a workflow of the host": picture(prompt="{}", workflow="{}"), "no JSON": picture(**{KEY: "{"}),
+    "a list": picture(**{KEY: "[]"}), "a number": picture(**{KEY: "1"}),
+    "a wrong length": WHOLE[:8] + b"\xff\xff\xff\xff" + WHOLE[12:],
+    "a wrong chunk": WHOLE.replace(b"IDAT", b"IDXX"),
     "a bomb": WHOLE[:16] + (2**30).to_bytes(4, "big") * 2 + WHOLE[24:],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", OTHERS)

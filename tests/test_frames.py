@@ -1,4 +1,6 @@
-"""The way of data is short: from a node to the attention it asks for there are at most eight frames of our own."""
+"""The way of data is short: from a node to the attention it asks for there are at most eight frames of our
+own.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_at_most_eight_frames_lie_between_a_node_and_its_attention(
 
     positive = clip.encode("a red cat")
     monkeypatch.setattr(reference.F, "scaled_dot_product_attention", listening)
-    draft = host.run("MoSs_InfinityDraft", model=model, positive=positive, area="0.06M", preview=False).result[0]
+    draft = host.run(
+        "MoSs_InfinityDraft", model=model, positive=positive, area="0.06M", preview=False
+    ).result[0]
     frequency = host.run("MoSs_FrequencyMap", draft=draft).result[0]
     dispatch = host.run("MoSs_TokenDispatch", frequency=frequency).result[0]
     drafted = len(seen)
@@ -55,6 +59,7 @@ def test_at_most_eight_frames_lie_between_a_node_and_its_attention(
 
     inside = [frames for frames in seen if "cross_scale_attention" in frames]
     assert inside and seen[drafted:]
-    ways = [frames[: frames.index("execute") + 1] for frames in inside]  # a node's inputs are checked around it
+    # a node's inputs are checked around it
+    ways = [frames[: frames.index("execute") + 1] for frames in inside]
     longest = max(ways, key=len)
     assert len(longest) <= 8, " < ".join(longest)

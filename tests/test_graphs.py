@@ -1,4 +1,6 @@
-"""CUDA graphs: a replayed pass does what the pass itself does, on a recorder that replays by running again, and on a GPU."""
+"""CUDA graphs: a replayed pass does what the pass itself does, on a recorder that replays by running again,
+and on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,13 @@ from torch import Tensor
 from comfy_moss.model import graphs as graphs_module
 from comfy_moss.model.backbone import Pass, Step
 from comfy_moss.model.graphs import Graphs, Replay
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.rope import rotation
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Positions, make_schedule
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe, draw_draft
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.plan import parse_method
+from comfy_moss.pipeline.plan import generate, parse_method
 from comfy_moss.pipeline.refine import finish_dense
 
 SCHEDULE = make_schedule(1.5, "0.06M")
@@ -70,7 +71,9 @@ def _drawn(backbone: InfinityBackbone, recipe: Recipe, method: str = "moss2") ->
     return generate(backbone, recipe, parse_method(method)).total
 
 
-def test_replayed_pictures_of_other_seeds_and_prompts_are_those_of_the_plain_model(plain, graphed, recorder) -> None:
+def test_replayed_pictures_of_other_seeds_and_prompts_are_those_of_the_plain_model(
+    plain, graphed, recorder
+) -> None:
     for seed in range(4):
         recipe = _recipe(seed)
         assert torch.equal(_drawn(graphed, recipe), _drawn(plain, recipe))
@@ -117,7 +120,10 @@ def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain
     tables = rotation(step.positions, SCHEDULE, TINY.head_dim)
     pairs = []
     for turn in range(3):
-        caches = [graphs.new_cache([64] * 2, 2, 2, TINY.head_dim, torch.float32, "cpu"), plain.new_cache(condition, 64)]
+        caches = [
+            graphs.new_cache([64] * 2, 2, 2, TINY.head_dim, torch.float32, "cpu"),
+            plain.new_cache(condition, 64),
+        ]
         generator = torch.Generator().manual_seed(turn)
         parts = [torch.randn(2, tables[0].shape[1], TINY.width, generator=generator) for _ in range(3)]
         nows = [Pass(replace(step, cache=cache, store=True), *tables) for cache in caches]
@@ -125,7 +131,8 @@ def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain
             replayed = graphs.replay(model, x, nows[0])
             pairs.append((model(x, nows[0]) if replayed is None else replayed, model(x, nows[1])))
         del caches, nows
-    assert all(torch.equal(a, b) for a, b in pairs)  # at the end: a later replay must not write into an earlier result
+    # at the end: a later replay must not write into an earlier result
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert recorder.recorded == 3
 
 

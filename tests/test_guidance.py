@@ -88,7 +88,10 @@ def test_without_guidance_at_the_logits_the_prompt_rows_alone_decide(model):
 
 
 def test_guidance_inside_the_network_changes_the_picture(model):
-    drafts = [draw_draft(model, make_recipe(guidance=Guidance(3.0, layers=layers)), 5)[0] for layers in ((0,), (-2,), (0, -1))]
+    drafts = [
+        draw_draft(model, make_recipe(guidance=Guidance(3.0, layers=layers)), 5)[0]
+        for layers in ((0,), (-2,), (0, -1))
+    ]
     assert not torch.equal(drafts[0].total, drafts[1].total)
     assert not torch.equal(drafts[0].total, drafts[2].total)
 

@@ -36,7 +36,9 @@ def test_bench_measures_it_by_the_papers_methods_for_it(monkeypatch: pytest.Monk
     result = json.loads(file.read_text())
     rows = {row["label"]: row for row in result["methods"]}
     assert list(rows) == ["dense", "fastvar", "draft-2", "moss2"]
-    assert rows["moss2"]["tokens_per_scale"] == [1, 4, 9, 16, 9, 35] and rows["fastvar"]["tokens_per_scale"][-2:] == [18, 16]
+    assert rows["moss2"]["tokens_per_scale"] == [1, 4, 9, 16, 9, 35] and rows["fastvar"]["tokens_per_scale"][
+        -2:
+    ] == [18, 16]
     assert all(limit["passed"] for limit in result["limits"])
     assert "--methods dense,fastvar,moss2 " in result["command"] and result["setting"]["width"] == 16
 
@@ -71,5 +73,7 @@ def test_its_limits_can_fail():
 
     broken = replace(TORCH, name="broken", cross_scale_attention=deaf)
     found = limits.check_limits(16, CPU, torch.float32, broken, shape="hart-0.7b")
-    assert {limit.passed for limit in limits.check_limits(16, CPU, torch.float32, TORCH, shape="hart-0.7b")} == {True}
+    assert {
+        limit.passed for limit in limits.check_limits(16, CPU, torch.float32, TORCH, shape="hart-0.7b")
+    } == {True}
     assert not all(limit.passed for limit in found)

@@ -1,4 +1,6 @@
-"""HART's files: sizes are read, the released layout is loaded, converted and loaded again, and what does not fit is refused."""
+"""HART's files: sizes are read, the released layout is loaded, converted and loaded again, and what does not
+fit is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from builders import same
-from hart_builders import TINY, hart_settings, released_hart_state, tiny_hart, tiny_tokenizer, write_hart_model
+from hart_builders import (
+    TINY,
+    hart_settings,
+    released_hart_state,
+    tiny_hart,
+    tiny_tokenizer,
+    write_hart_model,
+)
 from safetensors.torch import load_file
 
 from comfy_moss.model.hart import HartTransformer
@@ -29,7 +38,9 @@ from comfy_moss.model.tensors import CheckpointError, Tensors, convert, open_ten
 from comfy_moss.model.vae import Tokenizer
 
 KEYS = Path(os.environ.get("MOSS_KEYS", Path(__file__).parents[2] / "shared" / "keys"))
-NEEDS_KEYS = pytest.mark.skipif(not KEYS.is_dir(), reason="NOT VERIFIED: the released files' names are not here; set MOSS_KEYS")
+NEEDS_KEYS = pytest.mark.skipif(
+    not KEYS.is_dir(), reason="NOT VERIFIED: the released files' names are not here; set MOSS_KEYS"
+)
 
 
 @pytest.fixture
@@ -52,10 +63,14 @@ def test_the_released_transformer_is_covered_with_nothing_missing_or_left_over()
         model = HartTransformer(config)
 
     assert {name: tuple(p.shape) for name, p in model.state_dict().items()} == tensors.shapes
-    assert {n.rpartition(".")[2] for n in state if n not in tensors} == {"zero_k_bias", "lvl_1L", "attn_bias_for_masking"}
+    assert {n.rpartition(".")[2] for n in state if n not in tensors} == {
+        "zero_k_bias", "lvl_1L", "attn_bias_for_masking",
+    }
     assert sum(p.numel() for p in model.parameters()) == 732_399_168
     assert sum(p.numel() for p in model.diffloss.parameters()) == 36_585_536
-    assert (config.depth, config.width, config.heads, config.hidden, config.text_length) == (24, 1536, 24, 4096, 300)
+    assert (config.depth, config.width, config.heads, config.hidden, config.text_length) == (
+        24, 1536, 24, 4096, 300,
+    )
 
 
 @NEEDS_KEYS
@@ -85,8 +100,16 @@ def test_low_precision_is_for_the_large_matrices_and_the_codec_only(model: Path)
 
     kinds = {name: p.dtype for name, p in backbone.transformer.named_parameters()}
     low = {name for name, dtype in kinds.items() if dtype == torch.bfloat16}
-    assert {"blocks.0.attn.qkv_proj.weight", "blocks.1.ffn.down_proj.weight", "diffloss.net.input_proj.weight"} <= low
-    assert not {"head.weight", "blocks.0.ln_wo_grad.weight", "diffloss.net.res_blocks.0.in_ln.weight", "word_embed.weight"} & low
+    assert {
+        "blocks.0.attn.qkv_proj.weight", "blocks.1.ffn.down_proj.weight", "diffloss.net.input_proj.weight",
+    } <= low
+    assert (
+        not {
+            "head.weight", "blocks.0.ln_wo_grad.weight", "diffloss.net.res_blocks.0.in_ln.weight",
+            "word_embed.weight",
+        }
+        & low
+    )
     assert backbone.vae.quantize.codebook.dtype == torch.float32
     assert backbone.vae.decoder.conv_in.conv.weight.dtype == torch.bfloat16
 
@@ -109,7 +132,8 @@ def test_where_config_json_is_silent_the_file_itself_tells_the_schedule(model: P
     config = find_model(str(model), []).load().transformer.config
 
     assert (config.sides, config.text_length) == (TINY.sides, TINY.text_length)
-    assert (config.diffusion_steps, config.eps, config.heads) == (8, 1e-6, 1)  # released ones have heads of 64 channels
+    # released ones have heads of 64 channels
+    assert (config.diffusion_steps, config.eps, config.heads) == (8, 1e-6, 1)
 
 
 @pytest.mark.parametrize("change", [{"patch_nums": [1, 2, 3, 4, 6, 9]}, {"context_token": 7}])
@@ -125,7 +149,9 @@ def test_without_any_schedule_nothing_is_guessed():
         open_hart(Tensors.of(state), {"patch_nums": list(TINY.sides)})
 
 
-@pytest.mark.parametrize("name", ["blocks.0.ada_lin.1.weight", "blocks.1.scale_shift_table", "pos_start", "lvl_embed.weight"])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.ada_lin.1.weight", "blocks.1.scale_shift_table", "pos_start", "lvl_embed.weight"]
+)
 def test_variants_that_would_draw_something_else_are_refused(name: str):
     state = released_hart_state(tiny_hart()) | {name: torch.zeros(1)}
     with pytest.raises(CheckpointError, match="variant"):
@@ -159,11 +185,13 @@ def test_the_mask_of_training_is_never_read(model: Path):
 
 
 def test_a_tokenizer_without_its_discriminator_loads_and_its_phi_count_is_told_by_its_tensors():
-    state = {f"vae.{name}": t for name, t in tiny_tokenizer().state_dict().items() if "qresi_ls.3" not in name}
+    state = {
+        f"vae.{name}": t for name, t in tiny_tokenizer().state_dict().items() if "qresi_ls.3" not in name
+    }
     assert len(tokenizer_from_state(state, {}).quantize.quant_resi["qresi_ls"]) == 3
 
 
-# --- the library ------------------------------------------------------------------------------------------------
+# --- the library --------------------------------------------------------------------------------------------
 
 
 def test_the_model_is_found_by_name_with_its_own_settings(model: Path):
@@ -181,7 +209,9 @@ def test_other_shapes_than_the_models_own_are_refused(model: Path, ratio: float,
         find_model(str(model), []).schedule(ratio, area)
 
 
-def test_averaged_weights_come_first_and_others_are_taken_with_a_warning(model: Path, caplog: pytest.LogCaptureFixture):
+def test_averaged_weights_come_first_and_others_are_taken_with_a_warning(
+    model: Path, caplog: pytest.LogCaptureFixture
+):
     (model / "llm" / "ema_model.bin").rename(model / "llm" / "pytorch_model.bin")
 
     files = find_model(str(model), [])

@@ -17,13 +17,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def generate(model: Path, target: Path, capsys: pytest.CaptureFixture, *options: str) -> dict:
-    code = cli.main(["generate", "a red star", "--model", str(model), "-o", str(target / "a.png"), "--json", *options])
+    code = cli.main(
+        ["generate", "a red star", "--model", str(model), "-o", str(target / "a.png"), "--json", *options]
+    )
     printed = capsys.readouterr()
     assert code == 0, printed.err
     return json.loads(printed.out)
 
 
-def test_moss2_with_the_papers_bounds_is_what_is_drawn_first(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_moss2_with_the_papers_bounds_is_what_is_drawn_first(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     facts = generate(model, tmp_path, capsys)
 
     assert (facts["method"], facts["bounds"], facts["cfg"], facts["tau"]) == ("moss2", [80.0, 55.0], 5.5, 1.0)
@@ -42,7 +46,8 @@ def test_moss2_with_the_papers_bounds_is_what_is_drawn_first(model: Path, tmp_pa
     ],
 )
 def test_every_method_draws(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], method: str, tokens: list[int]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], method: str,
+    tokens: list[int],
 ):
     facts = generate(model, tmp_path, capsys, *options)
     assert (facts["method"], facts["tokens_per_scale"]) == (method, tokens)
@@ -65,7 +70,9 @@ def test_maps_explain_the_picture(model: Path, tmp_path: Path, capsys: pytest.Ca
 def test_what_it_cannot_draw_is_refused_before_anything_is_read(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
 ):
-    assert cli.main(["generate", "a star", "--model", str(model), "-o", str(tmp_path / "a.png"), *options]) == 2
+    assert (
+        cli.main(["generate", "a star", "--model", str(model), "-o", str(tmp_path / "a.png"), *options]) == 2
+    )
     assert message in capsys.readouterr().err and not (tmp_path / "a.png").exists()
 
 
@@ -74,7 +81,10 @@ def test_models_lists_it_and_convert_rewrites_it(model: Path, tmp_path: Path, ca
     listed = {status["name"]: status for status in json.loads(capsys.readouterr().out)}
     assert listed["hart-0.7b"]["missing"] == []
 
-    assert cli.main(["convert", str(model / "llm" / "ema_model.bin"), str(tmp_path / "a.safetensors"), "--bf16"]) == 0
+    assert (
+        cli.main(["convert", str(model / "llm" / "ema_model.bin"), str(tmp_path / "a.safetensors"), "--bf16"])
+        == 0
+    )
     assert 0 < (tmp_path / "a.safetensors").stat().st_size < (model / "llm" / "ema_model.bin").stat().st_size
 
 

@@ -32,7 +32,9 @@ def moss(backbone, draft: Draft, bounds, cache=None, **how) -> torch.Tensor:
     return composite(backbone, draft, refine(backbone, draft, dispatch, made_by, cache)).total
 
 
-@pytest.fixture(scope="module", params=[{}, {"smooth": False}, {"passes": 3}], ids=["smooth", "hard", "passes"])
+@pytest.fixture(
+    scope="module", params=[{}, {"smooth": False}, {"passes": 3}], ids=["smooth", "hard", "passes"]
+)
 def model(request):
     return replace(tiny_hart_backbone(), **request.param)
 
@@ -58,7 +60,8 @@ def test_a_draft_of_all_scales_is_the_plain_model(model):
 
 def test_guidance_of_one_is_no_guidance_pass(model):
     off = make_recipe(guidance=Guidance(1.0))
-    almost = make_recipe(guidance=Guidance((1.0,) * (SCALES - 1) + (3.0,)))  # guided rows exist, the last scale uses them
+    # guided rows exist, the last scale uses them
+    almost = make_recipe(guidance=Guidance((1.0,) * (SCALES - 1) + (3.0,)))
 
     plain, small = draw_draft(model, off, SCALES - 1)
     guided, large = draw_draft(model, almost, SCALES - 1)
@@ -137,7 +140,9 @@ def test_without_guidance_in_refine_only_the_prompts_rows_run(model):
 def test_fastvar_without_pruning_is_dense(model):
     dense, _ = draw_draft(model, make_recipe(), SCALES)
 
-    fast, _, tokens = finish_fastvar(model, make_recipe(), FastVARConfig(skip=0, prune=(0.0, 0.0), first_layer=0))
+    fast, _, tokens = finish_fastvar(
+        model, make_recipe(), FastVARConfig(skip=0, prune=(0.0, 0.0), first_layer=0)
+    )
 
     assert torch.equal(fast.total, dense.total)
     assert tokens == [h * w for h, w in SCHEDULE.grids]

@@ -14,8 +14,7 @@ from hart_builders import TINY, write_hart_model
 
 from comfy_moss.model.library import find_model
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.plan import parse_method
+from comfy_moss.pipeline.plan import generate, parse_method
 
 NAME = "hart-0.7b-1024px"
 PROMPT = "a red star and two dogs"
@@ -36,12 +35,16 @@ def parts(host: FakeHost) -> tuple[Any, Any, Any]:
 
 
 def draw(host: FakeHost, parts: tuple, **widgets: Any) -> Any:
-    return host.run("MoSs_InfinityDraft", model=parts[0], positive=parts[1].encode(PROMPT), refine_scales=2, **widgets).result[0]
+    return host.run(
+        "MoSs_InfinityDraft", model=parts[0], positive=parts[1].encode(PROMPT), refine_scales=2, **widgets
+    ).result[0]
 
 
 def finish(host: FakeHost, draft: Any, method: str) -> dict[str, Any]:
     if method != "moss2":
-        return host.run({"dense": "MoSs_DenseRefine", "fastvar": "MoSs_FastVARRefine"}[method], draft=draft).result[0]
+        return host.run(
+            {"dense": "MoSs_DenseRefine", "fastvar": "MoSs_FastVARRefine"}[method], draft=draft
+        ).result[0]
     frequency = host.run("MoSs_FrequencyMap", draft=draft).result[0]
     dispatch = host.run("MoSs_TokenDispatch", frequency=frequency).result[0]
     residual = host.run("MoSs_Refine", draft=draft, dispatch=dispatch).result[0]
@@ -52,7 +55,10 @@ def finish(host: FakeHost, draft: Any, method: str) -> dict[str, Any]:
 def test_the_graph_draws_the_pipelines_picture_bit_for_bit(host: FakeHost, parts: tuple, method: str):
     files = find_model(str(host.models / "hart" / NAME), [])
     text = tuple(files.load_text().encode([PROMPT]))
-    recipe = Recipe(text, None, (5,), files.schedule(1.0, files.area), files.guidance(files.cfg), files.sampling(files.tau))
+    recipe = Recipe(
+        text, None, (5,), files.schedule(1.0, files.area), files.guidance(files.cfg),
+        files.sampling(files.tau),
+    )
     drawn = generate(files.load(), recipe, parse_method(method, published=files.published))
 
     latent = finish(host, draw(host, parts, seed=5), method)
@@ -75,13 +81,19 @@ def test_the_papers_bounds_are_those_for_this_model(host: FakeHost, parts: tuple
 
 
 def test_where_the_paper_has_no_bounds_this_is_said(host: FakeHost, parts: tuple):
-    draft = host.run("MoSs_InfinityDraft", model=parts[0], positive=parts[1].encode(PROMPT), refine_scales=3).result[0]
+    draft = host.run(
+        "MoSs_InfinityDraft", model=parts[0], positive=parts[1].encode(PROMPT), refine_scales=3
+    ).result[0]
     frequency = host.run("MoSs_FrequencyMap", draft=draft)
     assert frequency.ui["moss_inspector"][0]["known"] == {"automatic": None, "paper": None}
-    with pytest.raises(ValueError, match="no bounds for 3 refine scales of this model; set refine_scales to 2, or"):
+    with pytest.raises(
+        ValueError, match="no bounds for 3 refine scales of this model; set refine_scales to 2, or"
+    ):
         host.run("MoSs_TokenDispatch", frequency=frequency.result[0])
     custom = {"preset": "custom bounds", "values": "90, 60, 30"}
-    assert host.run("MoSs_TokenDispatch", frequency=frequency.result[0], **custom).result[0].step.scales == (-3, -2, -1)
+    assert host.run("MoSs_TokenDispatch", frequency=frequency.result[0], **custom).result[0].step.scales == (
+        -3, -2, -1,
+    )
 
 
 def test_contribution_and_report_take_what_this_model_draws(host: FakeHost, parts: tuple):
@@ -100,7 +112,9 @@ def test_an_empty_negative_prompt_is_none_and_a_real_one_changes_the_draft(host:
     assert torch.equal(plain, empty) and not torch.equal(plain, denied)
 
 
-@pytest.mark.parametrize("change", [{"more_smooth": False}, {"residual_diffusion": False}, {"last_scale_passes": 3}])
+@pytest.mark.parametrize(
+    "change", [{"more_smooth": False}, {"residual_diffusion": False}, {"last_scale_passes": 3}]
+)
 def test_every_setting_of_the_loader_changes_the_picture(host: FakeHost, parts: tuple, change: dict):
     other = host.run("MoSs_LoadHART", model=NAME, **change).result
     pictures = [finish(host, draw(host, loaded, seed=1), "dense")["samples"] for loaded in (parts, other)]
@@ -124,7 +138,10 @@ def test_prompts_of_another_loader_are_refused(host: FakeHost, parts: tuple):
 def test_a_model_that_is_not_there_is_named(host: FakeHost):
     with pytest.raises(ValueError, match="no HART model 'none found' in models/hart"):
         host.run("MoSs_LoadHART", model="none found")
-    assert host.nodes["MoSs_LoadHART"].fingerprint_inputs("none found", "automatic", precision="auto") == "missing"
+    assert (
+        host.nodes["MoSs_LoadHART"].fingerprint_inputs("none found", "automatic", precision="auto")
+        == "missing"
+    )
 
 
 def test_a_replaced_system_prompt_is_noticed(host: FakeHost):

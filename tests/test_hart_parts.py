@@ -12,8 +12,7 @@ from hart_builders import SCHEDULE, TINY, prompt, tiny_hart, tiny_hart_backbone,
 
 from comfy_moss.benchmarks.shapes import HART_07B
 from comfy_moss.model.backbone import Backbone, PositionedText
-from comfy_moss.model.hart import HartTransformer
-from comfy_moss.model.hart_backbone import HartBackbone
+from comfy_moss.model.hart import HartBackbone, HartTransformer
 from comfy_moss.model.hart_head import (
     DiffusionSchedule,
     draw_code,
@@ -37,7 +36,7 @@ from comfy_moss.pipeline.draft import Recipe, Residual, draw_draft
 from comfy_moss.pipeline.plan import Plan, share_of_dense
 from comfy_moss.pipeline.refine import composite, refine
 
-# --- the interface -----------------------------------------------------------------------------------------------
+# --- the interface ------------------------------------------------------------------------------------------
 
 
 def test_both_families_have_every_member_that_the_pipeline_may_ask_for():
@@ -47,18 +46,20 @@ def test_both_families_have_every_member_that_the_pipeline_may_ask_for():
         assert [name for name in members if not hasattr(backbone, name)] == []
 
 
-# --- positions --------------------------------------------------------------------------------------------------
+# --- positions ----------------------------------------------------------------------------------------------
 
 
 def test_places_are_measured_on_the_last_grid_behind_the_prompt_of_each_row():
     y, x = coordinates(Positions.of_scale(SCHEDULE, 3), SCHEDULE, torch.tensor([5.0, 0.0]))
 
     assert y.shape == (2, 16)
-    assert y[0, ::4].tolist() == [5, 7, 9, 11] and x[1, :4].tolist() == [0, 2, 4, 6]  # a grid of 4 on one of 8
+    # a grid of 4 on one of 8
+    assert y[0, ::4].tolist() == [5, 7, 9, 11] and x[1, :4].tolist() == [0, 2, 4, 6]
 
 
 def test_the_halves_of_a_head_are_mixed_across_rows_and_columns():
-    """The first half is turned by the row's angle and takes from the second, which is turned by the column's."""
+    """The first half is turned by the row's angle and takes from the second, which is turned by the column's.
+    """
     positions = Positions(torch.full((1, 1), 5), torch.tensor([[3]]), torch.tensor([[0]]))
     cos, sin = picture_rotation(positions, SCHEDULE, torch.zeros(1), 8)
     x = torch.zeros(1, 1, 1, 8)
@@ -70,12 +71,14 @@ def test_the_halves_of_a_head_are_mixed_across_rows_and_columns():
     assert out[4].item() == pytest.approx(10.0, abs=1e-5)  # the column is 0
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------------
 
 
 def test_guidance_grows_along_the_scales_and_stands_still_at_the_last():
     t = guidance_weights(Guidance(Ramp(5.5)), 14)
-    assert t[:3].tolist() == pytest.approx([0, 4.5 / 13, 9 / 13]) and t[12] == t[13] == pytest.approx(4.5 * 12 / 13)
+    assert t[:3].tolist() == pytest.approx([0, 4.5 / 13, 9 / 13]) and t[12] == t[13] == pytest.approx(
+        4.5 * 12 / 13
+    )
     assert guidance_weights(Guidance((1.0, 2.0, 4.0)), 3).tolist() == [0, 1, 3]
     assert progress(1).tolist() == [0.0]
 
@@ -139,7 +142,7 @@ def test_a_drawn_token_does_not_depend_on_which_others_are_drawn():
     assert not torch.equal(*alone)
 
 
-# --- residual ---------------------------------------------------------------------------------------------------
+# --- residual -----------------------------------------------------------------------------------------------
 
 
 def test_diffusion_steps_are_spread_over_the_schedule_in_training():
@@ -167,7 +170,10 @@ def test_residuals_are_bounded_and_each_token_has_its_own():
 
 
 def test_only_the_last_scale_has_a_residual():
-    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
+    model, recipe = (
+        tiny_hart_backbone(),
+        Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0)),
+    )
     with_residual, _ = draw_draft(model, recipe, 6)
     without, _ = draw_draft(replace(model, residual=False), recipe, 6)
 
@@ -176,7 +182,7 @@ def test_only_the_last_scale_has_a_residual():
     assert (with_residual.bits[5] - without.bits[5]).abs().max() < 0.6 + 1e-5
 
 
-# --- quantiser --------------------------------------------------------------------------------------------------
+# --- quantiser ----------------------------------------------------------------------------------------------
 
 
 def test_phi_is_chosen_by_the_share_of_the_way_through_the_scales():
@@ -209,7 +215,7 @@ def test_an_image_keeps_its_size_through_the_codec():
     assert features.shape == (1, 8, 8, 8) and vae.decode(features).shape == image.shape
 
 
-# --- MoSs -------------------------------------------------------------------------------------------------------
+# --- MoSs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_partly_filled_scale_changes_only_its_region():
@@ -229,28 +235,36 @@ def test_a_partly_filled_scale_changes_only_its_region():
 def test_the_last_scale_is_added_to_exactly_its_cells():
     model, codes = tiny_hart_backbone(), torch.zeros(1, 64, 8)
     codes[0, 10] = 1.0
-    assert model.code_map(codes, 5, SCHEDULE, codes[..., 0] > 0)[0].abs().amax(0).nonzero().tolist() == [[1, 2]]
+    assert model.code_map(codes, 5, SCHEDULE, codes[..., 0] > 0)[0].abs().amax(0).nonzero().tolist() == [
+        [1, 2]
+    ]
 
 
 def test_the_refined_bands_leave_everything_else_as_drafted():
-    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
+    model, recipe = (
+        tiny_hart_backbone(),
+        Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0)),
+    )
     draft, cache = draw_draft(model, recipe, 4)
     dispatch = Dispatch((4, 5), (torch.tensor([[0, 1]]), torch.tensor([[62, 63]])))
 
     residual: Residual = refine(model, draft, dispatch, RefinePass.of_last((80.0, 55.0)), cache)
     changed = (composite(model, draft, residual).total - draft.total)[0].abs().amax(0) > 0
 
-    assert changed.nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [7, 6], [7, 7]]  # centres of cells 0 to 2 lie in the coarse two
+    # centres of cells 0 to 2 lie in the coarse two
+    assert changed.nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [7, 6], [7, 7]]
 
 
-# --- arithmetic at 1024 x 1024 ----------------------------------------------------------------------------------
+# --- arithmetic at 1024 x 1024 ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def large() -> HartBackbone:
     with torch.device("meta"):
         shape = HART_07B.transformer
-        return HartBackbone(HartTransformer(shape), Tokenizer(HART_07B.codec, Quantizer(shape.codes, shape.channels)))
+        return HartBackbone(
+            HartTransformer(shape), Tokenizer(HART_07B.codec, Quantizer(shape.codes, shape.channels))
+        )
 
 
 def test_tokens_and_cache_of_the_released_model(large: HartBackbone):
@@ -258,8 +272,10 @@ def test_tokens_and_cache_of_the_released_model(large: HartBackbone):
     per_position = 2 * 24 * 1536 * 2 * 4  # keys and values, both rows of guidance, float32
 
     assert (schedule.tokens(), schedule.tokens(0, 12), len(schedule)) == (9451, 3051, 14)
-    assert large.cache_bytes(2, schedule.tokens(0, 12)) == 3350 * per_position  # the draft of MoSs2: 300 slots stand in for 1
-    assert large.cache_bytes(2, schedule.tokens(0, 13)) == 5654 * per_position  # dense; the last scale is not kept
+    # the draft of MoSs2: 300 slots stand in for 1
+    assert large.cache_bytes(2, schedule.tokens(0, 12)) == 3350 * per_position
+    # dense; the last scale is not kept
+    assert large.cache_bytes(2, schedule.tokens(0, 13)) == 5654 * per_position
 
 
 def test_bounds_of_80_and_55_refine_576_and_2253_tokens_counted_from_the_top():
@@ -270,7 +286,9 @@ def test_bounds_of_80_and_55_refine_576_and_2253_tokens_counted_from_the_top():
 def test_moss2_takes_a_little_more_than_half_of_denses_multiply_adds(large: HartBackbone):
     schedule, work = HART_07B.schedule(1.0, "1M"), large.work
     plans = (Plan(0), Plan.moss((80.0, 55.0)))
-    dense, moss2 = (sum(p.macs(work) for p in plan.forward_passes(schedule, True, work.prefix)) for plan in plans)
+    dense, moss2 = (
+        sum(p.macs(work) for p in plan.forward_passes(schedule, True, work.prefix)) for plan in plans
+    )
 
     assert dense == pytest.approx((13.25 + 8.83) * 1e12, rel=1e-3)
     assert moss2 == pytest.approx(12.0e12, rel=2e-3)
@@ -278,12 +296,15 @@ def test_moss2_takes_a_little_more_than_half_of_denses_multiply_adds(large: Hart
 
 
 def test_a_cache_is_as_large_as_it_is_said_to_be():
-    model, recipe = tiny_hart_backbone(), Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
+    model, recipe = (
+        tiny_hart_backbone(),
+        Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0)),
+    )
     _, cache = draw_draft(model, recipe, 4)
     assert cache.nbytes == model.cache_bytes(2, SCHEDULE.tokens(0, 4))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------------
 
 
 def test_text_of_another_length_is_refused():
@@ -294,7 +315,9 @@ def test_text_of_another_length_is_refused():
 
 
 def test_guidance_inside_the_network_is_refused():
-    recipe = Recipe((prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5), layers=(-1,)), Sampling(1.0, 0, 0.0))
+    recipe = Recipe(
+        (prompt(0),), None, (0,), SCHEDULE, Guidance(Ramp(5.5), layers=(-1,)), Sampling(1.0, 0, 0.0)
+    )
     with pytest.raises(ValueError, match="guided at its logits alone"):
         draw_draft(tiny_hart_backbone(), recipe, 1)
 

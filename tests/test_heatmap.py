@@ -10,7 +10,7 @@ from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.pipeline import heatmap
 from comfy_moss.pipeline.dispatch import Dispatch
 from comfy_moss.pipeline.draft import Draft, Recipe
-from comfy_moss.pipeline.generate import PassMaps
+from comfy_moss.pipeline.plan import PassMaps
 
 SCHEDULE = Schedule(1.0, ((1, 1), (2, 2), (4, 4)), (4, 4))
 LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])
@@ -38,7 +38,9 @@ def test_the_colour_map_takes_values_beyond_its_ends() -> None:
 
 
 def test_the_percentile_is_the_share_of_calmer_places() -> None:
-    assert heatmap.percentile(torch.tensor([[[4.0, 1.0], [3.0, 9.0]]])).tolist() == [[[0.625, 0.125], [0.375, 0.875]]]
+    assert heatmap.percentile(torch.tensor([[[4.0, 1.0], [3.0, 9.0]]])).tolist() == [
+        [[0.625, 0.125], [0.375, 0.875]]
+    ]
 
 
 def test_places_that_are_equally_busy_get_the_same_colour() -> None:
@@ -151,7 +153,9 @@ def test_headings_in_any_script_are_accepted() -> None:
     assert torch.equal(images.poster(panels, ["a"], heading="café \u732b\n"), plain)
 
 
-@pytest.mark.parametrize(("passes", "names"), [(1, ["frequency", "dispatch"]), (2, ["frequency", "dispatch_2"])])
+@pytest.mark.parametrize(
+    ("passes", "names"), [(1, ["frequency", "dispatch"]), (2, ["frequency", "dispatch_2"])]
+)
 def test_an_explanation_enlarges_small_pictures_and_shows_every_pass(passes: int, names: list[str]) -> None:
     image, recipe = torch.rand(2, 32, 16, 3), Recipe((torch.zeros(1, 1),) * 2, None, (0, 1), SCHEDULE)
     draft = Draft(recipe, (), torch.zeros(2, 1, 4, 4), "")

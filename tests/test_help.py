@@ -1,4 +1,6 @@
-"""Help pages, names and tooltips in both languages, and what the registry shows: all of it must agree with the nodes."""
+"""Help pages, names and tooltips in both languages, and what the registry shows: all of it must agree with
+the nodes.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,14 @@ from comfy_moss.model.library import EMBEDDED, RELEASES, TEXT_ENCODER
 from comfy_moss.pipeline.fastvar import FastVARConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "js" / "docs"  # the host reads <node id>/<language>.md in it, and resolves the pages' pictures against it
+# the host reads <node id>/<language>.md in it, and resolves the pages' pictures against it
+DOCS = ROOT / "js" / "docs"
 LANGUAGES = ("en", "zh")
 PANEL = 240  # CSS pixels; the help panel's width until somebody widens it
-NEEDED = {"__init__.py", "comfy_moss", "js", "kernels", "locales", "pyproject.toml", "requirements.txt", "workflows"}
+NEEDED = {
+    "__init__.py", "comfy_moss", "js", "kernels", "locales", "pyproject.toml", "requirements.txt",
+    "workflows",
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def _pictures() -> list[tuple[str, Path]]:
     return shown
 
 
-# --- pages ------------------------------------------------------------------------------------------------------
+# --- pages --------------------------------------------------------------------------------------------------
 
 
 def test_every_node_has_a_page_in_every_language_and_there_are_no_others(schemas: dict[str, Schema]) -> None:
@@ -79,7 +85,9 @@ def test_a_page_has_the_nodes_name_as_its_title_and_tells_about_every_input_and_
 
 def test_every_page_shows_one_picture_and_every_picture_is_shown() -> None:
     shown = _pictures()
-    assert sorted(page for page, _ in shown) == sorted(f"{p.parent.name}/{p.name}" for p in DOCS.rglob("*.md"))
+    assert sorted(page for page, _ in shown) == sorted(
+        f"{p.parent.name}/{p.name}" for p in DOCS.rglob("*.md")
+    )
     assert {file for _, file in shown} == {file for file in DOCS.rglob("*.*") if file.suffix != ".md"}
 
 
@@ -98,7 +106,7 @@ def test_pages_link_to_nothing_else() -> None:
     assert re.findall(r"(?<!!)\[[^\]]*\]\([^)]*\)|<(?!wbr>)\w", pages) == []
 
 
-# --- facts that pages repeat ------------------------------------------------------------------------------------
+# --- facts that pages repeat --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -127,18 +135,23 @@ def test_the_dispatch_page_has_the_papers_bounds(language: str) -> None:
     assert all(", ".join(f"{bound:g}" for bound in bounds) in page for bounds in NANO.calibrated.values())
 
 
-@pytest.mark.parametrize(("language", "needs"), [("en", "refine_scales {} or more"), ("zh", "细化尺度数须为 {} 或更大")])
+@pytest.mark.parametrize(
+    ("language", "needs"), [("en", "refine_scales {} or more"), ("zh", "细化尺度数须为 {} 或更大")]
+)
 def test_the_fastvar_page_says_how_many_scales_it_needs(language: str, needs: str) -> None:
     config = FastVARConfig()
     assert needs.format(config.skip + len(config.prune)) in _page("MoSs_FastVARRefine", language)
 
 
-# --- names and tooltips -----------------------------------------------------------------------------------------
+# --- names and tooltips -------------------------------------------------------------------------------------
 
 
 def test_english_names_and_tooltips_are_those_of_the_nodes(schemas: dict[str, Schema]) -> None:
     def texts(socket: Socket) -> dict[str, str]:
-        return {"name": socket.settings.get("display_name") or socket.id, "tooltip": socket.settings["tooltip"]}
+        return {
+            "name": socket.settings.get("display_name") or socket.id,
+            "tooltip": socket.settings["tooltip"],
+        }
 
     assert _locale("en") == {
         node: {
@@ -153,12 +166,21 @@ def test_english_names_and_tooltips_are_those_of_the_nodes(schemas: dict[str, Sc
 
 def test_chinese_covers_what_english_covers_and_is_chinese() -> None:
     def shape(node: dict[str, Any]) -> list[Any]:
-        return [list(node), *((list(node[part]), [list(s) for s in node[part].values()]) for part in ("inputs", "outputs"))]
+        return [
+            list(node),
+            *((list(node[part]), [list(s) for s in node[part].values()]) for part in ("inputs", "outputs")),
+        ]
 
     english, chinese = _locale("en"), _locale("zh")
-    assert {name: shape(node) for name, node in chinese.items()} == {name: shape(node) for name, node in english.items()}
+    assert {name: shape(node) for name, node in chinese.items()} == {
+        name: shape(node) for name, node in english.items()
+    }
     assert [text for node in chinese.values() for text in _texts(node) if not text.strip()] == []
-    told = [text for node in chinese.values() for text in (node["description"], *(s["tooltip"] for s in _sockets(node)))]
+    told = [
+        text
+        for node in chinese.values()
+        for text in (node["description"], *(s["tooltip"] for s in _sockets(node)))
+    ]
     assert [text for text in told if not re.search(r"[\u4e00-\u9fff]", text)] == []
 
 
@@ -172,10 +194,12 @@ def test_no_two_nodes_and_no_two_inputs_of_a_node_share_a_name() -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_texts_hold_nothing_that_the_front_end_would_take_for_a_command(language: str) -> None:
     """Its translations use {} for values, @ for links and | for plurals."""
-    assert [text for node in _locale(language).values() for text in _texts(node) if re.search(r"[{}@|]", text)] == []
+    assert [
+        text for node in _locale(language).values() for text in _texts(node) if re.search(r"[{}@|]", text)
+    ] == []
 
 
-# --- the registry -----------------------------------------------------------------------------------------------
+# --- the registry -------------------------------------------------------------------------------------------
 
 
 
@@ -187,14 +211,16 @@ def test_the_icon_is_square_and_as_large_as_the_registry_takes() -> None:
 def test_the_registrys_archive_holds_all_that_the_pack_needs_and_no_tests() -> None:
     command = ["git", "ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"]
     try:
-        left_out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        left_out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+            "\0"
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this is no git checkout")
     places = {path.split("/")[0] for path in left_out if path}
     assert "tests" in places and not places & NEEDED
 
 
-# --- in a real host ---------------------------------------------------------------------------------------------
+# --- in a real host -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.host

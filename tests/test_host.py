@@ -20,12 +20,14 @@ from PIL import Image
 from comfy_moss import cli
 
 OLD = Path(os.environ.get("COMFYUI_OLD_PATH") or Path.home() / "comfy-old" / "ComfyUI")
-ASPECTS = ("1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3")
+ASPECTS = (
+    "1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3",
+)
 BEHIND = {"dispatch", "refine", "composite", "moss_picture", "save_moss"}  # what new bounds change
 QUICK = {"area": "0.06M"}
 
-# Reports the caches and drafts that are alive, query lengths of the attention since the last report, and what we asked of the
-# disk.  An empty list of nodes keeps the host from complaining.
+# Reports the caches and drafts that are alive, query lengths of the attention since the last report, and what
+# we asked of the disk.  An empty list of nodes keeps the host from complaining.
 PROBE = """
 import gc
 import pathlib
@@ -65,13 +67,15 @@ async def probe(request):
     said = {"queries": sorted(set(queries)), "looked": list(looked)}
     queries.clear()
     looked.clear()
-    return web.json_response({"caches": len(caches), "bytes": sum(c.nbytes for c in caches), "drafts": len(drafts), **said})
+    counted = {"caches": len(caches), "bytes": sum(c.nbytes for c in caches), "drafts": len(drafts)}
+    return web.json_response({**counted, **said})
 """
 
 pytestmark = [
     pytest.mark.host,
     pytest.mark.skipif(
-        checkout() is None, reason="NO COMFYUI CHECKOUT: NOTHING WAS TESTED IN A REAL HOST; set COMFYUI_PATH to one"
+        checkout() is None,
+        reason="NO COMFYUI CHECKOUT: NOTHING WAS TESTED IN A REAL HOST; set COMFYUI_PATH to one",
     ),
 ]
 
@@ -111,7 +115,9 @@ def event(result: dict[str, Any], wanted: str) -> dict[str, Any]:
 def saved(host: Host, result: dict[str, Any], name: str) -> list[np.ndarray]:
     """The pictures (H, W, 3) that save_<name> wrote."""
     assert result["status"]["status_str"] == "success", result["status"]
-    files = [host.base / "output" / entry["filename"] for entry in result["outputs"][f"save_{name}"]["images"]]
+    files = [
+        host.base / "output" / entry["filename"] for entry in result["outputs"][f"save_{name}"]["images"]
+    ]
     return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files]
 
 
@@ -151,13 +157,14 @@ def complaints(log: str) -> list[str]:
     return [line for line in lines if "FAILED" in line or not any(word in line for word in good)]
 
 
-# --- loading ----------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------------------
 
 
 def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host) -> None:
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
-    assert start.count("11 nodes") == 1 and "attention and RoPE" not in start  # nothing is probed before a model is loaded
+    # nothing is probed before a model is loaded
+    assert start.count("11 nodes") == 1 and "attention and RoPE" not in start
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
@@ -166,11 +173,13 @@ def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
     for name, node in ours.items():
         inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
         assert node["category"] == "MoSs" and node["description"] and "ComfyUI-MoSs" in node["python_module"]
-        assert [key for key, (_, *options) in inputs.items() if not (options and options[0].get("tooltip"))] == [], name
+        assert [
+            key for key, (_, *options) in inputs.items() if not (options and options[0].get("tooltip"))
+        ] == [], name
         assert len(node["output_tooltips"]) == len(node["output"]) and all(node["output_tooltips"]), name
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------------------
 
 
 def test_the_whole_graph_draws_the_command_lines_pictures(host: Host, typed: Callable) -> None:
@@ -180,7 +189,9 @@ def test_the_whole_graph_draws_the_command_lines_pictures(host: Host, typed: Cal
         (picture,), (expected,) = saved(host, result, name), typed("--seed=3", f"--method={method}")
         assert difference(picture, expected) <= 1, name
     assert difference(saved(host, result, "tiled")[0], saved(host, result, "dense")[0]) <= 1
-    assert "PSNR" in result["outputs"]["report"]["text"][0] and "moss4" in result["outputs"]["report"]["text"][0]
+    assert (
+        "PSNR" in result["outputs"]["report"]["text"][0] and "moss4" in result["outputs"]["report"]["text"][0]
+    )
     assert complaints(host.log[before:]) == [] and "[WARNING]" not in host.log[before:]
     assert host.log.count("MoSs: attention and RoPE of nano: torch: ") >= 1
 
@@ -226,7 +237,7 @@ def test_the_hosts_own_nodes_for_clip_and_vae_work(host: Host) -> None:
     assert again.shape == plain.shape and abs(again - plain).mean() < 20
 
 
-# --- running ----------------------------------------------------------------------------------------------------
+# --- running ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,27 +248,37 @@ def test_the_hosts_own_nodes_for_clip_and_vae_work(host: Host) -> None:
     ],
     ids=["bounds", "strength"],
 )
-def test_what_changes_behind_the_draft_does_not_draw_it_again(host: Host, change: dict, again: set[str]) -> None:
+def test_what_changes_behind_the_draft_does_not_draw_it_again(
+    host: Host, change: dict, again: set[str]
+) -> None:
     host.run(moss(20))
     result = host.run(moss(20, **change))
     assert ran(result) == again
     assert cached(result) == moss(20).keys() - again >= {"load", "text", "draft", "frequency"}
 
 
-@pytest.mark.parametrize(("method", "pictures"), [("auto", 6), ("latent2rgb", 6), ("taesd", 6), ("none", 0), ("default", 0)])
+@pytest.mark.parametrize(
+    ("method", "pictures"), [("auto", 6), ("latent2rgb", 6), ("taesd", 6), ("none", 0), ("default", 0)]
+)
 def test_live_previews_come_from_the_draft_while_it_is_drawn_where_they_are_wanted(
     host: Host, method: str, pictures: int
 ) -> None:
     graph = {**graphs.draft(seed=21 + len(method), preview=True), **graphs.saved("draft", ["draft", 1])}
     result = host.run(graph, extra_data={"preview_method": method})
-    steps = [data["value"] for kind, data in result["events"] if kind == "progress" and data["node"] == "draft"]
-    assert steps == [1, 2, 3, 4, 5, 6] or (not pictures and steps[-1] == 6)  # without pictures the host leaves out quick steps
+    steps = [
+        data["value"] for kind, data in result["events"] if kind == "progress" and data["node"] == "draft"
+    ]
+    # without pictures the host leaves out quick steps
+    assert steps == [1, 2, 3, 4, 5, 6] or (not pictures and steps[-1] == 6)
     shown = [data for kind, data in result["events"] if kind == 4]  # previews with metadata
     assert len(shown) == pictures and all(b'"draft"' in data and b"\xff\xd8\xff" in data for data in shown)
     for data in shown:
-        assert Image.open(io.BytesIO(data[data.index(b"\xff\xd8\xff") :])).size == (256, 256)  # the picture's own
+        # the picture's own
+        assert Image.open(io.BytesIO(data[data.index(b"\xff\xd8\xff") :])).size == (256, 256)
     again = host.run({**graph, **other(pictures)}, extra_data={"preview_method": method})
-    (said,) = [data["output"] for kind, data in again["events"] if kind == "executed" and data["node"] == "draft"]
+    (said,) = [
+        data["output"] for kind, data in again["events"] if kind == "executed" and data["node"] == "draft"
+    ]
     assert "draft" in cached(again)  # and what the page shows of it is
     assert [picture["type"] for picture in (said or {"images": []})["images"]] == ["temp"] * bool(pictures)
 
@@ -316,7 +337,10 @@ def test_a_cached_graph_looks_at_no_file_however_many_there_are(host: Host) -> N
 
 
 def test_a_cancelled_draft_ends_within_a_scale_and_the_next_prompt_runs(host: Host) -> None:
-    graph = {**graphs.draft(seed=22, area="1M", refine_scales=0, batch_size=2), **graphs.saved("draft", ["draft", 1])}
+    graph = {
+        **graphs.draft(seed=22, area="1M", refine_scales=0, batch_size=2),
+        **graphs.saved("draft", ["draft", 1]),
+    }
 
     def cancel(kind: str | int, data: Any) -> None:
         if kind == "progress" and data["value"] == 9:
@@ -337,7 +361,9 @@ def test_a_cancelled_draft_ends_within_a_scale_and_the_next_prompt_runs(host: Ho
         ("text", {"text": "a green circle " * 700}, "the prompt is too long"),
     ],
 )
-def test_what_is_impossible_is_said_on_the_node_that_asked(host: Host, node: str, inputs: dict, sentence: str) -> None:
+def test_what_is_impossible_is_said_on_the_node_that_asked(
+    host: Host, node: str, inputs: dict, sentence: str
+) -> None:
     graph = moss(23)
     graph[node]["inputs"].update(inputs)
     error = event(host.run(graph), "execution_error")
@@ -355,7 +381,7 @@ def test_values_that_a_widget_cannot_have_are_refused_before_anything_runs(host:
     assert "value_not_in_list" in str(refused.value) and "value_bigger_than_max" in str(refused.value)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------------------
 
 
 def test_however_many_drafts_the_host_keeps_there_is_one_cache(host: Host) -> None:
@@ -388,16 +414,21 @@ def test_the_cache_goes_when_the_host_drops_the_draft(mode: list[str]) -> None:
         assert host.get("/moss_probe").items() >= {"caches": 0, "bytes": 0, "drafts": 0}.items()
 
 
-# --- an older host ----------------------------------------------------------------------------------------------
+# --- an older host ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(
-    not (OLD / "main.py").is_file(), reason="NO OLDER COMFYUI CHECKOUT: NOTHING WAS TESTED IN ONE; set COMFYUI_OLD_PATH to one"
+    not (OLD / "main.py").is_file(),
+    reason="NO OLDER COMFYUI CHECKOUT: NOTHING WAS TESTED IN ONE; set COMFYUI_OLD_PATH to one",
 )
 def test_an_older_host_loads_the_pack_and_draws_the_same_pictures(typed: Callable) -> None:
     with Host(comfyui=OLD) as host:
         assert len([name for name in host.get("/object_info") if name.startswith("MoSs_")]) == 11
         result = host.run(graphs.whole(seed=3))
-        for name, method in (("moss", "moss4"), ("dense", "dense"), ("fastvar", "fastvar"), ("draft", "draft")):
-            assert difference(saved(host, result, name)[0], typed("--seed=3", f"--method={method}")[0]) <= 1, name
+        for name, method in (
+            ("moss", "moss4"), ("dense", "dense"), ("fastvar", "fastvar"), ("draft", "draft"),
+        ):
+            assert (
+                difference(saved(host, result, name)[0], typed("--seed=3", f"--method={method}")[0]) <= 1
+            ), name
         assert complaints(host.log) == []

@@ -1,4 +1,6 @@
-"""The pack is imported as ComfyUI does it, on machines that lack what it can do without.  In a stand-in for ComfyUI."""
+"""The pack is imported as ComfyUI does it, on machines that lack what it can do without.  In a stand-in for
+ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from fakehost import installed
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="LOG %(message)s")
 with installed(pathlib.Path(tempfile.mkdtemp())) as host:
     name = {root!r}.replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, {root!r} + "/__init__.py", submodule_search_locations=[{root!r}])
+    file, folders = {root!r} + "/__init__.py", [{root!r}]
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
     pack = importlib.util.module_from_spec(spec)
     sys.modules[name] = pack
     spec.loader.exec_module(pack)
@@ -46,9 +49,12 @@ HUB = "import kernels; assert kernels.MARK == 'hub' and len(kernels.__path__) ==
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(NO_TRITON, ""), (NO_CUDA, ""), (HUB, HUB)], ids=["no triton", "no CUDA", "Hugging Face's kernels"]
+    ("before", "after"), [(NO_TRITON, ""), (NO_CUDA, ""), (HUB, HUB)],
+    ids=["no triton", "no CUDA", "Hugging Face's kernels"],
 )
-def test_the_pack_loads_and_draws_and_says_once_what_computes_it(before: str, after: str, tmp_path: Path) -> None:
+def test_the_pack_loads_and_draws_and_says_once_what_computes_it(
+    before: str, after: str, tmp_path: Path
+) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("MARK = 'hub'\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -56,9 +62,10 @@ def test_the_pack_loads_and_draws_and_says_once_what_computes_it(before: str, af
         environment["PYTHONPATH"] = str(tmp_path)
     script = PROGRAM.format(tests=str(TESTS), root=str(ROOT), before=before, after=after)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180,
+        [sys.executable, "-W", "error", "-c", script], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=180,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("LOG")]
     assert re.fullmatch(r"LOG MoSs \d.*: 11 nodes", said[0])  # nothing is probed before a model is loaded

@@ -16,8 +16,7 @@ from comfy_moss.model.backbone import PAPER_BOUNDS, TokenWork
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Draft, Recipe
-from comfy_moss.pipeline.heatmap import colour_map, percentile, scale_colours
-from comfy_moss.pipeline.inspection import inspection
+from comfy_moss.pipeline.heatmap import colour_map, inspection, percentile, scale_colours
 from comfy_moss.pipeline.plan import Plan, share_of_dense
 
 SCHEDULE = make_schedule(1.5, "0.25M")  # rows differ from columns on most grids
@@ -38,7 +37,9 @@ def _painted(batch: int) -> torch.Tensor:
     return mask
 
 
-def _payload(frequency: torch.Tensor, config: RefinePass = CONFIG, painted: torch.Tensor | None = None) -> dict[str, Any]:
+def _payload(
+    frequency: torch.Tensor, config: RefinePass = CONFIG, painted: torch.Tensor | None = None
+) -> dict[str, Any]:
     draft = drafted(len(frequency), -len(config.scales))
     return json.loads(json.dumps(inspection(draft, frequency, config, WORK, 12345, painted), allow_nan=False))
 
@@ -55,7 +56,9 @@ def _array(text: str, dtype: str) -> np.ndarray:
 
 
 def _redo(payload: dict[str, Any], bounds: list[float]) -> list[list[list[int]]]:
-    """Cells per picture and refine scale from the payload, as the browser takes them; its Math.floor(x + 0.5) rounds."""
+    """Cells per picture and refine scale from the payload, as the browser takes them; its Math.floor(x + 0.5)
+    rounds.
+    """
     taken = []
     for ranks in payload["ranks"]:
         taken.append([])
@@ -68,7 +71,9 @@ def _redo(payload: dict[str, Any], bounds: list[float]) -> list[list[list[int]]]
 
 @pytest.mark.parametrize("masks", [None, 1, 2])
 @pytest.mark.parametrize("bounds", [(80.0, 50.0, 33.3, 10.0), (100.0, 100.0, 20.0, 20.0), PAPER_BOUNDS[4]])
-def test_the_dispatch_is_redone_from_the_payload_alone_for_any_bounds(bounds: tuple[float, ...], masks: int | None) -> None:
+def test_the_dispatch_is_redone_from_the_payload_alone_for_any_bounds(
+    bounds: tuple[float, ...], masks: int | None
+) -> None:
     painted = None if masks is None else _painted(masks)
     payload = _payload(_frequency(), painted=painted)  # made for CONFIG, whatever the bounds are now
 
@@ -98,7 +103,9 @@ def test_the_share_of_dense_is_computed_from_the_payloads_numbers() -> None:
     work, drafted = payload["work"], payload["draft_tokens"]
     refined = sum(map(len, _redo(payload, payload["bounds"])[0]))
 
-    share = (work["draft"] + refined * (work["linear"] + work["attention"] * (drafted + refined))) / work["dense"]
+    share = (work["draft"] + refined * (work["linear"] + work["attention"] * (drafted + refined))) / work[
+        "dense"
+    ]
 
     plan = Plan(-4, (CONFIG,))
     assert refined == sum(CONFIG.counts(SCHEDULE))
@@ -113,7 +120,10 @@ def test_the_settings_are_those_given_coarsest_scale_first(k: int) -> None:
     assert (payload["version"], payload["kv_bytes"], payload["bounds"]) == (2, 12345, bounds)
     assert payload["grids"] == [list(grid) for grid in SCHEDULE.grids[-k:]]
     assert [len(scales) for scales in payload["ranks"]] == [k]
-    assert _rgb(payload["colours"]).tolist() == (255 * scale_colours(range(10 - k, 10), SCHEDULE)).round().tolist()
+    assert (
+        _rgb(payload["colours"]).tolist()
+        == (255 * scale_colours(range(10 - k, 10), SCHEDULE)).round().tolist()
+    )
 
 
 def _rgb(codes: list[str]) -> torch.Tensor:

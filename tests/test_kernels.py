@@ -1,6 +1,8 @@
-"""Every Triton kernel against its torch twin: compiled on a CUDA device, else in Triton's interpreter on the CPU.
+"""Every Triton kernel against its torch twin: compiled on a CUDA device, else in Triton's interpreter on the
+CPU.
 
-The rule: measured against the twin in float64, a kernel may err at most twice as much as the twin does in the same dtype.
+The rule: measured against the twin in float64, a kernel may err at most twice as much as the twin does in the
+same dtype.
 """
 
 from __future__ import annotations
@@ -33,26 +35,36 @@ from comfy_moss.pipeline.refine import refine
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 # The interpreter truncates to bfloat16 instead of rounding, and multiplies such matrices wrongly.
-DTYPES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)] + ([] if CUDA else [torch.float32])
+DTYPES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)] + (
+    [] if CUDA else [torch.float32]
+)
 OPERATIONS = [field.name for field in fields(Kernels) if field.name != "name"]
 SCHEDULE = make_schedule(1.0, "0.06M")
 allocate = torch.empty
 pytestmark = [pytest.mark.gpu] if CUDA else []  # on a GPU all of this is about the GPU
 
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("NO TRITON KERNEL IS TESTED: triton is not installed (it needs no GPU for this)", allow_module_level=True)
+    pytest.skip(
+        "NO TRITON KERNEL IS TESTED: triton is not installed (it needs no GPU for this)",
+        allow_module_level=True,
+    )
 if not CUDA and "triton" in sys.modules and not os.environ.get("TRITON_INTERPRET"):
-    pytest.skip("NO TRITON KERNEL IS TESTED: triton was imported before; run this file alone", allow_module_level=True)
+    pytest.skip(
+        "NO TRITON KERNEL IS TESTED: triton was imported before; run this file alone", allow_module_level=True
+    )
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton and the kernels are imported, which is later
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """Every Triton kernel; what they allocate is full of NaN, so that an element they forget to write shows."""
+    """Every Triton kernel; what they allocate is full of NaN, so that an element they forget to write shows.
+    """
     found = ops.triton_kernels()
     for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, lambda *args, _real=getattr(torch, name), **kw: _real(*args, **kw).fill_(math.nan))
+        monkeypatch.setattr(
+            torch, name, lambda *args, _real=getattr(torch, name), **kw: _real(*args, **kw).fill_(math.nan)
+        )
     return found
 
 
@@ -67,26 +79,36 @@ def in_double(value: object) -> object:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def assert_as_exact_as_torch(kernel: Callable, twin: Callable, *args: object, dtype: torch.dtype | None = None) -> None:
+def assert_as_exact_as_torch(
+    kernel: Callable, twin: Callable, *args: object, dtype: torch.dtype | None = None
+) -> None:
     """The rule.  dtype: also give this output dtype to both, and float64 to the exact one."""
     extra = () if dtype is None else (dtype,)
     exact = twin(*in_double(args), *(() if dtype is None else (torch.float64,)))
     torchs, ours = twin(*args, *extra), kernel(*args, *extra)
-    for right, theirs, mine in zip(*(x if isinstance(x, tuple) else (x,) for x in (exact, torchs, ours)), strict=True):
+    for right, theirs, mine in zip(
+        *(x if isinstance(x, tuple) else (x,) for x in (exact, torchs, ours)), strict=True
+    ):
         assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
         rounding = 4 * torch.finfo(torch.float32).eps * right.abs().max()
         assert (mine.double() - right).abs().max() <= 2 * (theirs.double() - right).abs().max() + rounding
 
 
-def packed(tokens: int, size: int, dtype: torch.dtype, rows: int = 2, tables: int | None = None) -> tuple[Tensor, ...]:
+def packed(
+    tokens: int, size: int, dtype: torch.dtype, rows: int = 2, tables: int | None = None
+) -> tuple[Tensor, ...]:
     """Arguments of cosine_rope2d: three heads, one of them with a scale that is clamped."""
     angles = 3 * random(tables or rows, tokens, size // 2)
     log_scale = torch.tensor([0.3, 1.4, 5.0], device=DEVICE)
     return random(rows, tokens, 3, 3, size, dtype=dtype), log_scale, angles.cos(), angles.sin()
 
 
-def heads(tokens: int, past: int, size: int, dtype: torch.dtype, rows: int = 2, count: int = 2) -> tuple[Tensor, tuple]:
-    """Queries, and two segments as the model has them: places in a larger cache, and new tokens with packed values."""
+def heads(
+    tokens: int, past: int, size: int, dtype: torch.dtype, rows: int = 2, count: int = 2
+) -> tuple[Tensor, tuple]:
+    """Queries, and two segments as the model has them: places in a larger cache, and new tokens with packed
+    values.
+    """
     k, v = random(2, rows, count, past + 5, size, dtype=dtype)[:, :, :, :past]
     qkv = random(rows, tokens, 3, count, size, dtype=dtype).transpose(1, 3).unbind(2)
     return 1.5 * qkv[0], ((k, v), (qkv[1].contiguous(), qkv[2]))
@@ -97,7 +119,7 @@ def scale_of(tokens: int) -> Tensor:
     return (torch.arange(tokens, device=DEVICE) * 3 // tokens).int()
 
 
-# --- rope2d -----------------------------------------------------------------------------------------------------
+# --- rope2d -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,7 +129,9 @@ def test_queries_and_keys_are_normalised_scaled_and_rotated(kernels, tokens, siz
 
 
 def test_one_rotary_table_serves_all_rows(kernels):
-    assert_as_exact_as_torch(kernels.cosine_rope2d, reference.cosine_rope2d, *packed(9, 32, torch.float16, rows=3, tables=1))
+    assert_as_exact_as_torch(
+        kernels.cosine_rope2d, reference.cosine_rope2d, *packed(9, 32, torch.float16, rows=3, tables=1)
+    )
 
 
 def test_log_scales_may_be_of_the_weights_dtype(kernels):
@@ -139,7 +163,7 @@ def test_keys_and_values_go_straight_into_their_places_in_the_cache(kernels, dty
     assert cache.layers[0][:, :, :, :4].isnan().all() and cache.layers[0][:, :, :, 23:].isnan().all()
 
 
-# --- attention --------------------------------------------------------------------------------------------------
+# --- attention ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -185,7 +209,9 @@ def test_any_other_mask_is_left_to_torch(kernels):
 
 
 def test_scores_far_from_zero_neither_overflow_nor_vanish(kernels):
-    """Queries of length 100, the largest a head may have: one key takes everything, in the first block or in a later one."""
+    """Queries of length 100, the largest a head may have: one key takes everything, in the first block or in
+    a later one.
+    """
     k = torch.eye(128, device=DEVICE).half()[None, None]
     q = 100 * k[:, :, [3, 100]]
 
@@ -209,10 +235,12 @@ def test_attention_at_the_lengths_of_moss5_and_moss4(kernels, tokens, past):
     q, segments = heads(tokens, past, size, torch.float16, rows, count)
 
     assert_as_exact_as_torch(kernels.cross_scale_attention, reference.cross_scale_attention, q, segments)
-    assert_as_exact_as_torch(kernels.cross_scale_attention, reference.cross_scale_attention, q, segments, scale_of(tokens))
+    assert_as_exact_as_torch(
+        kernels.cross_scale_attention, reference.cross_scale_attention, q, segments, scale_of(tokens)
+    )
 
 
-# --- norms and the gated add ------------------------------------------------------------------------------------
+# --- norms and the gated add --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -228,7 +256,10 @@ def test_norms_and_gated_add(kernels, tokens, width, dtype):
     assert_as_exact_as_torch(*norm, dtype=dtype)
     assert_as_exact_as_torch(*affine, dtype=dtype)
     assert_as_exact_as_torch(kernels.gated_add, reference.gated_add, x, vectors[:, :, 1], y)
-    assert kernels.modulated_norm(*norm[2:]).dtype == x.dtype and kernels.affine_norm(*affine[2:]).dtype == x.dtype
+    assert (
+        kernels.modulated_norm(*norm[2:]).dtype == x.dtype
+        and kernels.affine_norm(*affine[2:]).dtype == x.dtype
+    )
 
 
 def test_a_token_of_equal_channels_is_normed_to_its_shift(kernels):
@@ -240,23 +271,26 @@ def test_a_token_of_equal_channels_is_normed_to_its_shift(kernels):
     assert torch.allclose(out, vectors[:, 1:].expand_as(out), atol=0.01)
 
 
-# --- every kernel -----------------------------------------------------------------------------------------------
+# --- every kernel -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_kernel_takes_what_its_twin_takes(kernels, operation):
     ours, torchs = (inspect.signature(getattr(kind, operation)).parameters for kind in (kernels, TORCH))
 
-    assert [(p.name, p.default) for p in ours.values()][: len(torchs)] == [(p.name, p.default) for p in torchs.values()]
+    assert [(p.name, p.default) for p in ours.values()][: len(torchs)] == [
+        (p.name, p.default) for p in torchs.values()
+    ]
     assert all(p.default is None for p in [*ours.values()][len(torchs) :])
 
 
 @pytest.fixture
 def far_apart() -> Callable[[Tensor], Tensor]:
-    """Copies a tensor (3, ...) so that its rows lie 2^30 elements apart: the third's offset does not fit 32 bits.
+    """Copies a tensor (3, ...) so that its rows lie 2^30 elements apart: the third's offset does not fit 32
+    bits.
 
-    Nothing is behind the memory in between, so it costs nothing on the CPU.  The rows lie in the middle of it, so that
-    an offset that wraps around finds foreign numbers there and not the end of the program.
+    Nothing is behind the memory in between, so it costs nothing on the CPU.  The rows lie in the middle of
+    it, so that an offset that wraps around finds foreign numbers there and not the end of the program.
     """
     memory = []
 
@@ -304,12 +338,15 @@ def test_norms_and_gated_add_reach_beyond_2_to_the_31_elements(kernels, far_apar
     far = far_apart(x)
 
     assert torch.equal(kernels.modulated_norm(far, vector, vector), kernels.modulated_norm(x, vector, vector))
-    assert torch.equal(kernels.affine_norm(far, vector[0, 0], vector[0, 0]), kernels.affine_norm(x, vector[0, 0], vector[0, 0]))
+    assert torch.equal(
+        kernels.affine_norm(far, vector[0, 0], vector[0, 0]),
+        kernels.affine_norm(x, vector[0, 0], vector[0, 0]),
+    )
     assert torch.equal(kernels.gated_add(far, vector, x), kernels.gated_add(x, vector, x))
     assert torch.equal(kernels.gated_add(x, vector, far), kernels.gated_add(x, vector, x))
 
 
-# --- in the model -----------------------------------------------------------------------------------------------
+# --- in the model -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["refine", "ablation", "fastvar"])
@@ -326,7 +363,10 @@ def test_a_model_computes_the_same_with_either_kernels(kernels, method):
         else:
             draft, cache = draw_draft(backbone, recipe, 4, bits)
             made_by = RefinePass.of_last((50.0, 20.0, 5.0), cross_scale=method == "refine")
-            refine(backbone, draft, dispatch_tokens(frequency_map(draft.total), SCHEDULE, made_by), made_by, cache)
+            refine(
+                backbone, draft, dispatch_tokens(frequency_map(draft.total), SCHEDULE, made_by), made_by,
+                cache,
+            )
             bits = draft.bits  # so that both see the same input, whatever a close call among the bits
         hook.remove()
 

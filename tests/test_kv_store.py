@@ -1,4 +1,5 @@
-"""The store: one KV cache, for the draft in use and the passes over it, and no longer than that draft lives."""
+"""The store: one KV cache, for the draft in use and the passes over it, and no longer than that draft lives.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +11,12 @@ import pytest
 import torch
 
 from comfy_moss.model.cache import KVCache
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import Draft, Recipe, Run, draft_of
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.kv_store import KVStore
-from comfy_moss.pipeline.refine import composite, draw_pass
+from comfy_moss.pipeline.refine import KVStore, composite, draw_pass
 
 SCHEDULE = make_schedule(1.0, "0.06M")
 COARSE, FINE = RefinePass((-3,), (60.0,)), RefinePass((-1,), (30.0,), guidance=1.0)
@@ -107,7 +107,9 @@ def test_the_cache_goes_with_its_draft(backbone: InfinityBackbone) -> None:
     assert storage() is None and store.nbytes == 0
 
 
-def test_the_death_of_an_earlier_draft_leaves_the_cache_of_the_present_one(backbone: InfinityBackbone) -> None:
+def test_the_death_of_an_earlier_draft_leaves_the_cache_of_the_present_one(
+    backbone: InfinityBackbone,
+) -> None:
     (draft, run), (other, others) = _draw(backbone), _draw(backbone, seed=1)
     store = KVStore()
     store.keep(draft, run)
@@ -144,7 +146,7 @@ def test_a_rebuild_counts_its_scales_and_can_be_cancelled_between_any_two(backbo
     assert not store.holds(draft) and store.nbytes == 0
 
 
-# --- passes -----------------------------------------------------------------------------------------------------
+# --- passes -------------------------------------------------------------------------------------------------
 
 
 def test_a_kept_pass_comes_back_and_is_what_a_rebuild_gives(backbone: InfinityBackbone) -> None:
@@ -158,7 +160,9 @@ def test_a_kept_pass_comes_back_and_is_what_a_rebuild_gives(backbone: InfinityBa
     assert fresh.missing(after) == 0 and _equal(store.run_of(backbone, draft).cache, run.cache)
 
 
-def test_a_pass_laid_on_with_another_strength_needs_no_rebuild_and_another_pass_does(backbone: InfinityBackbone) -> None:
+def test_a_pass_laid_on_with_another_strength_needs_no_rebuild_and_another_pass_does(
+    backbone: InfinityBackbone,
+) -> None:
     draft, run = _draw(backbone)
     store = KVStore()
     store.keep(draft, run)

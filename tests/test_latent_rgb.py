@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comfy_moss.pipeline.latent_rgb import LatentRGB, fit_latent_rgb
+from comfy_moss.model.vae import LatentRGB, fit_latent_rgb
 
 STRIDE = 8
 
@@ -26,7 +26,9 @@ def _encode(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
 def test_a_codec_that_is_linear_is_found_out(channels: int) -> None:
     codec = _codec(channels)
     rgb = fit_latent_rgb(lambda images: _encode(images, *codec), STRIDE)
-    picture = F.interpolate(torch.tensor([-1.0, -0.5, 0, 1]).expand(2, 3, 4), size=32)[:, :, None].expand(-1, -1, 32, -1)
+    picture = F.interpolate(torch.tensor([-1.0, -0.5, 0, 1]).expand(2, 3, 4), size=32)[:, :, None].expand(
+        -1, -1, 32, -1
+    )
     shown = rgb(_encode(picture, *codec))
     expected = (F.avg_pool2d(picture, STRIDE).movedim(1, -1) + 1) / 2
     assert shown.shape == (2, 4, 4, 3) and shown.dtype == torch.float32

@@ -15,7 +15,9 @@ RANK = {  # others: 4
     "kernels": 0, "typed": 0, "__version__": 0, "ops": 1, "images": 1, "model": 2, "pipeline": 3, "nodes": 6,
     "benchmarks": 5,
 }
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+COMFYUI = {
+    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server",
+}
 FOLDERS = ("comfy_moss", "kernels", "benchmarks")
 FILES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
@@ -43,7 +45,10 @@ def _allowed(here: str, target: PurePosixPath | str) -> bool:
     if isinstance(target, PurePosixPath):
         part = _part(target)
         if part in ("kernels", "benchmarks"):
-            return here in {"kernels": ("ops", "kernels", "benchmarks"), "benchmarks": ("cli", "benchmarks")}[part]
+            return (
+                here
+                in {"kernels": ("ops", "kernels", "benchmarks"), "benchmarks": ("cli", "benchmarks")}[part]
+            )
         return RANK.get(part, 4) <= RANK.get(here, 4)
     if here == "kernels":
         return target in {"torch", "triton"} | sys.stdlib_module_names
@@ -58,14 +63,16 @@ def complaints(file: PurePosixPath, source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value = ast.Constant(None)  # docstrings may name the models
-    if here == "pipeline" and (name := re.search("infinity|(?<![a-z])hart", ast.unparse(tree), re.IGNORECASE)):
+    if here == "pipeline" and (
+        name := re.search("infinity|(?<![a-z])hart", ast.unparse(tree), re.IGNORECASE)
+    ):
         found.append(f"pipeline names {name[0]}")
     return found
 
 
 def test_one_family_of_models_imports_nothing_of_the_other() -> None:
-    infinity = {"infinity", "infinity_backbone", "checkpoint", "graphs"}
-    hart = {"hart", "hart_head", "hart_backbone", "hart_checkpoint"}
+    infinity = {"infinity", "checkpoint", "graphs"}
+    hart = {"hart", "hart_head", "hart_checkpoint"}
     for family, other in ((infinity, hart), (hart, infinity)):
         for name in family:
             file = PurePosixPath(f"comfy_moss/model/{name}.py")
@@ -113,7 +120,10 @@ def test_what_breaks_the_layers_is_found(file: str, source: str) -> None:
         ("comfy_moss/nodes/load.py", "import folder_paths\nfrom ..pipeline.draft import Draft"),
         ("comfy_moss/ops.py", "from .kernels.reference import rope2d"),
         ("comfy_moss/cli.py", "from . import __version__, job\nfrom .benchmarks import commands"),
-        ("benchmarks/suite.py", "import comfy_moss\nfrom comfy_moss.request import check\nfrom .world import Scene"),
+        (
+            "benchmarks/suite.py",
+            "import comfy_moss\nfrom comfy_moss.request import check\nfrom .world import Scene",
+        ),
         ("kernels/rope2d.py", "import math\nimport triton.language as tl\nfrom .reference import rope2d"),
         ("comfy_moss/pipeline/draft.py", "def chart():\n    '''Infinity and HART'''\n    return 'chart'"),
     ],

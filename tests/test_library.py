@@ -70,12 +70,16 @@ def test_a_sharded_transformer_is_a_directory(shelf: Path) -> None:
 
 def test_the_namesake_of_the_2b_vae_is_not_taken(shelf: Path) -> None:
     (shelf / "vae" / "infinity_vae_d32reg.pth").rename(shelf / "vae" / "infinity_vae_d32.pth")
-    with pytest.raises(CheckpointError, match="the model 2b is incomplete: infinity_vae_d32reg.pth not found below"):
+    with pytest.raises(
+        CheckpointError, match="the model 2b is incomplete: infinity_vae_d32reg.pth not found below"
+    ):
         find_model("2b", [shelf])
 
 
 def test_everything_missing_is_listed_with_released_names(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="infinity_125M_256x256.pth, infinity_vae_d16.pth, flan-t5-xl not found below"):
+    with pytest.raises(
+        CheckpointError, match="infinity_125M_256x256.pth, infinity_vae_d16.pth, flan-t5-xl not found below"
+    ):
         find_model("125m", [tmp_path])
 
 
@@ -101,7 +105,10 @@ def test_links_are_followed_and_loops_end(shelf: Path, tmp_path_factory: pytest.
 
 def test_a_directory_is_a_model(own_model: Path) -> None:
     files = find_model(str(own_model), [])
-    assert files.transformer == own_model / "transformer.safetensors" and files.vae == own_model / "vae.safetensors"
+    assert (
+        files.transformer == own_model / "transformer.safetensors"
+        and files.vae == own_model / "vae.safetensors"
+    )
     assert files.text == own_model / "text" and files.area == "1M"
 
 
@@ -117,7 +124,9 @@ def test_files_of_a_directory_are_recognised_by_their_contents(own_model: Path) 
     (own_model / "vae.safetensors").unlink()
     (own_model / "text").rename(own_model / "encoder")
     files = find_model(str(own_model), [])
-    assert [p.name for p in (files.transformer, files.vae, files.text)] == ["network.pth", "codec.pth", "encoder"]
+    assert [p.name for p in (files.transformer, files.vae, files.text)] == [
+        "network.pth", "codec.pth", "encoder",
+    ]
 
 
 def test_of_two_copies_of_the_transformer_one_is_taken_and_the_log_says_which(
@@ -132,7 +141,9 @@ def test_of_two_copies_of_the_transformer_one_is_taken_and_the_log_says_which(
 
 
 def test_what_a_directory_lacks_is_listed(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"lacks transformer.safetensors, vae.safetensors, text \(the text encoder\)"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks transformer.safetensors, vae.safetensors, text \(the text encoder\)"
+    ):
         find_model(str(tmp_path), [])
 
 
@@ -149,13 +160,17 @@ def test_a_release_under_its_own_name_in_a_directory_gets_its_settings(tmp_path:
     assert (files.area, files.cfg, files.tau) == ("0.25M", 3.0, 1.0)
 
 
-def test_a_renamed_release_is_recognised_by_its_width(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renamed_release_is_recognised_by_its_width(
+    own_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = InfinityConfig(12, 768, 8, 3072, 16, 2048, 16, 512, 15)
     monkeypatch.setattr(library, "open_transformer", lambda tensors: (tensors, config))
     assert find_model(str(own_model), []).area == "0.06M"
 
 
-def test_the_embedded_model_is_looked_for_in_the_pack(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_model_is_looked_for_in_the_pack(
+    own_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert library.NANO_FOLDER.parts[-3:] == ("comfy_moss", "assets", "nano")
     monkeypatch.setattr(library, "NANO_FOLDER", own_model)
     files = find_model("nano", [])
@@ -168,7 +183,9 @@ def test_the_embedded_model_is_looked_for_in_the_pack(own_model: Path, monkeypat
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no model '20b'; choose nano, 125m, 2b, 8b, 8b-512, hart-0.7b or a directory"):
+    with pytest.raises(
+        CheckpointError, match="no model '20b'; choose nano, 125m, 2b, 8b, 8b-512, hart-0.7b or a directory"
+    ):
         find_model("20b", [tmp_path])
 
 

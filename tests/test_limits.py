@@ -21,7 +21,10 @@ SCHEDULE = make_schedule(1.0, "0.06M")
 
 
 def make_recipe(batch: int = 1, first: int = 0, schedule=SCHEDULE, **changes) -> Recipe:
-    texts = [torch.randn(4 + n, 32, generator=torch.Generator().manual_seed(100 + n)) for n in range(first, first + batch)]
+    texts = [
+        torch.randn(4 + n, 32, generator=torch.Generator().manual_seed(100 + n))
+        for n in range(first, first + batch)
+    ]
     recipe = Recipe(tuple(texts), None, tuple(range(first, first + batch)), schedule)
     return replace(recipe, **changes)
 
@@ -57,7 +60,8 @@ def test_a_draft_of_all_scales_is_plain_infinity(model):
 
 def test_guidance_of_one_is_no_guidance_pass(model):
     off = make_recipe(guidance=Guidance(1.0))
-    almost = make_recipe(guidance=Guidance((1.0,) * 6 + (3.0,)))  # guided rows exist, but only the last scale uses them
+    # guided rows exist, but only the last scale uses them
+    almost = make_recipe(guidance=Guidance((1.0,) * 6 + (3.0,)))
 
     plain, small = draw_draft(model, off, 6)
     guided, large = draw_draft(model, almost, 6)
@@ -69,7 +73,9 @@ def test_guidance_of_one_is_no_guidance_pass(model):
 def test_fastvar_without_pruning_is_dense(model):
     dense, _ = draw_draft(model, make_recipe(), len(SCHEDULE))
 
-    fast, _, tokens = finish_fastvar(model, make_recipe(), FastVARConfig(skip=0, prune=(0.0, 0.0), first_layer=0))
+    fast, _, tokens = finish_fastvar(
+        model, make_recipe(), FastVARConfig(skip=0, prune=(0.0, 0.0), first_layer=0)
+    )
 
     assert torch.equal(fast.total, dense.total)
     assert tokens == [h * w for h, w in SCHEDULE.grids]
@@ -139,8 +145,12 @@ def test_cross_scale_attention_matters_only_between_scales(model):
     one, one_cache = draw_draft(model, make_recipe(), 6)
     two, two_cache = draw_draft(model, make_recipe(), 5)
 
-    assert torch.equal(moss(model, one, [60.0], cache=one_cache), moss(model, one, [60.0], one_cache, cross_scale=False))
-    assert not torch.equal(moss(model, two, [90, 60], cache=two_cache), moss(model, two, [90, 60], two_cache, cross_scale=False))
+    assert torch.equal(
+        moss(model, one, [60.0], cache=one_cache), moss(model, one, [60.0], one_cache, cross_scale=False)
+    )
+    assert not torch.equal(
+        moss(model, two, [90, 60], cache=two_cache), moss(model, two, [90, 60], two_cache, cross_scale=False)
+    )
 
 
 def test_without_guidance_in_refine_only_the_prompts_rows_run(model):
@@ -170,7 +180,9 @@ def test_a_dispatch_for_another_draft_is_refused(model):
     made_by = RefinePass.of_last((50.0, 50.0))
     dispatch = dispatch_tokens(frequency_map(draft.total), SCHEDULE, made_by)
 
-    with pytest.raises(ValueError, match="redraws scales from 5 on in 1 pictures, but the draft .* left: 6 to 6"):
+    with pytest.raises(
+        ValueError, match="redraws scales from 5 on in 1 pictures, but the draft .* left: 6 to 6"
+    ):
         refine(model, finer, dispatch, made_by, cache)
 
 

@@ -91,7 +91,9 @@ def test_one_picture_is_compared_with_each_of_many(measure) -> None:
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
-@pytest.mark.parametrize("shape", [(1, 17, 15, 3), (1, 14, 17, 3), (2, 17, 14, 3), (1, 17, 14, 4), (17, 14, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 17, 15, 3), (1, 14, 17, 3), (2, 17, 14, 3), (1, 17, 14, 4), (17, 14, 3)]
+)
 def test_pictures_that_do_not_fit_are_refused(measure, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot be compared"):
         measure(_pictures(3), torch.zeros(shape))
@@ -100,13 +102,15 @@ def test_pictures_that_do_not_fit_are_refused(measure, shape: tuple[int, ...]) -
 def test_pictures_smaller_than_the_window_are_refused_by_ssim_only() -> None:
     for height, width in ((10, 30), (30, 10)):
         small = torch.zeros(1, height, width, 3)
-        with pytest.raises(ValueError, match=f"at least 11 x 11 pixels to be compared, got {width} x {height}"):
+        with pytest.raises(
+            ValueError, match=f"at least 11 x 11 pixels to be compared, got {width} x {height}"
+        ):
             ssim(small, small)
         assert psnr(small, small).item() == math.inf
     assert ssim(torch.zeros(1, 11, 11, 3), torch.zeros(1, 11, 11, 3)).item() == 1
 
 
-# --- texture ----------------------------------------------------------------------------------------------------
+# --- texture ------------------------------------------------------------------------------------------------
 
 
 def _striped(contrast: float, side: int = 128, period: int = 12) -> torch.Tensor:
@@ -136,7 +140,9 @@ def test_blur_takes_energy_away_and_noise_adds_some() -> None:
 
 def test_only_what_is_inside_objects_counts() -> None:
     outside = torch.where(INSIDE[..., None], _striped(0.2), torch.rand(1, 128, 128, 3))
-    assert texture_energy(outside, INSIDE).item() == pytest.approx(texture_energy(_striped(0.2), INSIDE).item(), rel=1e-9)
+    assert texture_energy(outside, INSIDE).item() == pytest.approx(
+        texture_energy(_striped(0.2), INSIDE).item(), rel=1e-9
+    )
     assert texture_energy(_striped(0.2), torch.zeros_like(INSIDE)).item() == 0
 
 

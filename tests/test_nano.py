@@ -24,8 +24,7 @@ from comfy_moss.model.schedule import make_schedule
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.dispatch import RefinePass
 from comfy_moss.pipeline.draft import Recipe, draw_draft
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.plan import parse_method
+from comfy_moss.pipeline.plan import generate, parse_method
 
 ASSETS = Path(comfy_moss.__file__).parent / "assets" / "nano"
 SCHEDULE = make_schedule(1.0, "0.25M")
@@ -46,7 +45,9 @@ def recipe():
 
 
 def single(recipe: Recipe, n: int) -> Recipe:
-    return Recipe(recipe.text[n : n + 1], None, recipe.seeds[n : n + 1], SCHEDULE, recipe.guidance, recipe.sampling)
+    return Recipe(
+        recipe.text[n : n + 1], None, recipe.seeds[n : n + 1], SCHEDULE, recipe.guidance, recipe.sampling
+    )
 
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,9 @@ def test_the_files_are_small_and_named_as_released():
     assert {"block_chunks.1.module.0.sa.scale_mul_1H11", "head_nm.ada_lin.1.weight", "cfg_uncond"} <= names
 
 
-THINGS = [Thing(*kind, texture) for texture in TEXTURES[1:] for kind in (("circle", "yellow"), ("square", "blue"))]
+THINGS = [
+    Thing(*kind, texture) for texture in TEXTURES[1:] for kind in (("circle", "yellow"), ("square", "blue"))
+]
 
 
 def encoded(nano, things: list[Thing], side: int) -> tuple[list[torch.Tensor], tuple]:
@@ -77,7 +80,9 @@ def encoded(nano, things: list[Thing], side: int) -> tuple[list[torch.Tensor], t
 def test_the_codec_shows_textures_with_the_last_scales_only(nano, side, things):
     bits, grids = encoded(nano, things, side)
 
-    for scales, wanted in ((len(grids), [thing.texture for thing in things]), (len(grids) - 3, ["plain"] * len(things))):
+    for scales, wanted in (
+        (len(grids), [thing.texture for thing in things]), (len(grids) - 3, ["plain"] * len(things)),
+    ):
         codes = sum(resample(bits_to_codes(b, b.shape[1]), grids[-1]) for b in bits[:scales])
         images = to_uint8(nano.vae.decode(codes).clamp(-1, 1)).numpy()
         assert [texture_of(image, detect(image)[0]) for image in images] == wanted

@@ -1,4 +1,6 @@
-"""What the nodes refuse, each in one sentence that says what to do; and the menus of models.  In a stand-in for ComfyUI."""
+"""What the nodes refuse, each in one sentence that says what to do; and the menus of models.  In a stand-in
+for ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -63,12 +65,15 @@ def refused(message: str, run: Callable, *args: Any, **inputs: Any) -> None:
     assert "\n" not in text and ". " not in text and not text.endswith(".") and len(text) < 300, text
 
 
-# --- the draft --------------------------------------------------------------------------------------------------
+# --- the draft ----------------------------------------------------------------------------------------------
 
 
 def test_a_draft_must_leave_itself_a_scale(draft: Callable) -> None:
     assert draft(refine_scales=6).draft.scales == 1
-    refused("refine_scales 7 leaves nothing to draft: this picture has 7 scales; choose at most 6", draft, refine_scales=7)
+    refused(
+        "refine_scales 7 leaves nothing to draft: this picture has 7 scales; choose at most 6", draft,
+        refine_scales=7,
+    )
 
 
 def test_combined_prompts_are_refused(draft: Callable, parts: tuple) -> None:
@@ -80,7 +85,10 @@ def test_combined_prompts_are_refused(draft: Callable, parts: tuple) -> None:
 
 def test_a_prompt_of_another_models_encoder_is_refused(draft: Callable) -> None:
     other = [[torch.zeros(1, 4, 128), {}]]
-    refused("the positive prompt was encoded to 128 numbers a token and this model reads 32", draft, positive=other)
+    refused(
+        "the positive prompt was encoded to 128 numbers a token and this model reads 32", draft,
+        positive=other,
+    )
     refused("the negative prompt was encoded to 128 numbers a token", draft, negative=other)
     refused("the positive input is no text conditioning", draft, positive=[[torch.zeros(4, 32), {}]])
 
@@ -103,7 +111,9 @@ def test_a_prompt_of_ten_thousand_characters_is_refused(parts: tuple) -> None:
     refused("the prompt is too long", parts[1].encode, "a red cat " * 1000)
 
 
-def test_a_prompt_weight_is_warned_about_once_and_read_as_text(parts: tuple, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_weight_is_warned_about_once_and_read_as_text(
+    parts: tuple, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         weighted = parts[1].encode("a (red:1.2) cat and a (blue:0.5) dog")
     assert len(caplog.messages) == 1 and "(red:1.2)" in caplog.messages[0]
@@ -112,13 +122,17 @@ def test_a_prompt_weight_is_warned_about_once_and_read_as_text(parts: tuple, cap
     assert caplog.messages == [] and weighted[0][0].shape[1] > plain[0][0].shape[1]
 
 
-# --- dispatch ---------------------------------------------------------------------------------------------------
+# --- dispatch -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["paper", "custom bounds", "custom shares"])
-def test_a_finished_draft_has_nothing_to_dispatch(host: FakeHost, draft: Callable, measured: Callable, preset: str) -> None:
+def test_a_finished_draft_has_nothing_to_dispatch(
+    host: FakeHost, draft: Callable, measured: Callable, preset: str
+) -> None:
     inputs = {"frequency": measured(draft(refine_scales=0)), "preset": preset}
-    refused("this draft is finished: there is no scale left to refine", host.run, "MoSs_TokenDispatch", **inputs)
+    refused(
+        "this draft is finished: there is no scale left to refine", host.run, "MoSs_TokenDispatch", **inputs
+    )
 
 
 def test_the_paper_has_no_bounds_for_six_scales(host: FakeHost, draft: Callable, measured: Callable) -> None:
@@ -129,7 +143,10 @@ def test_the_paper_has_no_bounds_for_six_scales(host: FakeHost, draft: Callable,
 @pytest.mark.parametrize(
     ("preset", "values", "message"),
     [
-        ("custom bounds", "80, 70, 30", "values holds 3 numbers, but the draft leaves 4 scales to refine; write 4"),
+        (
+            "custom bounds", "80, 70, 30",
+            "values holds 3 numbers, but the draft leaves 4 scales to refine; write 4",
+        ),
         ("custom bounds", "80, 70, 30, 10, 5", "values holds 5 numbers"),
         ("custom bounds", "80, 70, thirty, 10", "values '80, 70, thirty, 10' are not numbers"),
         ("custom bounds", "", "values '' are not numbers"),
@@ -149,7 +166,9 @@ def test_impossible_values_are_refused(
     refused(message, host.run, "MoSs_TokenDispatch", frequency=measured(four), preset=preset, values=values)
 
 
-def test_masks_and_pictures_are_one_or_as_many_as_the_drafts(host: FakeHost, draft: Callable, measured: Callable) -> None:
+def test_masks_and_pictures_are_one_or_as_many_as_the_drafts(
+    host: FakeHost, draft: Callable, measured: Callable
+) -> None:
     two = measured(draft(batch_size=2))
     for count in (1, 2):
         mask, image = torch.ones(count, 9, 9), torch.ones(count, 9, 9, 3)
@@ -163,10 +182,12 @@ def test_masks_and_pictures_are_one_or_as_many_as_the_drafts(host: FakeHost, dra
     refused("the painting '4x4:?' is damaged", run, painting="4x4:?")
 
 
-# --- refine and after -------------------------------------------------------------------------------------------
+# --- refine and after ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{"aspect": "16:9"}, {"area": "0.25M"}, {"refine_scales": 3}, {"batch_size": 2}])
+@pytest.mark.parametrize(
+    "change", [{"aspect": "16:9"}, {"area": "0.25M"}, {"refine_scales": 3}, {"batch_size": 2}]
+)
 def test_parts_of_differently_shaped_pictures_are_refused(
     host: FakeHost, draft: Callable, four: Any, measured: Callable, change: dict
 ) -> None:
@@ -182,51 +203,74 @@ def test_parts_of_differently_shaped_pictures_are_refused(
 
 def test_a_backend_that_cannot_run_here_is_refused(host: FakeHost, four: Any, measured: Callable) -> None:
     dispatch = host.run("MoSs_TokenDispatch", frequency=measured(four)).result[0]
-    refused("the Triton kernels cannot run here", host.run, "MoSs_Refine", draft=four, dispatch=dispatch, backend="triton")
+    refused(
+        "the Triton kernels cannot run here", host.run, "MoSs_Refine", draft=four, dispatch=dispatch,
+        backend="triton",
+    )
 
 
 def test_a_residual_of_another_model_is_refused(host: FakeHost, four: Any, measured: Callable) -> None:
     model, clip, _ = host.run("MoSs_LoadInfinity").result
-    other = host.run("MoSs_InfinityDraft", model=model, positive=clip.encode("a red cat"), area="0.06M").result[0]
+    other = host.run(
+        "MoSs_InfinityDraft", model=model, positive=clip.encode("a red cat"), area="0.06M"
+    ).result[0]
     dispatch = host.run("MoSs_TokenDispatch", frequency=measured(four)).result[0]
     residual = host.run("MoSs_Refine", draft=other, dispatch=dispatch).result[0]
-    refused("the residual was drawn by another model", host.run, "MoSs_Composite", draft=four, residual=residual)
+    refused(
+        "the residual was drawn by another model", host.run, "MoSs_Composite", draft=four, residual=residual
+    )
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
-def test_the_strength_lies_between_0_and_1(host: FakeHost, four: Any, measured: Callable, strength: float) -> None:
+def test_the_strength_lies_between_0_and_1(
+    host: FakeHost, four: Any, measured: Callable, strength: float
+) -> None:
     dispatch = host.run("MoSs_TokenDispatch", frequency=measured(four)).result[0]
     residual = host.run("MoSs_Refine", draft=four, dispatch=dispatch).result[0]
-    refused("strength must lie between 0 and 1", host.run, "MoSs_Composite", draft=four, residual=residual, strength=strength)
+    refused(
+        "strength must lie between 0 and 1", host.run, "MoSs_Composite", draft=four, residual=residual,
+        strength=strength,
+    )
 
 
 def test_fastvar_needs_four_undrawn_scales(host: FakeHost, draft: Callable) -> None:
     three = draft(refine_scales=3)
-    refused("FastVAR works on the last 4 scales, but this draft leaves only 3", host.run, "MoSs_FastVARRefine", draft=three)
+    refused(
+        "FastVAR works on the last 4 scales, but this draft leaves only 3", host.run, "MoSs_FastVARRefine",
+        draft=three,
+    )
     for k in (4, 6):
         host.run("MoSs_FastVARRefine", draft=draft(refine_scales=k))
 
 
-# --- the report -------------------------------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------------------------------
 
 
 def test_the_report_refuses_latents_that_do_not_say_what_they_took(host: FakeHost, latent: dict) -> None:
     bare = {"samples": latent["samples"]}
     refused("the latent input does not say what it took", host.run, "MoSs_Report", latent=bare)
-    refused("the reference input does not say what it took", host.run, "MoSs_Report", latent=latent, reference=bare)
+    refused(
+        "the reference input does not say what it took", host.run, "MoSs_Report", latent=latent,
+        reference=bare,
+    )
 
 
 def test_the_report_compares_two_pictures_of_one_size(host: FakeHost, latent: dict) -> None:
     picture = torch.rand(1, 32, 32, 3)
     for name in ("image", "reference_image"):
-        refused("wire both image and reference_image, or neither", host.run, "MoSs_Report", latent=latent, **{name: picture})
+        refused(
+            "wire both image and reference_image, or neither", host.run, "MoSs_Report", latent=latent,
+            **{name: picture},
+        )
     other = torch.rand(1, 32, 48, 3)
-    refused("cannot be compared", host.run, "MoSs_Report", latent=latent, image=picture, reference_image=other)
+    refused(
+        "cannot be compared", host.run, "MoSs_Report", latent=latent, image=picture, reference_image=other
+    )
     same = host.run("MoSs_Report", latent=latent, image=picture, reference_image=picture).result[0]
     assert "inf dB" in same and "1.0000" in same
 
 
-# --- models -----------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -243,9 +287,12 @@ def _touch(path: Path) -> Path:
 
 
 def test_the_menus_offer_what_lies_in_the_models_folders(host: FakeHost, menus: Callable) -> None:
-    names = ("infinity/infinity_2b_reg.pth", "infinity/8b/part.safetensors", "vae/infinity_vae_d32reg.pth", "vae/ae.safetensors",
-             "text_encoders/flan-t5-xl/config.json", "text_encoders/flan-t5-xl/model.safetensors",
-             "text_encoders/t5.safetensors", "text_encoders/clip/l.safetensors", "infinity/notes.txt")  # fmt: skip
+    names = (
+        "infinity/infinity_2b_reg.pth", "infinity/8b/part.safetensors", "vae/infinity_vae_d32reg.pth",
+        "vae/ae.safetensors", "text_encoders/flan-t5-xl/config.json",
+        "text_encoders/flan-t5-xl/model.safetensors", "text_encoders/t5.safetensors",
+        "text_encoders/clip/l.safetensors", "infinity/notes.txt",
+    )
     files = [_touch(host.models / name) for name in names]
     assert menus("model") == ["nano (embedded)", "infinity_2b_reg.pth", "8b/part.safetensors", TINY]
     assert menus("vae") == ["automatic", "tiny/vae.safetensors", "infinity_vae_d32reg.pth"]
@@ -261,7 +308,9 @@ def test_the_embedded_model_takes_no_foreign_parts(host: FakeHost) -> None:
 
 
 def test_a_file_that_vanished_is_named(host: FakeHost) -> None:
-    for part in ({"model": "gone.pth"}, {"model": TINY, "vae": "gone.pth"}, {"model": TINY, "text_encoder": "gone"}):
+    for part in (
+        {"model": "gone.pth"}, {"model": TINY, "vae": "gone.pth"}, {"model": TINY, "text_encoder": "gone"},
+    ):
         refused("is no longer in the folder", host.run, "MoSs_LoadInfinity", **part)
 
 

@@ -23,10 +23,9 @@ from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
+from comfy_moss.pipeline.dispatch import write_painting
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import Picture, generate
-from comfy_moss.pipeline.painting import write_painting
-from comfy_moss.pipeline.plan import parse_method, parse_plan
+from comfy_moss.pipeline.plan import Picture, generate, parse_method, parse_plan
 
 PROMPT = "a red heart on a gradient white background"
 TINY = "tiny/transformer.safetensors"
@@ -68,7 +67,9 @@ def draw(host: FakeHost, parts: tuple, prompt: str = PROMPT, **widgets: Any) -> 
     """A draft at the smallest area."""
     model, clip, _ = parts
     positive = widgets.pop("positive", None) or clip.encode(prompt)
-    return host.run("MoSs_InfinityDraft", model=model, positive=positive, **{"area": "0.06M", **widgets}).result[0]
+    return host.run(
+        "MoSs_InfinityDraft", model=model, positive=positive, **{"area": "0.06M", **widgets}
+    ).result[0]
 
 
 def dispatch(host: FakeHost, draft: Any, **widgets: Any) -> Any:
@@ -82,11 +83,11 @@ def moss(host: FakeHost, draft: Any, strength: float = 1.0, **widgets: Any) -> d
     return host.run("MoSs_Composite", draft=draft, residual=residual, strength=strength).result[0]
 
 
-# --- what they say ----------------------------------------------------------------------------------------------
+# --- what they say ------------------------------------------------------------------------------------------
 
 
 def test_ids_are_unique_and_our_own(host: FakeHost) -> None:
-    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes.extension"].NODES) == 11
+    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes"].NODES) == 11
     assert all(name.startswith("MoSs_") for name in host.nodes)
 
 
@@ -94,13 +95,16 @@ def test_every_node_says_what_it_is(host: FakeHost) -> None:
     schemas = [node.define_schema() for node in host.nodes.values()]
     assert {schema.category for schema in schemas} == {"MoSs"}
     assert len({schema.display_name for schema in schemas}) == len(schemas)
-    assert [s.node_id for s in schemas if len(s.description) < 20 or not s.search_aliases or not s.outputs] == []
+    assert [
+        s.node_id for s in schemas if len(s.description) < 20 or not s.search_aliases or not s.outputs
+    ] == []
 
 
 def test_every_input_and_output_says_what_it_is(host: FakeHost) -> None:
     for name, node in host.nodes.items():
         sockets = node.define_schema().inputs + node.define_schema().outputs
-        assert len({socket.id for socket in sockets}) == len(sockets), name  # hosts before 0.4 load no node otherwise
+        # hosts before 0.4 load no node otherwise
+        assert len({socket.id for socket in sockets}) == len(sockets), name
         assert [socket.id for socket in sockets if len(socket.settings.get("tooltip", "")) < 15] == [], name
 
 
@@ -133,7 +137,7 @@ def test_the_outputs_are_as_many_as_the_schema_says(host: FakeHost, nano: tuple)
     }
 
 
-# --- what they draw ---------------------------------------------------------------------------------------------
+# --- what they draw -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -142,18 +146,22 @@ def pipeline() -> Any:
     files = find_model("nano", [])
     backbone, encoder = load_infinity(files.transformer, files.vae, files.text), TextEncoder.load(files.text)
 
-    def run(method: str, batch: int, aspect: str, cfg: float, negative: str, area: str, bounds: tuple | None) -> Picture:
+    def run(
+        method: str, batch: int, aspect: str, cfg: float, negative: str, area: str, bounds: tuple | None
+    ) -> Picture:
         denied = tuple(encoder.encode([negative])) * batch if negative else None
         recipe = Recipe(
             tuple(encoder.encode([PROMPT])) * batch, denied, tuple(range(5, 5 + batch)),
             make_schedule(parse_aspect(aspect), area), Guidance(cfg or files.cfg), Sampling(files.tau),
-        )  # fmt: skip
+        )
         return generate(backbone, recipe, parse_method(method, bounds, published=files.published))
 
     return run
 
 
-def _by_nodes(host: FakeHost, parts: tuple, method: str, widgets: dict[str, Any], bounds: tuple | None) -> dict[str, Any]:
+def _by_nodes(
+    host: FakeHost, parts: tuple, method: str, widgets: dict[str, Any], bounds: tuple | None
+) -> dict[str, Any]:
     k = len(bounds) if bounds else int(method[4:]) if method.startswith("moss") else 4
     drafted = draw(host, parts, refine_scales=0 if method == "dense0" else k, seed=5, **widgets)
     if method == "draft":
@@ -169,13 +177,14 @@ def _by_nodes(host: FakeHost, parts: tuple, method: str, widgets: dict[str, Any]
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("moss2", {}), ("moss3", {}), ("moss4", {}), ("moss5", {}), ("dense", {}), ("fastvar", {}), ("draft", {}),
+        ("moss2", {}), ("moss3", {}), ("moss4", {}), ("moss5", {}), ("dense", {}), ("fastvar", {}),
+        ("draft", {}),
         ("dense0", {}),
         ("moss4", {"batch_size": 2, "aspect": "16:9"}), ("dense", {"batch_size": 2, "aspect": "9:16"}),
         ("moss4", {"cfg": 1.0}), ("fastvar", {"cfg": 1.0}), ("moss4", {"negative": "a red square"}),
         ("moss4", {"bounds": (60.0, 20.0)}), ("moss4", {"bounds": (70.0,)}), ("moss4", {"area": "0.25M"}),
     ],
-)  # fmt: skip
+)
 def test_the_graph_draws_the_pipelines_picture_bit_for_bit(
     host: FakeHost, nano: tuple, pipeline: Any, method: str, changes: dict
 ) -> None:
@@ -185,9 +194,9 @@ def test_the_graph_draws_the_pipelines_picture_bit_for_bit(
         widgets["negative"] = nano[1].encode(negative)
     latent = _by_nodes(host, nano, method, widgets, bounds)
     expected = pipeline(
-        "moss" if bounds else method.removesuffix("0"), changes.get("batch_size", 1), changes.get("aspect", "1:1"),
-        changes.get("cfg", 0), negative, changes.get("area", "0.06M"), bounds,
-    )  # fmt: skip
+        "moss" if bounds else method.removesuffix("0"), changes.get("batch_size", 1),
+        changes.get("aspect", "1:1"), changes.get("cfg", 0), negative, changes.get("area", "0.06M"), bounds,
+    )
     assert torch.equal(latent["samples"], expected.total)
     assert torch.equal(nano[2].decode(latent["samples"]), to_image(expected.image).clamp(0, 1))
     cost = latent["moss_cost"]
@@ -253,7 +262,10 @@ def test_a_painted_mask_moves_tokens_and_keeps_their_number(host: FakeHost, draf
 
 @pytest.mark.parametrize(
     ("preset", "values"),
-    [("custom bounds", "80, 70, 30, 10"), ("custom shares", "10%; 40; 20; 10"), ("paper", "nothing"), ("automatic", "")],
+    [
+        ("custom bounds", "80, 70, 30, 10"), ("custom shares", "10%; 40; 20; 10"), ("paper", "nothing"),
+        ("automatic", ""),
+    ],
 )
 def test_bounds_can_be_said_in_four_ways(host: FakeHost, draft: Any, preset: str, values: str) -> None:
     assert dispatch(host, draft(), preset=preset, values=values).step.bounds == (80.0, 70.0, 30.0, 10.0)
@@ -264,17 +276,21 @@ def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost
     backbone = replace(one.model.backbone, published=replace(PAPER, calibrated={4: own}))
     measured = host.run("MoSs_FrequencyMap", draft=replace(one, model=replace(one.model, backbone=backbone)))
     presets = ({}, {"preset": "paper"})
-    found, printed = (host.run("MoSs_TokenDispatch", frequency=measured.result[0], **preset) for preset in presets)
+    found, printed = (
+        host.run("MoSs_TokenDispatch", frequency=measured.result[0], **preset) for preset in presets
+    )
     assert (found.result[0].step.bounds, printed.result[0].step.bounds) == (own, (80.0, 70.0, 30.0, 10.0))
     shown = [output.ui["moss_inspector"][0] for output in (measured, found, printed)]
     assert [data["known"] for data in shown] == [{"automatic": own, "paper": (80.0, 70.0, 30.0, 10.0)}] * 3
     assert shown[0]["bounds"] == list(own)
 
 
-# --- what they show ---------------------------------------------------------------------------------------------
+# --- what they show -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("preview", "method"), [(True, "auto"), (True, "taesd"), (True, "none"), (False, "auto")])
+@pytest.mark.parametrize(
+    ("preview", "method"), [(True, "auto"), (True, "taesd"), (True, "none"), (False, "auto")]
+)
 def test_progress_counts_the_scales_and_shows_pictures_where_they_are_wanted(
     host: FakeHost, draft: Any, preview: bool, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +308,9 @@ def test_progress_counts_the_scales_and_shows_pictures_where_they_are_wanted(
         assert (kind, picture.size, size) == ("JPEG", (side, side), side * one.model.backbone.stride)
 
 
-def test_the_draft_keeps_its_picture_for_runs_in_which_it_is_not_drawn_again(host: FakeHost, tiny: tuple) -> None:
+def test_the_draft_keeps_its_picture_for_runs_in_which_it_is_not_drawn_again(
+    host: FakeHost, tiny: tuple
+) -> None:
     """The page shows what a cached node said; without that an empty box is left of its previews."""
     inputs = {"model": tiny[0], "positive": tiny[1].encode("a red cat"), "area": "0.06M"}
     output = host.run("MoSs_InfinityDraft", **inputs, batch_size=2)
@@ -319,7 +337,9 @@ def test_nothing_is_decoded_while_drawing_and_the_colours_are_found_once_a_codec
 def test_previews_have_the_colours_of_the_picture(host: FakeHost, nano: tuple) -> None:
     one = draw(host, nano, "a red heart on a gradient white background", area="0.25M", refine_scales=0)
     picture = nano[2].decode(one.draft.total)[0]
-    small = torch.nn.functional.adaptive_avg_pool2d(picture.movedim(-1, 0), one.sketch.shape[1:3]).movedim(0, -1)
+    small = torch.nn.functional.adaptive_avg_pool2d(picture.movedim(-1, 0), one.sketch.shape[1:3]).movedim(
+        0, -1
+    )
     likeness = torch.corrcoef(torch.stack([small.flatten(), one.sketch[0].flatten()]))[0, 1]
     assert likeness > 0.75, likeness
 
@@ -341,7 +361,9 @@ def test_pictures_and_maps_are_as_the_host_passes_them(host: FakeHost, draft: An
 
 def test_the_inspector_gets_the_same_bounds_that_the_dispatch_used(host: FakeHost, draft: Any) -> None:
     measured = host.run("MoSs_FrequencyMap", draft=draft(batch_size=2))
-    output = host.run("MoSs_TokenDispatch", frequency=measured.result[0], preset="custom bounds", values="60, 40, 20, 5")
+    output = host.run(
+        "MoSs_TokenDispatch", frequency=measured.result[0], preset="custom bounds", values="60, 40, 20, 5"
+    )
     (seen,), (first,) = output.ui["moss_inspector"], measured.ui["moss_inspector"]
     assert (seen["kind"], seen["bounds"], len(seen["pictures"])) == ("dispatch", [60.0, 40.0, 20.0, 5.0], 2)
     assert (first["kind"], first["bounds"]) == ("frequency", [80.0, 70.0, 30.0, 10.0])
@@ -355,17 +377,21 @@ def test_a_finished_draft_has_a_map_but_nothing_to_inspect(host: FakeHost, draft
 def test_the_report_compares_two_pictures(host: FakeHost, tiny: tuple, draft: Any) -> None:
     one = draft()
     latent, dense = moss(host, one), host.run("MoSs_DenseRefine", draft=one).result[0]
-    images = {name: tiny[2].decode(x["samples"]) for name, x in (("image", latent), ("reference_image", dense))}
+    images = {
+        name: tiny[2].decode(x["samples"]) for name, x in (("image", latent), ("reference_image", dense))
+    }
     output = host.run("MoSs_Report", latent=latent, reference=dense, **images)
     lines = dict(line.split(maxsplit=1) for line in output.result[0].splitlines())
     assert lines["method"] == "moss4" and {"PSNR", "SSIM", "speed", "refine", "composite"} <= lines.keys()
     assert output.ui == {"text": (output.result[0],)}
 
 
-# --- memory -----------------------------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------------------
 
 
-def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(host: FakeHost, tiny: tuple, draft: Any) -> None:
+def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(
+    host: FakeHost, tiny: tuple, draft: Any
+) -> None:
     one = draft(batch_size=2)
     kept = one.cost.kv_bytes
     dense = host.run("MoSs_DenseRefine", draft=one).result[0]["moss_cost"].kv_bytes
@@ -390,7 +416,9 @@ def passes(host: FakeHost, tiny: tuple, monkeypatch: pytest.MonkeyPatch) -> list
     lengths: list[int] = []
     transformer = tiny[0].backbone.transformer
     real = transformer.forward
-    monkeypatch.setattr(transformer, "forward", lambda x, *a, **k: (lengths.append(x.shape[1]), real(x, *a, **k))[1])
+    monkeypatch.setattr(
+        transformer, "forward", lambda x, *a, **k: (lengths.append(x.shape[1]), real(x, *a, **k))[1]
+    )
     return lengths
 
 
@@ -399,7 +427,8 @@ def passes(host: FakeHost, tiny: tuple, monkeypatch: pytest.MonkeyPatch) -> list
 @pytest.mark.parametrize("cfg", [3.0, 1.0])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_another_dispatch_is_one_pass_of_exactly_its_tokens(
-    host: FakeHost, tiny: tuple, draft: Any, passes: list[int], batch: int, cfg: float, guidance: bool, between: str
+    host: FakeHost, tiny: tuple, draft: Any, passes: list[int], batch: int, cfg: float, guidance: bool,
+    between: str,
 ) -> None:
     one = draft(batch_size=batch, cfg=cfg)
     latent = moss(host, one, guidance=guidance)
@@ -463,17 +492,25 @@ def test_menus_and_fingerprints_look_at_no_unrelated_file(
     listings = {name: paths.get_filename_list(name) for name in ("infinity", "vae", "text_encoders", "hart")}
     looked: list[str] = []
     with monkeypatch.context() as patched:
-        patched.setattr(paths, "get_filename_list", listings.__getitem__)  # made before, as the host keeps them
-        for module, name in ((os.path, "getmtime"), (paths, "get_full_path"), *((Path, name) for name in WALKERS)):
+        # made before, as the host keeps them
+        patched.setattr(paths, "get_filename_list", listings.__getitem__)
+        for module, name in (
+            (os.path, "getmtime"), (paths, "get_full_path"), *((Path, name) for name in WALKERS),
+        ):
             real = getattr(module, name)
-            patched.setattr(module, name, lambda *a, real=real, **k: (looked.append(str(a[-1])), real(*a, **k))[1])
+            patched.setattr(
+                module, name, lambda *a, real=real, **k: (looked.append(str(a[-1])), real(*a, **k))[1]
+            )
         for node in host.nodes.values():
             node.define_schema()
         node = host.nodes["MoSs_LoadInfinity"]
-        prints = {node.fingerprint_inputs(name, *["automatic"] * 2, "auto") for name in ("nano (embedded)", TINY)}
+        prints = {
+            node.fingerprint_inputs(name, *["automatic"] * 2, "auto") for name in ("nano (embedded)", TINY)
+        }
         host.nodes["MoSs_LoadHART"].fingerprint_inputs("none found", "automatic", precision="auto")
     assert len(prints) == 2
-    assert {path for path in looked if "tiny" not in path} <= {"unrelated/config.json"}  # one question a folder
+    # one question a folder
+    assert {path for path in looked if "tiny" not in path} <= {"unrelated/config.json"}
 
 
 def test_the_composite_has_the_codec_brought_to_its_device(host: FakeHost, tiny: tuple, draft: Any) -> None:
@@ -533,7 +570,7 @@ def test_a_model_that_nobody_uses_goes_at_once(host: FakeHost, tiny: tuple) -> N
         gc.enable()
 
 
-# --- several passes ---------------------------------------------------------------------------------------------
+# --- several passes -----------------------------------------------------------------------------------------
 
 TWO_PASSES = {  # the graph as the host queues it, with what tells the passes apart
     "draft": {"class_type": "MoSs_InfinityDraft", "inputs": {}},
@@ -546,7 +583,8 @@ TWO_PASSES = {  # the graph as the host queues it, with what tells the passes ap
 
 
 def refine_again(
-    host: FakeHost, drafted: Any, name: str, scales: str, bounds: str, graph: dict | None = TWO_PASSES, **widgets: Any
+    host: FakeHost, drafted: Any, name: str, scales: str, bounds: str, graph: dict | None = TWO_PASSES,
+    **widgets: Any,
 ) -> tuple[dict[str, Any], Any]:
     """Latent and draft of one more pass over some scales."""
     settings = {"preset": "custom bounds", "values": bounds, "scales": scales}
@@ -590,7 +628,9 @@ def test_a_second_pass_is_one_pass_of_its_tokens_and_redraws_nothing(
     assert passes == [77, 18]
 
 
-def test_a_pass_whose_keys_went_is_run_again_and_counted(host: FakeHost, draft: Any, passes: list[int]) -> None:
+def test_a_pass_whose_keys_went_is_run_again_and_counted(
+    host: FakeHost, draft: Any, passes: list[int]
+) -> None:
     drafted = draft(refine_scales=4)
     _, between = refine_again(host, drafted, "first", "-4", "70", None)
     passes.clear()
@@ -608,9 +648,12 @@ def test_a_finished_draft_after_passes_may_be_drawn_on_densely(host: FakeHost, d
 
 
 @pytest.mark.parametrize(
-    ("scales", "expected"), [("all", (-3, -2, -1)), ("", (-3, -2, -1)), ("-1", (-1,)), ("-3, -1", (-3, -1)), ("2 1", (-2, -1))]
+    ("scales", "expected"),
+    [("all", (-3, -2, -1)), ("", (-3, -2, -1)), ("-1", (-1,)), ("-3, -1", (-3, -1)), ("2 1", (-2, -1))],
 )
-def test_scales_of_a_pass_are_counted_from_the_end(host: FakeHost, draft: Any, scales: str, expected: tuple) -> None:
+def test_scales_of_a_pass_are_counted_from_the_end(
+    host: FakeHost, draft: Any, scales: str, expected: tuple
+) -> None:
     bounds = {"preset": "custom bounds", "values": ", ".join(["50"] * len(expected))}
     assert dispatch(host, draft(refine_scales=3), scales=scales, **bounds).step.scales == expected
 

@@ -1,4 +1,5 @@
-"""The door to the kernels: how a model uses them, which ones it gets, and the benchmark that compares them."""
+"""The door to the kernels: how a model uses them, which ones it gets, and the benchmark that compares them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ OPERATIONS = [field.name for field in fields(Kernels) if field.name != "name"]
 SCHEDULE = make_schedule(1.0, "0.06M")
 
 
-# --- in the model -----------------------------------------------------------------------------------------------
+# --- in the model -------------------------------------------------------------------------------------------
 
 
 class Kept:
@@ -45,16 +46,24 @@ class Kept:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         held = self.held.get(layer)
-        self.held[layer] = (k, v) if held is None else tuple(torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+        self.held[layer] = (
+            (k, v)
+            if held is None
+            else tuple(torch.cat(pair, dim=2) for pair in zip(held, (k, v), strict=True))
+        )
         return self.held[layer]
 
     def view(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.held[layer]
 
 
-@pytest.mark.parametrize("visible", [None, torch.arange(16, dtype=torch.int32) // 9], ids=["all", "own scale"])
+@pytest.mark.parametrize(
+    "visible", [None, torch.arange(16, dtype=torch.int32) // 9], ids=["all", "own scale"]
+)
 def test_a_pass_sees_the_same_tokens_whether_and_wherever_it_stores_its_own(visible):
-    """Keys and values appended, written in place and seen as one segment with the earlier ones, or not kept at all."""
+    """Keys and values appended, written in place and seen as one segment with the earlier ones, or not kept
+    at all.
+    """
     model = tiny_backbone()
     condition = model.transformer.condition([torch.randn(5, 32)], None, guided=True)
     first, second = (Positions.of_scale(SCHEDULE, n) for n in (1, 2))
@@ -81,11 +90,16 @@ def test_scales_stand_for_the_mask_between_them_and_segments_for_the_joined_toke
     by_scale, by_mask, unmasked, joined, joined_by_scale = (
         TORCH.cross_scale_attention(q[:, :, :4], segments, visible)
         for segments, visible in [
-            ((past, new), scales), ((past, new), blocks), ((past, new), None), (((k, v),), None), (((k, v),), scales),
+            ((past, new), scales), ((past, new), blocks), ((past, new), None), (((k, v),), None),
+            (((k, v),), scales),
         ]
-    )  # fmt: skip
+    )
 
-    assert torch.equal(by_scale, by_mask) and torch.equal(by_scale, joined_by_scale) and torch.equal(unmasked, joined)
+    assert (
+        torch.equal(by_scale, by_mask)
+        and torch.equal(by_scale, joined_by_scale)
+        and torch.equal(unmasked, joined)
+    )
     assert not torch.allclose(by_scale, unmasked)
 
 
@@ -117,7 +131,7 @@ def test_a_cache_hands_out_its_places_in_order_until_it_is_full():
         cache.room(0, 1)
 
 
-# --- which kernels ----------------------------------------------------------------------------------------------
+# --- which kernels ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -207,7 +221,7 @@ def test_triton_attention_is_taken_where_joining_the_cache_costs_more():
             (many, two, None, False), (few, two, None, True), (many, two, scales, True),
             (few, one, None, False), (many, two, None, True), (few.float(), two, None, False),
         ]
-    ]  # fmt: skip
+    ]
 
     assert taken == [True, True, True, False, False, False]
 
@@ -225,16 +239,21 @@ def test_importing_and_asking_neither_loads_triton_nor_starts_cuda():
         "choose('auto', 'cpu')\n"
         "assert ('triton' in sys.modules) == before and not torch.cuda.is_initialized()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
-# --- the benchmark ----------------------------------------------------------------------------------------------
+# --- the benchmark ------------------------------------------------------------------------------------------
 
 
 def test_the_benchmark_compares_and_times_every_operation(tmp_path):
     target = tmp_path / "kernels.json"
-    command = [sys.executable, "-m", "benchmarks.kernels", "--device", "cpu", "--heads", "2", "--head-dim", "32", "--runs", "2"]
+    command = [
+        sys.executable, "-m", "benchmarks.kernels", "--device", "cpu", "--heads", "2", "--head-dim", "32",
+        "--runs", "2",
+    ]
     command += ["--shapes", "21x9", "0x5", "--json", str(target)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

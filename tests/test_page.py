@@ -1,4 +1,6 @@
-"""What the page in the browser computes for itself is what the pipeline computes: one set of numbers for both."""
+"""What the page in the browser computes for itself is what the pipeline computes: one set of numbers for
+both.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,17 @@ import torch
 
 from comfy_moss.model.backbone import TokenWork
 from comfy_moss.model.schedule import make_schedule
-from comfy_moss.pipeline.dispatch import Dispatch, RefinePass, band, bounds_of_shares, dispatch_tokens
+from comfy_moss.pipeline.dispatch import (
+    Dispatch,
+    RefinePass,
+    band,
+    bounds_of_shares,
+    dispatch_tokens,
+    read_painting,
+    write_painting,
+)
 from comfy_moss.pipeline.draft import Draft, Recipe
-from comfy_moss.pipeline.inspection import inspection
-from comfy_moss.pipeline.painting import read_painting, write_painting
+from comfy_moss.pipeline.heatmap import inspection
 from comfy_moss.pipeline.plan import Plan, share_of_dense
 
 NODE = shutil.which("node")
@@ -40,7 +49,9 @@ def taken(dispatch: Dispatch) -> list[list[list[list[int]]]]:
         grids = [SCHEDULE.grids[scale] for scale in dispatch.scales]
 
         def at(row: int, column: int, chosen=chosen, grids=grids) -> list[int]:
-            centre = [((2 * row + 1) * h // (2 * height), (2 * column + 1) * w // (2 * width)) for h, w in grids]
+            centre = [
+                ((2 * row + 1) * h // (2 * height), (2 * column + 1) * w // (2 * width)) for h, w in grids
+            ]
             pairs = zip(centre, grids, chosen, strict=True)
             return [i for i, ((r, c), (_, w), cells) in enumerate(pairs) if r * w + c in cells]
 
@@ -67,7 +78,11 @@ def dispatched(bounds: tuple[float, ...], text: str, batch: int = 2) -> dict[str
 
 def vectors() -> dict[str, Any]:
     """Inputs and the pipeline's answers, as JSON can hold them."""
-    cuts = [(n, up, low) for n in (1, 16, 144, 1023, 4096) for up, low in ((100.0, 0.0), (33.3, 10.0), (12.5, 12.5), (0.5, 0))]
+    cuts = [
+        (n, up, low)
+        for n in (1, 16, 144, 1023, 4096)
+        for up, low in ((100.0, 0.0), (33.3, 10.0), (12.5, 12.5), (0.5, 0))
+    ]
     ranges = [(cut, band(*cut)) for cut in cuts]
     paintings = [painting(density) for density in (0.02, 0.5)]
     shares = [(10.0, 40.0, 20.0, 10.0), (0.0, 0.0), (33.3, 33.3, 33.4)]
@@ -83,11 +98,15 @@ def vectors() -> dict[str, Any]:
     }
 
 
-@pytest.mark.skipif(NODE is None, reason="NO NODE.JS: THE PAGE'S ARITHMETIC WAS NOT TESTED; install node 20 or newer")
+@pytest.mark.skipif(
+    NODE is None, reason="NO NODE.JS: THE PAGE'S ARITHMETIC WAS NOT TESTED; install node 20 or newer"
+)
 def test_the_page_computes_what_the_pipeline_computes(tmp_path: Path) -> None:
     file = tmp_path / "vectors.json"
     file.write_text(json.dumps(vectors()), encoding="utf-8")
     command = [NODE, "--test", str(Path(__file__).with_name("page.test.mjs"))]
-    done = subprocess.run(command, env=os.environ | {"MOSS_VECTORS": str(file)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"MOSS_VECTORS": str(file)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "# pass 4" in done.stdout

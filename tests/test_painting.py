@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfy_moss.pipeline.painting import join_masks, read_painting, write_painting
+from comfy_moss.pipeline.dispatch import join_masks, read_painting, write_painting
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (32, 32), (84, 48)])

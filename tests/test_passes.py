@@ -1,4 +1,6 @@
-"""Plans: the exact limits of design, on nano's kind, a patchify model and HART, and the notation people share."""
+"""Plans: the exact limits of design, on nano's kind, a patchify model and HART, and the notation people
+share.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,7 @@ from test_limits import SCHEDULE, make_recipe
 from comfy_moss.model.backbone import PAPER
 from comfy_moss.pipeline.dispatch import RefinePass
 from comfy_moss.pipeline.draft import draw_draft
-from comfy_moss.pipeline.generate import run
-from comfy_moss.pipeline.plan import Plan, parse_method, parse_plan, plan_of
+from comfy_moss.pipeline.plan import Plan, parse_method, parse_plan, plan_of, run
 from comfy_moss.pipeline.refine import composite, draw_pass, rebuild
 
 KINDS = {
@@ -48,7 +49,9 @@ def test_whole_single_scale_passes_are_dense(kind, scales):
 def test_scales_counted_from_the_first_or_from_the_end_are_the_same_plan(kind):
     model, recipe, schedule = kind
     size = len(schedule)
-    ends, starts = parse_plan("draft-3; -2@50; -1@30"), parse_plan(f"draft {size - 3}; {size - 2}@50; {size - 1}@30")
+    ends, starts = (
+        parse_plan("draft-3; -2@50; -1@30"), parse_plan(f"draft {size - 3}; {size - 2}@50; {size - 1}@30"),
+    )
     assert torch.equal(run(model, recipe(), ends).total, run(model, recipe(), starts).total)
 
 
@@ -61,7 +64,8 @@ def test_the_papers_moss_is_one_pass_over_the_last_scales(kind):
 
 def test_a_batch_is_its_single_runs_through_two_passes(kind):
     model, recipe, _ = kind
-    plan = parse_plan(TWO.replace("70", "100").replace("45", "100"))  # rounding may swap tokens that are equally busy
+    # rounding may swap tokens that are equally busy
+    plan = parse_plan(TWO.replace("70", "100").replace("45", "100"))
     together = run(model, recipe(2), plan).total
     for n in range(2):
         assert torch.allclose(together[n], run(model, recipe(1, first=n), plan).total[0], atol=1e-3)
@@ -112,7 +116,10 @@ def test_guidance_of_a_pass_changes_that_pass_alone(kind):
 def test_guidance_of_a_plan_is_the_recipes():
     model, recipe = tiny_backbone(), make_recipe()
     strong = replace(recipe, guidance=replace(recipe.guidance, cfg=5.0))
-    ours, theirs = run(model, recipe, parse_plan("draft-2 cfg 5; -1@40")), run(model, strong, parse_plan("draft-2; -1@40"))
+    ours, theirs = (
+        run(model, recipe, parse_plan("draft-2 cfg 5; -1@40")),
+        run(model, strong, parse_plan("draft-2; -1@40")),
+    )
     assert torch.equal(ours.total, theirs.total)
 
 
@@ -131,7 +138,8 @@ def test_every_pass_makes_its_map_anew_and_a_mask_reaches_all_of_them():
 def test_progress_is_told_after_every_scale_and_pass():
     seen = []
     picture = run(
-        tiny_backbone(), make_recipe(), parse_plan(TWO), on_scale=lambda done, scales, total: seen.append((done, total))
+        tiny_backbone(), make_recipe(), parse_plan(TWO),
+        on_scale=lambda done, scales, total: seen.append((done, total)),
     )
     size = len(SCHEDULE)
     assert [done for done, _ in seen] == [*range(1, size - 2), size - 2, size]
@@ -144,14 +152,15 @@ def test_the_plan_of_a_draft_is_how_it_was_drawn():
     assert plan_of(draw_draft(tiny_backbone(), make_recipe(), len(SCHEDULE))[0]).label == "dense"
 
 
-# --- notation ---------------------------------------------------------------------------------------------------
+# --- notation -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "dense", "draft-4", "draft 7", "dense cfg 2", "draft-4; -4@80 -3@70 -2@30 -1@10", "draft-3; -1@45 unguided",
-        "draft-4 cfg 3 window 5; -4@70 sa; -1@45 unguided strength 0.5", "draft 6; 6@33.3333333333333357 cfg 1.25",
+        "dense", "draft-4", "draft 7", "dense cfg 2", "draft-4; -4@80 -3@70 -2@30 -1@10",
+        "draft-3; -1@45 unguided", "draft-4 cfg 3 window 5; -4@70 sa; -1@45 unguided strength 0.5",
+        "draft 6; 6@33.3333333333333357 cfg 1.25",
     ],
 )
 def test_a_plan_reads_back_what_it_writes(text):
@@ -162,8 +171,11 @@ def test_a_plan_reads_back_what_it_writes(text):
 
 @pytest.mark.parametrize(
     ("text", "same"),
-    [("DRAFT-3 ;  -1@45%  Unguided", "draft-3; -1@45 unguided"), ("draft-3; -1@45 cfg 1", "draft-3; -1@45 unguided"),
-     ("draft-0", "dense"), ("draft-3;", "draft-3"), ("draft-3; -1@.5", "draft-3; -1@0.5")],
+    [
+        ("DRAFT-3 ;  -1@45%  Unguided", "draft-3; -1@45 unguided"),
+        ("draft-3; -1@45 cfg 1", "draft-3; -1@45 unguided"), ("draft-0", "dense"), ("draft-3;", "draft-3"),
+        ("draft-3; -1@.5", "draft-3; -1@0.5"),
+    ],
 )
 def test_small_differences_in_writing_mean_nothing(text, same):
     assert str(parse_plan(text)) == same

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from comfy_moss.model.backbone import PAPER, PAPER_BOUNDS
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.generate import STAGES, generate
-from comfy_moss.pipeline.plan import Method, Plan, parse_method
+from comfy_moss.pipeline.plan import STAGES, Method, Plan, generate, parse_method
 
 SCHEDULE = make_schedule(1.0, "0.06M")  # 1 2 4 6 8 12 16
 TOKENS = (1, 4, 16, 36, 64, 144, 256)
@@ -82,7 +81,9 @@ def test_a_window_out_of_range_is_refused(window: int) -> None:
 
 
 @pytest.mark.parametrize("method", [parse_method("draft", skip=7), Plan.moss((50.0,) * 7)])
-def test_a_method_must_leave_a_scale_to_draw(backbone: InfinityBackbone, recipe: Recipe, method: Method) -> None:
+def test_a_method_must_leave_a_scale_to_draw(
+    backbone: InfinityBackbone, recipe: Recipe, method: Method
+) -> None:
     with pytest.raises(ValueError, match="this picture has 7 scales"):
         generate(backbone, recipe, method)
 
@@ -95,7 +96,9 @@ def test_skipping_nothing_is_dense(backbone: InfinityBackbone, recipe: Recipe) -
 
 
 def test_one_refine_scale_taken_whole_is_dense(backbone: InfinityBackbone, recipe: Recipe) -> None:
-    dense, moss = (generate(backbone, recipe, m) for m in (parse_method("dense"), parse_method("moss", [100.0])))
+    dense, moss = (
+        generate(backbone, recipe, m) for m in (parse_method("dense"), parse_method("moss", [100.0]))
+    )
     assert torch.allclose(moss.total, dense.total, atol=1e-6)
     assert torch.allclose(moss.image, dense.image, atol=1e-5)
 
@@ -107,7 +110,10 @@ def test_strength_zero_is_the_draft(backbone: InfinityBackbone, recipe: Recipe) 
 
 
 def test_tokens_are_counted_per_scale(backbone: InfinityBackbone, recipe: Recipe) -> None:
-    counted = {name: generate(backbone, recipe, parse_method(name)) for name in ("dense", "draft", "moss2", "fastvar")}
+    counted = {
+        name: generate(backbone, recipe, parse_method(name))
+        for name in ("dense", "draft", "moss2", "fastvar")
+    }
     assert counted["dense"].cost.tokens_per_scale == TOKENS
     assert counted["draft"].cost.tokens_per_scale == (1, 4, 16, 0, 0, 0, 0)
     assert counted["moss2"].cost.tokens_per_scale == (1, 4, 16, 36, 64, 36, 64)  # a quarter of 144 and of 256
@@ -119,7 +125,8 @@ def test_tokens_are_counted_per_scale(backbone: InfinityBackbone, recipe: Recipe
 def test_kv_bytes_are_those_of_all_scales_that_later_ones_read(
     backbone: InfinityBackbone, recipe: Recipe, name: str, cached: int
 ) -> None:
-    per_token = backbone.depth * 2 * 2 * backbone.transformer.config.width * 4  # keys and values, guided rows, fp32
+    # keys and values, guided rows, fp32
+    per_token = backbone.depth * 2 * 2 * backbone.transformer.config.width * 4
     assert generate(backbone, recipe, parse_method(name)).cost.kv_bytes == cached * per_token
 
 

@@ -32,7 +32,7 @@ def test_a_picture_is_reported_with_its_tokens_memory_and_time() -> None:
 def test_stages_are_in_the_order_they_ran_and_those_that_did_not_run_are_missing() -> None:
     assert [name for name in _lines(report(MOSS)) if name in ("draft", "frequency", "refine", "total")] == [
         "draft", "refine", "total",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("cost", "reference", "factor"), [(MOSS, DENSE, "2.50"), (DENSE, MOSS, "0.40")])

@@ -38,7 +38,10 @@ def test_noise_is_uniform_and_independent():
     counts = torch.histc(noise[0], 32, 0, 1)
     assert ((counts - n / 32) ** 2 / (n / 32)).sum() < 75  # chi-square, 31 degrees of freedom, p < 1e-5
     flat = noise - 0.5
-    pairs = [(flat[0], flat[1]), (flat[0], flat[2]), (flat[0, 1:], flat[0, :-1]), (flat[0, ..., 1:], flat[0, ..., :-1])]
+    pairs = [
+        (flat[0], flat[1]), (flat[0], flat[2]), (flat[0, 1:], flat[0, :-1]),
+        (flat[0, ..., 1:], flat[0, ..., :-1]),
+    ]
     for a, b in pairs:  # seeds, neighbouring tokens, neighbouring bits
         assert abs((a * b).mean() * 12) < 5 / math.sqrt(a.numel())
 
@@ -67,7 +70,8 @@ def test_a_sure_bit_is_taken_not_drawn():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"tau": -1.0}, {"tau": 0.0}, {"tau": math.nan}, {"top_p": 1.5}, {"top_k": -1}, {"tau": (1.0, 0.0)}]
+    "settings",
+    [{"tau": -1.0}, {"tau": 0.0}, {"tau": math.nan}, {"top_p": 1.5}, {"top_k": -1}, {"tau": (1.0, 0.0)}],
 )
 def test_impossible_settings_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -75,7 +79,9 @@ def test_impossible_settings_are_named(settings):
 
 
 def test_noise_never_reaches_one_so_a_sure_bit_is_always_drawn():
-    """The greatest of 2^24 values plus a half rounds up to 1 in float32; this is one of the places where it comes up."""
+    """The greatest of 2^24 values plus a half rounds up to 1 in float32; this is one of the places where it
+    comes up.
+    """
     place = Positions.of_cells(SCHEDULE, 12, torch.tensor([[40 * 64 + 51]]))
     noise = bit_noise([75], place, 32)[0, 0]
     assert noise[26] == 1 - 2.0**-24

@@ -38,7 +38,8 @@ def test_rope_grid_is_the_one_megapixel_grid_at_every_preset():
 
 
 @pytest.mark.parametrize(
-    "text, key", [("1:1", 1.0), ("16:9", 0.571), ("9:16", 1.75), ("3:2", 0.666), ("4:3", 0.75), ("4:5", 1.25), ("1", 1.0)]
+    "text, key",
+    [("1:1", 1.0), ("16:9", 0.571), ("9:16", 1.75), ("3:2", 0.666), ("4:3", 0.75), ("4:5", 1.25), ("1", 1.0)],
 )
 def test_aspect_as_artists_write_it(text, key):
     assert nearest_ratio(parse_aspect(text)) == key

@@ -12,7 +12,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from comfy_moss.benchmarks import captions, detector, rendering, suite, world
 from comfy_moss.benchmarks.world import Group, Scene, Thing
 
-SIZES = [(256, 256), (144, 144), (192, 336), (336, 192), (144, 448), (448, 144), (224, 304), (448, 448), (512, 512)]
+SIZES = [
+    (256, 256), (144, 144), (192, 336), (336, 192), (144, 448), (448, 144), (224, 304), (448, 448),
+    (512, 512),
+]
 
 
 def _scenes(count: int, seed: int = 0) -> list[Scene]:
@@ -38,7 +41,7 @@ def images(cases: list[suite.Case]) -> list[np.ndarray]:
     return [_render(case.scene, seed) for seed, case in enumerate(cases)]
 
 
-# --- scenes -----------------------------------------------------------------------------------------------------
+# --- scenes -------------------------------------------------------------------------------------------------
 
 
 def test_sampling_follows_the_stated_mix() -> None:
@@ -88,7 +91,7 @@ def test_complete_keeps_what_is_fixed_and_gives_usual_but_distinct_colors() -> N
         assert done.background in world.BACKGROUNDS and done.style in world.STYLES
 
 
-# --- rendering --------------------------------------------------------------------------------------------------
+# --- rendering ----------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_picture() -> None:
@@ -149,7 +152,9 @@ def test_a_relation_decides_where_things_are(relation: str) -> None:
         assert distance > 0.4 * min(height, width)
 
 
-@pytest.mark.parametrize(("count", "height", "width"), [(3, 144, 256), (3, 256, 144), (4, 144, 448), (4, 448, 144)])
+@pytest.mark.parametrize(
+    ("count", "height", "width"), [(3, 144, 256), (3, 256, 144), (4, 144, 448), (4, 448, 144)]
+)
 def test_long_pictures_hold_their_objects_in_a_row(count: int, height: int, width: int) -> None:
     scene = Scene((Group(count, Thing("star", "red")),))
     places = np.array(rendering.layout(scene, np.random.default_rng(0), height, width))
@@ -170,7 +175,7 @@ def test_backgrounds_are_neutral_and_show_their_style(background: str, style: st
     assert (across > 8) == (style == "striped")
 
 
-# --- captions ---------------------------------------------------------------------------------------------------
+# --- captions -----------------------------------------------------------------------------------------------
 
 
 def test_parse_inverts_the_canonical_caption() -> None:
@@ -218,8 +223,13 @@ def test_words_separate_punctuation() -> None:
 
 
 def test_grammar_of_numbers_and_articles() -> None:
-    assert captions.canonical_caption(Scene((Group(1, Thing("circle", "orange")),))) == "a photo of an orange circle"
-    scene = Scene((Group(3, Thing("cross", "red", "dotted")), Group(1, Thing("star"))), None, "grey", "striped")
+    assert (
+        captions.canonical_caption(Scene((Group(1, Thing("circle", "orange")),)))
+        == "a photo of an orange circle"
+    )
+    scene = Scene(
+        (Group(3, Thing("cross", "red", "dotted")), Group(1, Thing("star"))), None, "grey", "striped"
+    )
     expected = "a photo of three red dotted crosses and a star on a striped grey background"
     assert captions.canonical_caption(scene) == expected
 
@@ -250,7 +260,7 @@ def test_parse_gives_none_outside_the_grammar(prompt: str) -> None:
     assert captions.parse(prompt) is None
 
 
-# --- detector ---------------------------------------------------------------------------------------------------
+# --- detector -----------------------------------------------------------------------------------------------
 
 
 def test_regions_agree_with_flood_fill() -> None:
@@ -302,14 +312,18 @@ def test_objects_of_two_colors_that_touch_are_told_apart() -> None:
 
 def _recoloured(scene: Scene, colour: str, share: float) -> np.ndarray:
     """A picture whose object turns to another colour from some height downwards."""
-    picture, other = _render(scene), (replace(scene, groups=(replace(g, thing=replace(g.thing, color=colour)),))
-                                      for g in scene.groups)  # fmt: skip
+    picture, other = (
+        _render(scene),
+        (replace(scene, groups=(replace(g, thing=replace(g.thing, color=colour)),)) for g in scene.groups),
+    )
     picture, row = picture.copy(), int(256 * share)
     picture[row:] = _render(next(other))[row:]
     return picture
 
 
-@pytest.mark.parametrize(("shape", "color", "shifted"), [("star", "yellow", "orange"), ("cross", "orange", "red")])
+@pytest.mark.parametrize(
+    ("shape", "color", "shifted"), [("star", "yellow", "orange"), ("cross", "orange", "red")]
+)
 def test_an_object_whose_hue_is_shifted_in_places_is_one_object(shape: str, color: str, shifted: str) -> None:
     """As a codec does."""
     scene = Scene((Group(1, Thing(shape, color)),), None, "black", "plain")
@@ -384,18 +398,24 @@ def test_colorful_smears_do_not_break_the_detector() -> None:
         assert all(0 <= d.cx <= 192 and 0 <= d.cy <= 256 and 0 <= d.score <= 1 for d in found)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((8, 8, 3), np.float32), ((8, 8), np.uint8), ((8, 8, 4), np.uint8)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((8, 8, 3), np.float32), ((8, 8), np.uint8), ((8, 8, 4), np.uint8)]
+)
 def test_other_layouts_are_refused(shape: tuple[int, ...], dtype: type) -> None:
     with pytest.raises(ValueError, match="uint8"):
         detector.detect(np.zeros(shape, dtype))
 
 
-# --- scoring ----------------------------------------------------------------------------------------------------
+# --- scoring ------------------------------------------------------------------------------------------------
 
 
 def share_shown(cases: list[suite.Case], images: list[np.ndarray]) -> float:
     """The share of pictures that show what their prompt asks for."""
-    return float(np.mean([detector.score(case.task, case.scene, image) for case, image in zip(cases, images, strict=True)]))
+    return float(
+        np.mean(
+            [detector.score(case.task, case.scene, image) for case, image in zip(cases, images, strict=True)]
+        )
+    )
 
 
 def test_clean_renders_score_full_marks(cases: list[suite.Case], images: list[np.ndarray]) -> None:
@@ -423,7 +443,9 @@ def test_pictures_of_other_prompts_score_at_chance(cases: list[suite.Case], imag
 def test_one_wrong_attribute_fails_its_task() -> None:
     scene = captions.parse("a red star left of a blue heart on a white background")
     picture = _render(scene)
-    mirrored, one = replace(scene, relation="right"), _render(replace(scene, groups=scene.groups[:1], relation=None))
+    mirrored, one = (
+        replace(scene, relation="right"), _render(replace(scene, groups=scene.groups[:1], relation=None)),
+    )
     swapped = captions.parse("a blue star and a red heart")
     assert detector.score("position", scene, picture) and not detector.score("position", mirrored, picture)
     assert not detector.score("position", scene, one)
@@ -451,7 +473,7 @@ def test_an_unknown_task_is_refused() -> None:
         detector.score("position", captions.parse("a star and a heart"), np.zeros((64, 64, 3), np.uint8))
 
 
-# --- suite ------------------------------------------------------------------------------------------------------
+# --- suite --------------------------------------------------------------------------------------------------
 
 
 def test_the_suite_is_deterministic_and_balanced(cases: list[suite.Case]) -> None:

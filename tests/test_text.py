@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from comfy_moss.model.tensors import CheckpointError
-from comfy_moss.model.text import TextEncoder, text_width
-from comfy_moss.model.tokenizer import load_tokenizer
+from comfy_moss.model.text import TextEncoder, load_tokenizer, text_width
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,9 @@ def text_dir(model_dir: Path, tmp_path: Path) -> Path:
 def test_features_are_those_of_transformers_own_loader(model_dir: Path, encoder: TextEncoder) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 
-    ids = AutoTokenizer.from_pretrained(model_dir / "text")("a red circle and a dog", return_tensors="pt").input_ids
+    ids = AutoTokenizer.from_pretrained(model_dir / "text")(
+        "a red circle and a dog", return_tensors="pt"
+    ).input_ids
     with torch.no_grad():
         expected = T5EncoderModel.from_pretrained(model_dir / "text").eval()(ids).last_hidden_state[0]
     (features,) = encoder.encode(["a red circle and a dog"])
@@ -55,7 +56,9 @@ def test_no_prompt_changes_the_features_of_another(encoder: TextEncoder) -> None
     assert [len(rows) for rows in together] == [10, 3, 1, 3]
 
 
-def test_padding_and_truncation_in_the_tokenizer_file_do_nothing(encoder: TextEncoder, text_dir: Path) -> None:
+def test_padding_and_truncation_in_the_tokenizer_file_do_nothing(
+    encoder: TextEncoder, text_dir: Path
+) -> None:
     file = text_dir / "tokenizer.json"
     settings = json.loads(file.read_text())
     settings["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
@@ -78,7 +81,9 @@ def test_a_model_may_read_less(encoder: TextEncoder) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_gives_nearby_float32_features(model_dir: Path, encoder: TextEncoder, dtype: torch.dtype) -> None:
+def test_low_precision_gives_nearby_float32_features(
+    model_dir: Path, encoder: TextEncoder, dtype: torch.dtype
+) -> None:
     low = TextEncoder.load(model_dir / "text", dtype=dtype)
     (features,), (expected,) = low.encode(["a red circle"]), encoder.encode(["a red circle"])
     assert features.dtype == torch.float32 and not torch.equal(features, expected)
@@ -125,7 +130,9 @@ def test_missing_weights_are_named(text_dir: Path) -> None:
     state = load_file(text_dir / "model.safetensors")
     del state["encoder.block.0.layer.0.SelfAttention.q.weight"]
     save_file(state, text_dir / "model.safetensors")
-    with pytest.raises(CheckpointError, match="lacks the tensors encoder.block.0.layer.0.SelfAttention.q.weight;"):
+    with pytest.raises(
+        CheckpointError, match="lacks the tensors encoder.block.0.layer.0.SelfAttention.q.weight;"
+    ):
         TextEncoder.load(text_dir)
 
 
@@ -170,8 +177,12 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         text_width(tmp_path)
 
 
-@pytest.mark.parametrize(("package", "message"), [("transformers", "package transformers"), ("tokenizers", "package tokenizers")])
-def test_a_missing_package_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch, package: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "message"), [("transformers", "package transformers"), ("tokenizers", "package tokenizers")]
+)
+def test_a_missing_package_is_named(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, package: str, message: str
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # import then raises ModuleNotFoundError
     with pytest.raises(CheckpointError, match=message):
         TextEncoder.load(model_dir / "text")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from comfy_moss.images import psnr
 from comfy_moss.model.checkpoint import load_infinity
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.library import find_model
 from comfy_moss.model.quantize import resample
 from comfy_moss.model.vae import VAE, _spans, decode_in_tiles
@@ -27,15 +27,21 @@ def test_where_cells_do_not_depend_on_each_other_tiles_change_nothing(height: in
     assert torch.allclose(decode_in_tiles(_repeat, codes, tile=16, overlap=4), _repeat(codes), atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(17, 16, 4), (64, 32, 8), (100, 16, 15), (90, 16, 4)])
-def test_tiles_have_one_size_reach_from_end_to_end_and_overlap_enough(length: int, tile: int, overlap: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"), [(17, 16, 4), (64, 32, 8), (100, 16, 15), (90, 16, 4)]
+)
+def test_tiles_have_one_size_reach_from_end_to_end_and_overlap_enough(
+    length: int, tile: int, overlap: int
+) -> None:
     spans = _spans(length, tile, overlap)
     assert spans[0][0] == 0 and spans[-1][1] == length
     assert {end - start for start, end in spans} == {tile}
     assert all(end - start >= overlap for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
 
 
-def test_a_decoder_without_memory_for_the_whole_picture_gets_tiles(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_a_decoder_without_memory_for_the_whole_picture_gets_tiles(
+    monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
     backbone = tiny_backbone()
     total = torch.randn(1, backbone.channels, 40, 33, generator=torch.Generator().manual_seed(0))
     decode, seen = VAE.decode, []

@@ -15,7 +15,7 @@ import transformers  # noqa: F401  (imported before the root is on the path, see
 from comfy_moss.benchmarks import captions, rendering, world
 from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.model.backbone import Step
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Positions
@@ -266,7 +266,9 @@ def test_a_step_of_1m_trains_both_presets_and_one_late_scale(training, pool, hin
     streams = [stream.Stream(area, codec, rng, first=1) for area in ("0.25M", "1M")]
     looked = []
     monkeypatch.setattr(lessons, "SHORT_BATCH", 2)
-    monkeypatch.setattr(lessons, "long_step", lambda *a, learnt_from=0: looked.append(learnt_from) or lessons_cost(a[3]))
+    monkeypatch.setattr(
+        lessons, "long_step", lambda *a, learnt_from=0: looked.append(learnt_from) or lessons_cost(a[3])
+    )
 
     def lessons_cost(scales):
         return torch.arange(scales).float(), torch.tensor(0.5)

@@ -39,7 +39,8 @@ def test_the_bundled_reference_cases_pass():
 
 
 @pytest.mark.skipif(
-    not ALL_GOLDEN.is_dir(), reason="NOT VERIFIED: the complete reference numbers are not here; name them in MOSS_GOLDEN"
+    not ALL_GOLDEN.is_dir(),
+    reason="NOT VERIFIED: the complete reference numbers are not here; name them in MOSS_GOLDEN",
 )
 def test_every_reference_case_passes():
     checks = list(verify(ALL_GOLDEN))

@@ -33,12 +33,15 @@ def test_the_bundled_reference_cases_pass():
     checks = list(verify(GOLDEN))
 
     assert {c.case for c in checks} == {"sched_teacher", "units"}
-    assert {"logits_raw", "rotated", "diffusion constants", "kept codes", "wrong phi"} <= {c.quantity for c in checks}
+    assert {"logits_raw", "rotated", "diffusion constants", "kept codes", "wrong phi"} <= {
+        c.quantity for c in checks
+    }
     assert [c for c in checks if not c.passed] == []
 
 
 @pytest.mark.skipif(
-    not ALL_GOLDEN.is_dir(), reason="NOT VERIFIED: the complete reference numbers are not here; name them in MOSS_GOLDEN_HART"
+    not ALL_GOLDEN.is_dir(),
+    reason="NOT VERIFIED: the complete reference numbers are not here; name them in MOSS_GOLDEN_HART",
 )
 def test_every_reference_case_passes():
     checks = list(verify(ALL_GOLDEN))
@@ -46,7 +49,11 @@ def test_every_reference_case_passes():
     assert len({c.case for c in checks}) >= 11
     assert [c for c in checks if not c.passed] == []
     assert all(c.allowed <= 1e-4 for c in checks if "logits" in c.quantity)
-    assert all(c.allowed == 0 for c in checks if c.quantity in ("wrong codes", "kept tokens", "tokens of a pass", "kept codes"))
+    assert all(
+        c.allowed == 0
+        for c in checks
+        if c.quantity in ("wrong codes", "kept tokens", "tokens of a pass", "kept codes")
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,9 @@ def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path):
 
 
 def test_an_unknown_kind_of_case_is_an_error(tmp_path: Path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"tiny_magic.safetensors": {}}, "configs": {}}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"files": {"tiny_magic.safetensors": {}}, "configs": {}})
+    )
     with pytest.raises(ValueError, match="unknown kind: magic"):
         list(verify(tmp_path))
 

@@ -16,18 +16,21 @@ from hosting import Host, checkout
 from PIL import Image
 
 from comfy_moss import cli
-from comfy_moss.pipeline.generate import generate
-from comfy_moss.pipeline.painting import read_painting
-from comfy_moss.pipeline.plan import parse_method
+from comfy_moss.pipeline.dispatch import read_painting
+from comfy_moss.pipeline.plan import generate, parse_method
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-NEEDS_HOST = pytest.mark.skipif(checkout() is None, reason="NO COMFYUI CHECKOUT: NO WORKFLOW WAS RUN; set COMFYUI_PATH to one")
+NEEDS_HOST = pytest.mark.skipif(
+    checkout() is None, reason="NO COMFYUI CHECKOUT: NO WORKFLOW WAS RUN; set COMFYUI_PATH to one"
+)
 
 
 def read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A workflow in the editor's format and in the API's."""
-    return tuple(json.loads((FOLDER / f"{path}.json").read_text(encoding="utf-8")) for path in (name, f"api/{name}"))
+    return tuple(
+        json.loads((FOLDER / f"{path}.json").read_text(encoding="utf-8")) for path in (name, f"api/{name}")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,11 @@ def widgets(schema: Any) -> list[str]:
     names = []
     for socket in schema.inputs:
         if socket.widget:
-            names += [socket.id, "control_after_generate"] if socket.settings.get("control_after_generate") else [socket.id]
+            names += (
+                [socket.id, "control_after_generate"]
+                if socket.settings.get("control_after_generate")
+                else [socket.id]
+            )
     return names
 
 
@@ -73,12 +80,16 @@ def test_every_node_widget_and_link_of_ours_exists(name: str, schemas: dict[str,
 def test_the_twin_says_the_same(name: str, schemas: dict[str, Any]) -> None:
     ui, api = read(name)
     drawn = {str(node["id"]): node for node in ui["nodes"] if node["type"] != "MarkdownNote"}
-    assert {key: node["class_type"] for key, node in api.items()} == {key: node["type"] for key, node in drawn.items()}
+    assert {key: node["class_type"] for key, node in api.items()} == {
+        key: node["type"] for key, node in drawn.items()
+    }
     for key, node in api.items():
         if schema := schemas.get(node["class_type"]):
             stored = dict(zip(widgets(schema), drawn[key]["widgets_values"], strict=True))
             stored.pop("control_after_generate", None)
-            assert {name: value for name, value in node["inputs"].items() if not isinstance(value, list)} == stored
+            assert {
+                name: value for name, value in node["inputs"].items() if not isinstance(value, list)
+            } == stored
             required = {socket.id for socket in schema.inputs if not socket.settings.get("optional")}
             assert required <= node["inputs"].keys()
 
@@ -125,7 +136,7 @@ def test_text_to_image_gives_the_command_lines_picture(real: Host, tmp_path: Pat
     assert abs(drawn - typed).max() <= 1
 
 
-# --- workflows that people saved ----------------------------------------------------------------------------------
+# --- workflows that people saved ----------------------------------------------------------------------------
 
 SAVED = sorted((Path(__file__).resolve().parent / "workflows_0_1").glob("*.json"))
 
@@ -139,7 +150,9 @@ class Runner:
     def result(self, name: str) -> tuple[Any, ...]:
         if name not in self.done:
             node = self.graph[name]
-            self.done[name] = self._run(name, node["class_type"], {k: self._value(v) for k, v in node["inputs"].items()})
+            self.done[name] = self._run(
+                name, node["class_type"], {k: self._value(v) for k, v in node["inputs"].items()}
+            )
         return self.done[name]
 
     def _value(self, value: Any) -> Any:
@@ -158,14 +171,18 @@ class Runner:
         return self.result(name)[0]
 
 
-@pytest.mark.parametrize("path", [path for path in SAVED if "hart" not in path.name], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SAVED if "hart" not in path.name], ids=lambda path: path.stem
+)
 def test_a_workflow_saved_with_0_1_draws_the_same_picture(path: Path, tmp_path: Path) -> None:
     """Its picture was that of moss4 with nano's bounds; see the paper's names in the command line."""
     with installed(tmp_path) as host:
         runner = Runner(host.start(), json.loads(path.read_text(encoding="utf-8")))
         latent, drafted = runner.latent("MoSs_Composite"), runner.latent("MoSs_InfinityDraft")
         dispatch = runner.latent("MoSs_TokenDispatch")
-        painted = read_painting(next(n["inputs"]["painting"] for n in runner.graph.values() if "painting" in n["inputs"]))
+        painted = read_painting(
+            next(n["inputs"]["painting"] for n in runner.graph.values() if "painting" in n["inputs"])
+        )
         moss4 = parse_method("moss4", published=drafted.model.backbone.published)
         expected = generate(drafted.model.backbone, drafted.draft.recipe, moss4, painted=painted)
         assert torch.equal(latent["samples"], expected.total)

@@ -1,4 +1,6 @@
-"""A websocket client of a page, with the standard library only: enough to read a host's events in order (RFC 6455)."""
+"""A websocket client of a page, with the standard library only: enough to read a host's events in order (RFC
+6455).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ class WebSocket:
         self._file = self._socket.makefile("rb")
         key = base64.b64encode(os.urandom(16)).decode()
         lines = (f"GET {path} HTTP/1.1", f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade",
-                 f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", "")  # fmt: skip
+                 f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", "")
         self._socket.sendall("\r\n".join(lines).encode())
         status = self._file.readline()
         if b" 101 " not in status:
@@ -41,7 +43,9 @@ class WebSocket:
     def __enter__(self) -> WebSocket:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._socket.close()
 
@@ -83,7 +87,9 @@ class WebSocket:
         return data
 
     def _send(self, code: int, data: bytes) -> None:
-        size = bytes([128 | len(data)]) if len(data) < 126 else bytes([128 | 126]) + struct.pack(">H", len(data))
+        size = (
+            bytes([128 | len(data)]) if len(data) < 126 else bytes([128 | 126]) + struct.pack(">H", len(data))
+        )
         mask = os.urandom(4)
         masked = bytes(byte ^ mask[n % 4] for n, byte in enumerate(data))
         self._socket.sendall(bytes([128 | code]) + size + mask + masked)

@@ -53,7 +53,8 @@ class Nano(nn.Module):
         self.tokenizer = make_tokenizer()
 
     def read(self, captions: list[str | None]) -> tuple[Tensor, InfinityCondition]:
-        """Text features (B, T, Ct), and the condition; None = the unconditional text, as long as a caption."""
+        """Text features (B, T, Ct), and the condition; None = the unconditional text, as long as a caption.
+        """
         batch = self.tokenizer([c or "" for c in captions], padding=True, return_tensors="pt")
         features = self.text(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         lengths = batch.attention_mask.sum(1).tolist()

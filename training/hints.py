@@ -1,4 +1,5 @@
-"""Hints: losses beside the true one that say early what binding takes: words their things, tokens their places.
+"""Hints: losses beside the true one that say early what binding takes: words their things, tokens their
+places.
 
 Without them both stayed faint for thousands of steps: swapping the colours of two things in a caption
 changed the text features by a tenth and the loss not at all, and left and right tokens of a 2 x 2 scale

@@ -37,7 +37,8 @@ def short_step(nano: Nano, hints: Hints, batch: Batch, share: float = 1.0) -> tu
 def long_step(
     nano: Nano, hints: Hints, batch: Batch, scales: int, learnt_from: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Accumulate gradients of whole scales after the EARLY ones: of all, or of `learnt_from` and later ones."""
+    """Accumulate gradients of whole scales after the EARLY ones: of all, or of `learnt_from` and later ones.
+    """
     first = max(EARLY, learnt_from)
     long = look(nano, batch.features, batch.captions, scales, learnt_from=learnt_from)
     schedule = schedule_of(batch.features)
@@ -74,8 +75,8 @@ def train_large_step(nano: Nano, hints: Hints, small: Stream, large: Stream, sca
     Of their first scales, of all scales that 0.25M has, and of one late `scale` of 1M, whole, with the scales
     before it as they are.
 
-    Returns nats per bit of every scale of 0.25M, then of 1M (NaN where not seen), then what words, early places
-    and late places cost.
+    Returns nats per bit of every scale of 0.25M, then of 1M (NaN where not seen), then what words, early
+    places and late places cost.
     """
     shared, seen = len(SCHEDULE), torch.full((len(SCHEDULE) + len(SCHEDULES["1M"]) + 3,), math.nan)
     small_costs, large_costs = seen[:shared], seen[shared:-3]

@@ -24,7 +24,7 @@ from comfy_moss.benchmarks.rendering import render
 from comfy_moss.benchmarks.suite import TASKS, Case, prompts
 from comfy_moss.benchmarks.texture import shows_texture
 from comfy_moss.images import to_bytes, to_image
-from comfy_moss.model.infinity_backbone import InfinityBackbone
+from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.vae import VAE
@@ -64,7 +64,9 @@ def draw(
 
 @torch.inference_mode()
 def bits_a_bit(nano: Nano, backbone: InfinityBackbone, cases: list[Case], area: str) -> list[float]:
-    """Cross-entropy by scale of the cases' true pictures, with up to FLIPS of the bits flipped in what it sees."""
+    """Cross-entropy by scale of the cases' true pictures, with up to FLIPS of the bits flipped in what it
+    sees.
+    """
     torch.manual_seed(0)
     losses = []
     for n, case in enumerate(cases):

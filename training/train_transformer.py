@@ -1,4 +1,5 @@
-"""Train nano's transformer and text: python -m training.train_transformer --minutes 80 --state DIR [--resume].
+"""Train nano's transformer and text: python -m training.train_transformer --minutes 80 --state DIR
+[--resume].
 
 Every step sees many pictures up to the 8 x 8 scale (layout, shape and colour are decided there) and a few
 up to a late scale (texture).  With --area 1M it goes on to 13 scales: 512 x 512 pixels, and 256 x 256
@@ -32,7 +33,8 @@ def learning_rate(peak: float, done: float, step: int, warm_up: int) -> float:
 
 
 def optimizers_for(nano: Nano) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for the matrices of all blocks, AdamW for the rest; steps of one size, so that one rate serves both.
+    """Muon for the matrices of all blocks, AdamW for the rest; steps of one size, so that one rate serves
+    both.
 
     T5 does not divide its scores by the root of the width: its queries must stay small, or words attend to
     single other words by content alone and their order is lost.

@@ -15,8 +15,7 @@ from pathlib import Path
 from .. import typed
 from .contents import MARKS, identify, is_leftover, is_model_name, listing, preference
 from .tensors import CheckpointError, open_tensors
-from .text import is_t5, text_width
-from .tokenizer import QWEN
+from .text import QWEN, is_t5, text_width
 
 REPOSITORIES = (  # of the hub
     "FoundationVision/Infinity", "google/flan-t5-xl", "mit-han-lab/hart-0.7b-1024px", f"mit-han-lab/{QWEN}",
@@ -150,7 +149,12 @@ def named(released: str, entries: Sequence[Path]) -> Path | None:
 
 def all_named(released: str, entries: Sequence[Path]) -> list[Path]:
     stem = released.removesuffix(".pth")
-    return [entry for name in dict.fromkeys((f"{stem}.safetensors", released)) for entry in entries if entry.name == name]
+    return [
+        entry
+        for name in dict.fromkeys((f"{stem}.safetensors", released))
+        for entry in entries
+        if entry.name == name
+    ]
 
 
 def text_models(entries: Sequence[Path], name: str = QWEN) -> list[Path]:
@@ -186,9 +190,12 @@ def instead(paths: Sequence[Path]) -> str:
 
 
 def default_roots() -> tuple[Path, ...]:
-    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, the ComfyUI that this pack lies in,
+    """Where models are looked for: MOSS_MODELS (several separated like PATH), ./models, the ComfyUI that this
+    pack lies in,
     ~/ComfyUI/models, and what the hub's client has in its cache of the models known here."""
-    named = [typed.path(entry) for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry.strip()]
+    named = [
+        typed.path(entry) for entry in os.environ.get("MOSS_MODELS", "").split(os.pathsep) if entry.strip()
+    ]
     pack = Path(__file__).absolute().parents[2]
     host = [pack.parents[1] / "models"] if pack.parent.name == "custom_nodes" else []
     cached = [hub / f"models--{name.replace('/', '--')}" for hub in _hub_caches() for name in REPOSITORIES]

@@ -1,7 +1,8 @@
 """Infinity checkpoints: names, pairing, building, converting.
 
-Accepted: released .pth files, training checkpoints, safetensors, sharded directories.  Everything that can be refused is
-refused from names and shapes, before memory is taken.  Facts: docs/infinity.md, sections 1, 1.1, 1.2, 7.4.
+Accepted: released .pth files, training checkpoints, safetensors, sharded directories.  Everything that can be
+refused is refused from names and shapes, before memory is taken.  Facts: docs/infinity.md, sections 1, 1.1,
+1.2, 7.4.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import torch
 from torch import Tensor
 
 from .contents import CODEC, TRANSFORMER, identify
-from .infinity import InfinityConfig, InfinityTransformer
-from .infinity_backbone import InfinityBackbone
+from .infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
 from .tensors import CheckpointError, Tensors, build, fill_module, open_tensors, weights_id
 from .text import text_width
 from .vae import VAE, VAEConfig, plain_names
 
-RELEASED_VAES = {16: "infinity_vae_d16.pth", 32: "infinity_vae_d32reg.pth", 56: "infinity_vae_d56_f8_14_patchify.pth"}
+RELEASED_VAES = {
+    16: "infinity_vae_d16.pth", 32: "infinity_vae_d32reg.pth", 56: "infinity_vae_d56_f8_14_patchify.pth",
+}
 CAME_WITH_IT = "the VAE that came with the model"
 OTHER_VAE = "infinity_vae_d32"  # same shapes as the 2B model's VAE, other weights: only the name tells
-IGNORED = {"zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"}
+IGNORED = {
+    "zero_k_bias", "lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen",
+}
 ATTENTION = re.compile(r"(?:^|[._])(?:attn|attention|attentions|to_q)(?:[._]|$)")
 CODEBOOK = re.compile(r"(?:quantize|quantizer|vq|codebook)\.(?:embed|codebook|weight|_codebook|quant_resi)")
 CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
@@ -35,7 +39,11 @@ def _expect(tensors: Tensors, kind: str) -> None:
 
 
 def _incomplete(path: Path, kind: str, error: Exception) -> CheckpointError:
-    what = f"lacks the tensor {error}" if isinstance(error, KeyError) else "its tensors have no sizes that fit together"
+    what = (
+        f"lacks the tensor {error}"
+        if isinstance(error, KeyError)
+        else "its tensors have no sizes that fit together"
+    )
     return CheckpointError(
         f"{path} seems to be {kind}, but {what}; it is a part of a model, or of one that is not known here"
     )
@@ -76,7 +84,9 @@ def _numbered(names: list[str], path: Path) -> list[str]:
     ]
 
 
-def open_vae(state: Tensors, model: str = "Infinity", belongs: str = CAME_WITH_IT) -> tuple[Tensors, VAEConfig]:
+def open_vae(
+    state: Tensors, model: str = "Infinity", belongs: str = CAME_WITH_IT
+) -> tuple[Tensors, VAEConfig]:
     """Tensors under the names of VAE (encoder and decoder only), and its sizes; reads no values.
 
     Both namings of files are understood: `X.conv.weight`, `X.norm.weight` and plain `X.weight`.
@@ -89,7 +99,9 @@ def open_vae(state: Tensors, model: str = "Infinity", belongs: str = CAME_WITH_I
     """
     _expect(state, CODEC)
     if reason := _foreign(state.shapes):
-        raise CheckpointError(f"{state.path.name} is a VAE that does not belong to {model}: {reason}; use {belongs}")
+        raise CheckpointError(
+            f"{state.path.name} is a VAE that does not belong to {model}: {reason}; use {belongs}"
+        )
     tensors = state.renamed(plain_names(name for name in state if name.startswith(("encoder.", "decoder."))))
     try:
         return tensors, VAEConfig.from_shapes(tensors.shapes)
@@ -100,7 +112,9 @@ def open_vae(state: Tensors, model: str = "Infinity", belongs: str = CAME_WITH_I
 def _foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What marks a codec that is none of Infinity's: those are plain convolutions with bits in between."""
     plain = {held: shapes[name] for name, held in ((n, n.replace(".conv.weight", ".weight")) for n in shapes)}
-    if attention := next((n for n in shapes if n.startswith(("encoder.", "decoder.")) and ATTENTION.search(n)), None):
+    if attention := next(
+        (n for n in shapes if n.startswith(("encoder.", "decoder.")) and ATTENTION.search(n)), None
+    ):
         return f"it has attention ({attention})"
     if codebook := next((n for n in shapes if CODEBOOK.match(n)), None):
         return f"it has a codebook ({codebook})"
@@ -108,9 +122,12 @@ def _foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "it codes videos"
     if not {"encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight"} <= plain.keys():
         return "its layers have other names"
-    rows, channels = (plain.get(name, (0, 0)) for name in ("encoder.conv_out.weight", "decoder.conv_in.weight"))
+    rows, channels = (
+        plain.get(name, (0, 0)) for name in ("encoder.conv_out.weight", "decoder.conv_in.weight")
+    )
     if rows[0] != channels[1]:
-        return f"its encoder makes {rows[0]} numbers where its decoder reads {channels[1]}, a mean and a variance for each"
+        reads = f"its decoder reads {channels[1]}, a mean and a variance for each"
+        return f"its encoder makes {rows[0]} numbers where {reads}"
     return None
 
 
@@ -135,7 +152,9 @@ def transformer_from_state(
 def vae_from_state(
     state: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> VAE:
-    """Build the codec, all of it in `dtype`, from tensors under either naming.  Errors: see `open_vae`, `fill_module`."""
+    """Build the codec, all of it in `dtype`, from tensors under either naming.  Errors: see `open_vae`,
+    `fill_module`.
+    """
     tensors, config = open_vae(Tensors.of(state))
     model = build(tensors.path, lambda: VAE(config))
     fill_module(model, tensors, lambda name: dtype, device)
@@ -143,7 +162,8 @@ def vae_from_state(
 
 
 def check_pair(bits: int, channels: int, transformer: Path, vae: Path) -> None:
-    """Refuse a codec that does not fit the transformer: a token's d bits are c channels, or 4 c with spatial patchify.
+    """Refuse a codec that does not fit the transformer: a token's d bits are c channels, or 4 c with spatial
+    patchify.
 
     Raises:
         CheckpointError: they do not fit, or it is the 32-channel VAE that no released transformer uses.
@@ -152,11 +172,13 @@ def check_pair(bits: int, channels: int, transformer: Path, vae: Path) -> None:
     belongs = RELEASED_VAES.get(bits, other)
     if bits not in (channels, 4 * channels):
         raise CheckpointError(
-            f"{vae.name} ({channels} channels) does not belong to {transformer.name} ({bits} bits a token); use {belongs}"
+            f"{vae.name} ({channels} channels) does not belong to {transformer.name} ({bits} bits a token); "
+            f"use {belongs}"
         )
     if bits == 32 and vae.stem == OTHER_VAE:
         raise CheckpointError(
-            f"{vae.name} has the right size but belongs to no released model; with {transformer.name} use {belongs}"
+            f"{vae.name} has the right size but belongs to no released model; with {transformer.name} use "
+            f"{belongs}"
         )
 
 
@@ -179,7 +201,8 @@ def check_text(width: int, transformer: Path, text: Path) -> None:
     if found != width:
         belongs = "flan-t5-xl" if width == 2048 else "the text encoder that came with the model"
         raise CheckpointError(
-            f"{transformer.name} reads text features of {width} numbers, but {text} makes {found}; use {belongs}"
+            f"{transformer.name} reads text features of {width} numbers, but {text} makes {found}; use "
+            f"{belongs}"
         )
 
 
@@ -190,7 +213,8 @@ def load_infinity(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> InfinityBackbone:
-    """Load a transformer and its codec; a text encoder directory is only checked (load it with `text.TextEncoder`).
+    """Load a transformer and its codec; a text encoder directory is only checked (load it with
+    `text.TextEncoder`).
 
     Args:
         dtype: of the transformer's blocks and of the codec.
@@ -201,10 +225,13 @@ def load_infinity(
     transformer, vae = Path(transformer), Path(vae)
     weights, codec = open_tensors(transformer), open_tensors(vae)
     named, config = open_transformer(weights)
-    codec_named, codec_config = open_vae(codec, transformer.name, RELEASED_VAES.get(config.bits, CAME_WITH_IT))
+    codec_named, codec_config = open_vae(
+        codec, transformer.name, RELEASED_VAES.get(config.bits, CAME_WITH_IT)
+    )
     check_pair(config.bits, codec_config.channels, transformer, vae)
     if text is not None:
         check_text(config.text_width, transformer, Path(text))
     return InfinityBackbone(
-        transformer_from_state(weights, device, dtype), vae_from_state(codec, device, dtype), weights_id(named, codec_named)
+        transformer_from_state(weights, device, dtype), vae_from_state(codec, device, dtype),
+        weights_id(named, codec_named),
     )

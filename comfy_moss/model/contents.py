@@ -7,12 +7,19 @@ averaged copy beside the raw one.  Facts: docs/infinity.md, section 1.1; docs/ha
 
 from __future__ import annotations
 
+import io
+import pickle
+import pickletools
 import re
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
@@ -21,8 +28,8 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 CANONICAL = ("model", "pytorch_model", "diffusion_pytorch_model", "transformer", "vae", "ema_model")
 LEFTOVERS = (  # of trainers, beside the weights
-    "optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state", "zero_pp_rank",
-    "bf16_zero_pp_rank", "lr_scheduler", "events.out",
+    "optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state",
+    "zero_pp_rank", "bf16_zero_pp_rank", "lr_scheduler", "events.out",
 )
 DEPTH = 3  # dictionaries inside each other that are looked into
 # Names that only the kind has; what stands before one is a wrapper's prefix.  Where a file holds several
@@ -163,7 +170,9 @@ def _with_averages(chosen: Candidate) -> Candidate:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a name is of what systems, downloads and trainers leave beside models: hidden, such as Finder's `._name`."""
+    """Whether a name is of what systems, downloads and trainers leave beside models: hidden, such as Finder's
+    `._name`.
+    """
     return name.startswith((".", "__MACOSX")) or name.lower().startswith(LEFTOVERS)
 
 
@@ -173,5 +182,158 @@ def is_model_name(name: str) -> bool:
 
 
 def preference(path: Path) -> tuple[bool, bool, int, str]:
-    """Sorts copies of one model: canonical names, then safetensors, then short names (no `.fp16`, no `(1)`)."""
+    """Sorts copies of one model: canonical names, then safetensors, then short names (no `.fp16`, no `(1)`).
+    """
     return path.stem not in CANONICAL, path.suffix.lower() != ".safetensors", len(path.name), path.name
+
+
+# --- PyTorch files ------------------------------------------------------------------------------------------
+
+# PyTorch files: tensors come out, nothing is run.
+#
+# torch's weights-only reader builds tensors and plain containers. Trainers write more beside the weights:
+# numbers of numpy, arguments, paths, settings of their libraries. What is known to be such data is read as
+# an empty stand-in, so that no class or function of the file is ever looked up; any other name in the file
+# is refused.
+
+SAFE = (2, 6)  # below, weights-only reading could be made to run code (CVE-2025-32434)
+DICTIONARIES = (
+    r"collections\.defaultdict|easydict\.EasyDict|addict\.\w+\.\w+|yacs\.config\.CfgNode|[\w.]+\.AttributeDict"
+)
+LISTS = r"collections\.deque"
+TRAINERS = (
+    "accelerate", "deepspeed", "hydra", "lightning", "lightning_fabric", "lightning_utilities",
+    "ml_collections", "mmengine", "omegaconf", "pytorch_lightning", "torchmetrics", "transformers",
+    "torch.optim",
+)
+OTHERS = (
+    r"numpy\.(?:_?core\.multiarray\.(?:scalar|_reconstruct)|ndarray|dtype|dtypes\.\w+)",
+    r"numpy\.(?:bool_?|u?int\d+|float\d+|str_|bytes_)",
+    r"numpy\.(?:random\.\w*(?:pickle|mtrand)\.\w+|_?core\.numeric\._frombuffer)", r"_codecs\.encode",
+    r"builtins\.(?:bool|int|float|complex|str|bytes|bytearray)",
+    r"builtins\.(?:list|tuple|dict|set|frozenset|slice|range|object)", r"argparse\.Namespace",
+    r"types\.SimpleNamespace", r"pathlib\.(?:_local\.)?\w*Path", r"datetime\.\w+", r"decimal\.Decimal",
+    r"fractions\.Fraction", r"uuid\.UUID", r"typing\.\w+", r"copyreg\._reconstructor",
+    r"torch\.torch_version\.TorchVersion", r"torch\._C\.Generator",
+    r"torch\.\w+\.\w+\.\w*(?:Config|Type|Strategy)",
+    *(rf"{name.replace('.', chr(92) + '.')}\.[\w.]+" for name in TRAINERS),
+)
+
+
+class UnsafeError(ValueError):
+    """The file holds, or needs, what could run code; the message is the rest of a sentence that begins with
+    its name.
+    """
+
+
+class Inert:
+    """Stands for an object that is data and nobody needs."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Takes what the real class would."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forgets it."""
+
+
+class InertDict:
+    """Stands for kinds of dictionaries: what they hold may be weights."""
+
+    def __new__(cls, *_: Any, **__: Any) -> OrderedDict:
+        return OrderedDict()
+
+
+class InertList:
+    """Stands for kinds of lists."""
+
+    def __new__(cls, *_: Any, **__: Any) -> list:
+        return []
+
+
+STAND_INS = (
+    (re.compile(DICTIONARIES), InertDict), (re.compile(LISTS), InertList),
+    (re.compile("|".join(OTHERS)), Inert),
+)
+
+
+def read_pickle(path: Path) -> Mapping:
+    """What a PyTorch file holds, tensors memory-mapped where the format allows it.
+
+    Raises:
+        UnsafeError: it holds more than data, or this torch cannot tell.
+        Exception: of torch's reader: the file is damaged.
+    """
+    if not reads_safely():
+        raise UnsafeError(
+            f"is a PyTorch file, and reading those could run code in torch {torch.__version__} "
+            "(CVE-2025-32434); get the safetensors version, or update torch to 2.6 or newer"
+        )
+    zipped = zipfile.is_zipfile(path)
+    names = _names_in_archive(path) if zipped else _names_in_stream(path)
+    stand_ins = [(stand_in, name) for name in names if (stand_in := _stand_in(name))]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise (_refusal("torch names them") if "GLOBAL" in str(error) else error) from error
+    return content if isinstance(content, Mapping) else {}
+
+
+def reads_safely() -> bool:
+    """Whether weights-only reading of this torch can be trusted."""
+    return tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) >= SAFE
+
+
+def _names_in_archive(path: Path) -> set[str]:
+    with zipfile.ZipFile(path) as archive:
+        files = archive.namelist()
+        if any("/code/" in name or name.endswith("constants.pkl") for name in files):
+            raise UnsafeError("is a TorchScript program, not a file of weights; get the safetensors version")
+        if not (data := next((name for name in files if name.endswith("data.pkl")), None)):
+            raise UnsafeError("is a zip archive; unpack it and choose the model file in it")
+        return _names_in(io.BytesIO(archive.read(data)))
+
+
+def _names_in_stream(path: Path) -> set[str]:
+    """Of the format before torch 1.6: a magic number, a version, facts of the machine, and what was saved."""
+    with path.open("rb") as file:
+        return set().union(*(_names_in(file) for _ in range(4)))
+
+
+def _names_in(file: BinaryIO) -> set[str]:
+    """Classes and functions that a pickle names; nothing of it is run."""
+    names = set()
+    for opcode, value, _ in pickletools.genops(file):
+        if opcode.proto > 3:
+            raise UnsafeError(
+                "was saved with a pickle protocol that torch does not read safely; "
+                "save its weights again as safetensors"
+            )
+        if opcode.name == "GLOBAL":
+            module, name = value.split(" ", 1)
+            names.add(".".join(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))))
+    return names
+
+
+def _stand_in(name: str) -> type | None:
+    """What is read in the place of a class or function; None = torch decides.
+
+    Raises:
+        UnsafeError: it is not known to be data.
+    """
+    for pattern, stand_in in STAND_INS:
+        if pattern.fullmatch(name):
+            return stand_in
+    if name.startswith(("torch.", "collections.")):
+        return None
+    raise _refusal(name)
+
+
+def _refusal(name: str) -> UnsafeError:
+    return UnsafeError(
+        f"holds program objects besides weights ({name}) and was not opened, because they could run code; "
+        "get the safetensors version, or save only its weights"
+    )

@@ -12,14 +12,16 @@ import logging
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .backbone import Pass, Step
 from .cache import KVCache
-from .infinity import InfinityCondition, InfinityTransformer
+
+if TYPE_CHECKING:  # which imports this file
+    from .infinity import InfinityTransformer
 
 MOST = 64  # recordings kept; one a scale, refine step and length of prompt
 Replay = Callable[[], object]
@@ -146,7 +148,7 @@ def _bound(static: list[Tensor], now: Pass) -> tuple[Tensor, Pass]:
     text = tuple((next(rest), next(rest)) for _ in old.text)
     mask = next(rest) if old.text_mask is not None else None
     visible = next(rest) if step.visible is not None else None
-    condition = InfinityCondition(pooled, modulation, text, mask, old.batch)
+    condition = replace(old, pooled=pooled, modulation=modulation, text=text, text_mask=mask)
     step = _apart(replace(step, condition=condition, visible=visible))
     return x, replace(now, step=step, cos=cos, sin=sin, mix=mix)
 

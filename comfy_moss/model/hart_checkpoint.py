@@ -1,7 +1,7 @@
 """HART checkpoints: sizes from names, shapes and config.json, building, loading.
 
-Accepted: the released PyTorch files and what `convert` makes of them.  Everything that can be refused is refused before
-memory is taken.  Facts: docs/hart.md, sections 1 and 9.
+Accepted: the released PyTorch files and what `convert` makes of them.  Everything that can be refused is
+refused before memory is taken.  Facts: docs/hart.md, sections 1 and 9.
 """
 
 from __future__ import annotations
@@ -18,10 +18,18 @@ from torch import Tensor
 
 from .catalog import children, holds_model
 from .contents import HART_TOKENIZER, HART_TRANSFORMER, count_of, identify, listing
-from .hart import HartConfig, HartTransformer
-from .hart_backbone import HartBackbone
+from .hart import HartBackbone, HartConfig, HartTransformer
 from .quantize import Quantizer
-from .tensors import CheckpointError, Tensors, build, fill_module, only_model, open_tensors, reading, weights_id
+from .tensors import (
+    CheckpointError,
+    Tensors,
+    build,
+    fill_module,
+    only_model,
+    open_tensors,
+    reading,
+    weights_id,
+)
 from .vae import Tokenizer, VAEConfig, plain_names
 
 PARTS = ("llm", "tokenizer")  # folders in the released one
@@ -29,8 +37,11 @@ AVERAGED = ("ema_model.safetensors", "ema_model.bin")  # the weights that pictur
 HEAD_DIM = 64  # where nothing says how many heads there are
 SIDE, SLOTS = 512, 4096  # more than any model has
 STEPS = 8  # of the residual diffusion, where nothing says how many
-UNUSED = re.compile(r"(.+\.)?(zero_k_bias|lvl_1L|attn_bias_for_masking)")  # constants, and what only training needs
-UNKNOWN = re.compile(r"blocks\.\d+\.(ada_lin|scale_shift_table|cross_attn).*|pos_1LC|pos_start|lvl_embed\.weight")
+# constants, and what only training needs
+UNUSED = re.compile(r"(.+\.)?(zero_k_bias|lvl_1L|attn_bias_for_masking)")
+UNKNOWN = re.compile(
+    r"blocks\.\d+\.(ada_lin|scale_shift_table|cross_attn).*|pos_1LC|pos_start|lvl_embed\.weight"
+)
 CODEC_UNUSED = re.compile(r"decoder2\..+|post_quant_conv2\..+|quantize\.ema_.+")
 Settings = Mapping[str, Any]  # what config.json says
 log = logging.getLogger(__name__)
@@ -80,15 +91,21 @@ def open_hart(state: Tensors, settings: Settings) -> tuple[Tensors, HartConfig]:
     """Tensors under the names of HartTransformer, and its sizes.
 
     Args:
-        settings: of its config.json; what is silent there is told by shapes and by the table of levels in the file.
+        settings: of its config.json; what is silent there is told by shapes and by the table of levels in the
+            file.
 
     Raises:
-        CheckpointError: not such a transformer, a variant that is not known here, or a config.json of another model.
+        CheckpointError: not such a transformer, a variant that is not known here, or a config.json of another
+            model.
     """
     if (found := identify(state)) != HART_TRANSFORMER:
-        raise CheckpointError(f"{state.path} seems to be {found}, not {HART_TRANSFORMER}; choose another file")
+        raise CheckpointError(
+            f"{state.path} seems to be {found}, not {HART_TRANSFORMER}; choose another file"
+        )
     if variant := [name for name in state if UNKNOWN.fullmatch(name)]:
-        raise CheckpointError(f"{state.path} is of a variant of HART that is not known here: it has {listing(variant)}")
+        raise CheckpointError(
+            f"{state.path} is of a variant of HART that is not known here: it has {listing(variant)}"
+        )
     tensors = state.renamed({name: name for name in state if not UNUSED.fullmatch(name)})
     with reading(state.path, "and the config.json beside it do not fit together; get both from one place"):
         return tensors, _config(state, settings)
@@ -114,7 +131,8 @@ def _config(state: Tensors, settings: Settings) -> HartConfig:
     heads = _number(settings, "num_heads", max(scales) if scales else max(1, width // HEAD_DIM), width)
     if width % heads:
         raise CheckpointError(
-            f"{state.path} is {width} numbers wide, which {heads} heads cannot share; put its own config.json beside it"
+            f"{state.path} is {width} numbers wide, which {heads} heads cannot share; put its own "
+            "config.json beside it"
         )
     return HartConfig(
         depth=count_of(shapes, r"blocks\.(\d+)\."),
@@ -136,7 +154,9 @@ def _config(state: Tensors, settings: Settings) -> HartConfig:
 
 
 def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]:
-    """Slots of text and sides of the scales: from config.json, or else from the level of every position in the file."""
+    """Slots of text and sides of the scales: from config.json, or else from the level of every position in
+    the file.
+    """
     told = settings.get("patch_nums")
     sides = tuple(int(n) for n in (told.split("_") if isinstance(told, str) else told)) if told else None
     length = int(settings["context_token"]) if settings.get("context_token") else None
@@ -149,12 +169,20 @@ def _sequence(state: Tensors, settings: Settings) -> tuple[int, tuple[int, ...]]
         found = counts[0], (1, *(round(n**0.5) for n in counts[1:]))
         if (length or found[0], sides or found[1]) != found:
             raise CheckpointError(
-                f"{state.path} was made for {found[0]} text tokens and scales {found[1]}, its config.json says "
-                f"{length or found[0]} and {sides or found[1]}; put its own config.json beside it"
+                f"{state.path} was made for {found[0]} text tokens and scales {found[1]}, its config.json "
+                f"says {length or found[0]} and {sides or found[1]}; put its own config.json beside it"
             )
         return found
-    if not (sides and length) or min(*sides, length) < 1 or sides[0] != 1 or list(sides) != sorted(set(sides)):
-        raise CheckpointError(f"the config.json beside {state.path} does not say patch_nums and context_token; download it again")
+    if (
+        not (sides and length)
+        or min(*sides, length) < 1
+        or sides[0] != 1
+        or list(sides) != sorted(set(sides))
+    ):
+        raise CheckpointError(
+            f"the config.json beside {state.path} does not say patch_nums and context_token; download it "
+            "again"
+        )
     return length, sides
 
 
@@ -197,7 +225,9 @@ def hart_from_state(
 
 def is_large(name: str) -> bool:
     """Whether a parameter is one of the matrices, or their biases, that may be in a lower precision."""
-    return name.startswith(("blocks.", "diffloss.")) and not any(part in name for part in ("ln_wo_grad", "in_ln"))
+    return name.startswith(("blocks.", "diffloss.")) and not any(
+        part in name for part in ("ln_wo_grad", "in_ln")
+    )
 
 
 def tokenizer_from_state(
@@ -206,7 +236,9 @@ def tokenizer_from_state(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tokenizer:
-    """Build the tokenizer; the quantiser is float32, the codec `dtype`.  Errors: see `open_tokenizer`, `fill_module`."""
+    """Build the tokenizer; the quantiser is float32, the codec `dtype`.  Errors: see `open_tokenizer`,
+    `fill_module`.
+    """
     tensors, config = open_tokenizer(Tensors.of(state))
     model = build(tensors.path, lambda: Tokenizer(config, _quantizer(tensors.shapes, settings)))
     fill_module(model, tensors, lambda name: torch.float32 if name.startswith("quantize.") else dtype, device)
@@ -239,8 +271,8 @@ def load_hart(
     book = codec_named.shapes.get("quantize.embedding.weight")
     if book != (config.codes, config.channels):
         raise CheckpointError(
-            f"{tokenizer} holds a codebook of size {book} and {transformer.name} draws from {(config.codes, config.channels)}; "
-            "use the tokenizer that came with the model"
+            f"{tokenizer} holds a codebook of size {book} and {transformer.name} draws from "
+            f"{(config.codes, config.channels)}; use the tokenizer that came with the model"
         )
     return HartBackbone(
         hart_from_state(weights, settings, device, dtype),

@@ -18,13 +18,29 @@ from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
 from .catalog import default_roots as default_roots
 from .checkpoint import RELEASED_VAES, fits_bits, load_infinity, open_transformer
 from .contents import CODEC, TRANSFORMER, listing
-from .hart_backbone import HartBackbone
-from .hart_checkpoint import AVERAGED, PARTS, hart_folder, is_hart, load_hart, open_hart, read_settings, weights_file
+from .hart import HartBackbone
+from .hart_checkpoint import (
+    AVERAGED,
+    PARTS,
+    hart_folder,
+    is_hart,
+    load_hart,
+    open_hart,
+    read_settings,
+    weights_file,
+)
 from .sampling import Guidance, PerScale, Ramp, Sampling
 from .schedule import Schedule, make_schedule, square_schedule
 from .tensors import CheckpointError, open_tensors
-from .text import SYSTEM_FILE, PromptEncoder, TextEncoder, find_system_prompt, read_qwen_config, read_system_prompt
-from .tokenizer import QWEN
+from .text import (
+    QWEN,
+    SYSTEM_FILE,
+    PromptEncoder,
+    TextEncoder,
+    find_system_prompt,
+    read_qwen_config,
+    read_system_prompt,
+)
 
 HART_NAME = "hart-0.7b"
 HART_EXPECTED = ("llm/ema_model.bin", "tokenizer", f"{QWEN} and {SYSTEM_FILE}")
@@ -61,7 +77,9 @@ class ModelFiles:
         Raises:
             OSError: a file is gone.
         """
-        files = [file for path in self.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        files = [
+            file for path in self.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        ]
         return repr([(str(file), (told := file.stat()).st_size, told.st_mtime_ns) for file in files])
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
@@ -80,7 +98,9 @@ class ModelFiles:
         """How tokens are drawn, at this temperature."""
         return Sampling(tau)
 
-    def load_text(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PromptReader:
+    def load_text(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PromptReader:
         """What reads the prompts.
 
         Raises:
@@ -94,7 +114,9 @@ class ModelFiles:
         Raises:
             CheckpointError: a file is missing or damaged, or the files do not belong together.
         """
-        return replace(load_infinity(self.transformer, self.vae, self.text, device, dtype), published=self.published)
+        return replace(
+            load_infinity(self.transformer, self.vae, self.text, device, dtype), published=self.published
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,10 @@ class HartFiles(ModelFiles):
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         side = 16 * self.sides[-1]
         if height_over_width != 1 or area != self.area:
-            raise ValueError(f"this model draws {side} x {side} pictures only; choose 1:1 and the model's own area ({self.area})")
+            raise ValueError(
+                f"this model draws {side} x {side} pictures only; choose 1:1 and the model's own area "
+                f"({self.area})"
+            )
         return square_schedule(self.sides)
 
     def guidance(self, cfg: PerScale) -> Guidance:
@@ -126,15 +151,19 @@ class HartFiles(ModelFiles):
     def sampling(self, tau: PerScale) -> Sampling:
         return Sampling(tau, top_k=0, top_p=0.0)
 
-    def load_text(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PromptEncoder:
+    def load_text(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PromptEncoder:
         return PromptEncoder.load(self.text, read_system_prompt(self.folder), self.text_tokens, device, dtype)
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HartBackbone:
-        backbone, width = load_hart(self.transformer, self.vae, device, dtype), read_qwen_config(self.text)["hidden_size"]
+        backbone, width = (
+            load_hart(self.transformer, self.vae, device, dtype), read_qwen_config(self.text)["hidden_size"],
+        )
         if width != backbone.text_width:
             raise CheckpointError(
-                f"{self.folder} reads text features of {backbone.text_width} numbers, but {self.text} makes {width}; "
-                f"use {QWEN}"
+                f"{self.folder} reads text features of {backbone.text_width} numbers, but {self.text} makes "
+                f"{width}; use {QWEN}"
             )
         return backbone
 
@@ -159,7 +188,9 @@ def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, n
     config = open_hart(open_tensors(transformer), read_settings(transformer.parent))[1]
     text = text or _hart_text(folder, entries, config.text_width)
     if text is None:
-        raise CheckpointError(f"for {folder} its text model (the folder {QWEN}) was not found; put it there, or choose it")
+        raise CheckpointError(
+            f"for {folder} its text model (the folder {QWEN}) was not found; put it there, or choose it"
+        )
     read_qwen_config(text)
     find_system_prompt(folder)
     area = HART_AREAS.get(config.sides[-1], "1M")
@@ -168,7 +199,9 @@ def find_hart(folder: Path, entries: Sequence[Path], text: Path | None = None, n
 
 
 def locate_hart(entries: Sequence[Path]) -> tuple[Path | None, Path | None, Path | None]:
-    """Where the parts named in HART_EXPECTED are, for a survey; the text model does not count without its system prompt."""
+    """Where the parts named in HART_EXPECTED are, for a survey; the text model does not count without its
+    system prompt.
+    """
     if not (folders := hart_folders(entries)):
         return None, None, None
     folder = folders[0]
@@ -178,7 +211,9 @@ def locate_hart(entries: Sequence[Path]) -> tuple[Path | None, Path | None, Path
 
 
 def _hart_text(folder: Path, entries: Sequence[Path], width: int | None = None) -> Path | None:
-    """In the model's folder or beside it, or else anywhere; of several the one whose features have that width."""
+    """In the model's folder or beside it, or else anywhere; of several the one whose features have that
+    width.
+    """
     places = (folder / "text", folder / QWEN, folder.parent / QWEN, *catalog.text_models(entries))
     found = [path for path in dict.fromkeys(places) if (path / "config.json").is_file()]
 
@@ -215,7 +250,8 @@ RELEASES = {
     "8b-512": Release("infinity_8b_512x512_weights", VAE56, 3584, "0.25M", 3.0, 1.0),
 }
 EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
-UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)  # settings for models of one's own
+# settings for models of one's own
+UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)
 NAMES = ("nano", *RELEASES, HART_NAME)
 
 
@@ -224,7 +260,8 @@ class ModelStatus:
     """What was found of a model; None = not found."""
 
     name: str
-    expected: tuple[str, str, str]  # released names of transformer, VAE and text encoder, which belong together
+    # released names of transformer, VAE and text encoder, which belong together
+    expected: tuple[str, str, str]
     transformer: Path | None
     vae: Path | None
     text: Path | None
@@ -240,12 +277,14 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
     """The files of a model.
 
     Args:
-        name_or_path: "nano" (embedded), "125m", "2b", "8b", "8b-512", "hart-0.7b" (found by their released names, as
-            released or converted to safetensors, anywhere below the roots), a directory with a transformer, its VAE and a
-            text encoder, or with a HART model, or the file of a transformer, whose other parts are looked for.
+        name_or_path: "nano" (embedded), "125m", "2b", "8b", "8b-512", "hart-0.7b" (found by their released
+            names, as released or converted to safetensors, anywhere below the roots), a directory with a
+            transformer, its VAE and a text encoder, or with a HART model, or the file of a transformer, whose
+            other parts are looked for.
 
     Raises:
-        CheckpointError: unknown name, or a file is missing; the message lists the released names of what is missing.
+        CheckpointError: unknown name, or a file is missing; the message lists the released names of what is
+            missing.
     """
     name = _known_name(name_or_path)
     if name == "nano":
@@ -263,7 +302,9 @@ def find_model(name_or_path: str, roots: Sequence[Path]) -> ModelFiles:
 def _known_name(text: str) -> str | None:
     """One of NAMES, however it is written: "2B", "Infinity-2B", "infinity_8b_512", "HART"."""
     letters = re.sub(r"[^a-z0-9]", "", text.lower()).removeprefix("infinity").removesuffix("reg")
-    aliases = {re.sub(r"[^a-z0-9]", "", name): name for name in NAMES} | {"hart": HART_NAME, "nanoembedded": "nano"}
+    aliases = {re.sub(r"[^a-z0-9]", "", name): name for name in NAMES} | {
+        "hart": HART_NAME, "nanoembedded": "nano",
+    }
     return aliases.get(letters) if not re.search(r"[/\\]", text) else None
 
 
@@ -282,7 +323,9 @@ def _at(path: Path, roots: Sequence[Path]) -> ModelFiles:
 
 
 def _unknown(name: str) -> CheckpointError:
-    return CheckpointError(f"there is no model {name[:200]!r}; choose {', '.join(NAMES)} or a directory that holds a model")
+    return CheckpointError(
+        f"there is no model {name[:200]!r}; choose {', '.join(NAMES)} or a directory that holds a model"
+    )
 
 
 def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequence[Path]) -> ModelFiles:
@@ -292,22 +335,32 @@ def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequ
         CheckpointError: no Infinity transformer, or no VAE or text encoder that belongs to it was found.
     """
     config = open_transformer(open_tensors(transformer))[1]
-    beside, entries = catalog.children(transformer.parent), catalog.model_entries([transformer.parent, *roots])
+    beside, entries = (
+        catalog.children(transformer.parent), catalog.model_entries([transformer.parent, *roots]),
+    )
     belongs = RELEASED_VAES.get(config.bits, EMBEDDED.vae)
-    vaes = [*catalog.all_named(belongs, entries), *catalog.all_named(EMBEDDED.vae, beside)] or catalog.of_kind(CODEC, beside)
+    vaes = [
+        *catalog.all_named(belongs, entries), *catalog.all_named(EMBEDDED.vae, beside),
+    ] or catalog.of_kind(CODEC, beside)
     vae = vae or catalog.best(vaes, lambda path: fits_bits(path, config.bits), "the VAE")
     texts = [*catalog.texts_in(beside, transformer.parent), *catalog.text_models(entries, TEXT_ENCODER)]
     text = text or catalog.text_for(config.text_width, texts)
-    if missing := _absent({f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}):
+    if missing := _absent(
+        {f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}
+    ):
         message = f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it"
         raise CheckpointError(message + catalog.instead(beside))
     return _settings(transformer).files(transformer.name, transformer, vae, text)
 
 
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
-    """What there is of every known model, nano first, then of other models below the roots in folders of their own."""
+    """What there is of every known model, nano first, then of other models below the roots in folders of
+    their own.
+    """
     entries = catalog.model_entries(roots)
-    folders = {NANO_FOLDER: "nano"} | {e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer}
+    folders = {NANO_FOLDER: "nano"} | {
+        e.parent: str(e.parent) for e in entries if e.name == EMBEDDED.transformer
+    }
     own = (EMBEDDED.transformer, EMBEDDED.vae, "text")
     statuses = [
         ModelStatus(name, own, *(path if path.exists() else None for path in map(folder.joinpath, own)))
@@ -329,11 +382,12 @@ def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
 
 def _hart(roots: Sequence[Path]) -> ModelFiles:
     entries = catalog.model_entries(roots)
-    inside = [folder for root in roots if (folder := hart_folder(Path(root)))]  # a root may be the model, or its llm
+    # a root may be the model, or its llm
+    inside = [folder for root in roots if (folder := hart_folder(Path(root)))]
     if not (folders := [*inside, *hart_folders(entries)]):
         raise CheckpointError(
-            f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below {_listed(roots)}; "
-            f"download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{QWEN}"
+            f"the model {HART_NAME} (a folder with llm and tokenizer in it) was not found below "
+            f"{_listed(roots)}; download mit-han-lab/hart-0.7b-1024px and mit-han-lab/{QWEN}"
         )
     return find_hart(folders[0], entries, name=HART_NAME)
 
@@ -353,19 +407,32 @@ def _status(name: str, entries: Sequence[Path]) -> ModelStatus:
     return ModelStatus(name, expected, *(catalog.named(file, entries) for file in expected[:2]), text)
 
 
-def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Release | None = None) -> ModelFiles:
-    """A model in a directory of its own: fixed or released names first, then whatever the contents say, here or deeper."""
+def _of_directory(
+    name: str, folder: Path, roots: Sequence[Path], release: Release | None = None
+) -> ModelFiles:
+    """A model in a directory of its own: fixed or released names first, then whatever the contents say, here
+    or deeper.
+    """
     beside = catalog.children(folder)
     inside = beside if any(map(catalog.holds_model, beside)) else catalog.model_entries([folder])[1:]
-    transformers = _in_role(TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], inside)
+    transformers = _in_role(
+        TRANSFORMER, [EMBEDDED.transformer, *(r.transformer for r in RELEASES.values())], inside
+    )
     vaes = _in_role(CODEC, [EMBEDDED.vae, *(r.vae for r in RELEASES.values())], inside)
-    texts = [*catalog.texts_in(inside, folder), *catalog.text_models(catalog.model_entries([folder, *roots]), TEXT_ENCODER)]
-    transformer = catalog.best(transformers, lambda path: any(_fit(path, vae) for vae in vaes), "the transformer")
+    texts = [
+        *catalog.texts_in(inside, folder),
+        *catalog.text_models(catalog.model_entries([folder, *roots]), TEXT_ENCODER),
+    ]
+    transformer = catalog.best(
+        transformers, lambda path: any(_fit(path, vae) for vae in vaes), "the transformer"
+    )
     vae = catalog.best(vaes, lambda path: _fit(transformer, path), "the VAE")
     text = catalog.text_for(_width(transformer) if len(texts) > 1 else None, texts)
     if transformer and not vae:
         return assemble(transformer, None, text, roots)
-    if missing := _absent({"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}):
+    if missing := _absent(
+        {"transformer.safetensors": transformer, "vae.safetensors": vae, "text (the text encoder)": text}
+    ):
         message = f"the model folder {folder} lacks {missing}; put it there, or give another folder"
         raise CheckpointError(message + catalog.instead(inside))
     return (release or _settings(transformer)).files(name, transformer, vae, text)
@@ -373,7 +440,9 @@ def _of_directory(name: str, folder: Path, roots: Sequence[Path], release: Relea
 
 def _in_role(kind: str, names: Sequence[str], inside: Sequence[Path]) -> list[Path]:
     """Those of the names, best first, or else those of the kind."""
-    return next((found for name in names if (found := catalog.all_named(name, inside))), None) or catalog.of_kind(kind, inside)
+    return next(
+        (found for name in names if (found := catalog.all_named(name, inside))), None
+    ) or catalog.of_kind(kind, inside)
 
 
 def _fit(transformer: Path | None, vae: Path) -> bool:

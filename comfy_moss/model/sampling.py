@@ -131,8 +131,8 @@ def check_finite(logits: Tensor) -> None:
     """
     if not torch.isfinite(logits).all():
         raise ValueError(
-            "the model returned values that are not numbers; "
-            "its file is damaged or does not fit this precision"
+            "the model returned values that are not numbers; its file is damaged or does not fit this "
+            "precision"
         )
 
 

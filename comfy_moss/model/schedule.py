@@ -84,7 +84,9 @@ def parse_aspect(text: str) -> float:
     """
     width, height = typed.sides(text)
     if not (width > 0 and 0.25 <= height / width <= 4):
-        raise ValueError(f"aspect {typed.quoted(text)} is too extreme; widths and heights may differ by at most 4 to 1")
+        raise ValueError(
+            f"aspect {typed.quoted(text)} is too extreme; widths and heights may differ by at most 4 to 1"
+        )
     return height / width
 
 

@@ -25,30 +25,32 @@ from .contents import (
     HART_TOKENIZER,
     HART_TRANSFORMER,
     MARKS,
+    UnsafeError,
     identify,
     is_model_name,
     listing,
     preference,
+    read_pickle,
     unwrapped,
     unwrapped_names,
 )
-from .pickles import UnsafeError, read_pickle
 
 MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
 HEADS = {  # how other files begin
-    b"version h": "only a Git LFS pointer", b"<": "a page of the web", b"GGUF": "a GGUF file, which this pack cannot read",
-    b"Rar!": "a packed archive", b"7z": "a packed archive", b"\x1f\x8b": "a packed archive",
+    b"version h": "only a Git LFS pointer", b"<": "a page of the web",
+    b"GGUF": "a GGUF file, which this pack cannot read", b"Rar!": "a packed archive",
+    b"7z": "a packed archive", b"\x1f\x8b": "a packed archive",
     b"\x00\x05\x16\x07": "a stub of Finder",
-}  # fmt: skip
+}
 # Tensors in such places belong to the computation: where a model has none, the file is of another model.
 INNER = re.compile(r"(?:^|\.)(?:blocks|block|layers|mid|down|up)\.|lora_|adapter|^(?:encoder|decoder)\.")
 log = logging.getLogger(__name__)
 SAFETENSORS_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}
 
 
 class CheckpointError(ValueError):
@@ -65,7 +67,8 @@ class Tensors(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, path: Path, shapes: Mapping[str, Sequence[int]], read: Callable[[str], Tensor], files: Iterable[Path] = ()
+        self, path: Path, shapes: Mapping[str, Sequence[int]], read: Callable[[str], Tensor],
+        files: Iterable[Path] = (),
     ) -> None:
         self.path = path
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
@@ -73,7 +76,9 @@ class Tensors(Mapping[str, Tensor]):
         self._read = read
 
     @classmethod
-    def of(cls, state: Mapping[str, Tensor], path: Path = Path("these weights"), files: Iterable[Path] = ()) -> Tensors:
+    def of(
+        cls, state: Mapping[str, Tensor], path: Path = Path("these weights"), files: Iterable[Path] = ()
+    ) -> Tensors:
         """A dictionary of tensors seen as Tensors."""
         if isinstance(state, Tensors):
             return state
@@ -101,7 +106,9 @@ class Tensors(Mapping[str, Tensor]):
 
 
 @contextlib.contextmanager
-def reading(path: Path, advice: str = "is damaged or was not fully downloaded; download it again") -> Iterator[None]:
+def reading(
+    path: Path, advice: str = "is damaged or was not fully downloaded; download it again"
+) -> Iterator[None]:
     """Whatever a library raises over a file becomes one sentence of ours.
 
     Raises:
@@ -112,10 +119,14 @@ def reading(path: Path, advice: str = "is damaged or was not fully downloaded; d
     except (CheckpointError, MemoryError):
         raise
     except ImportError as error:
-        raise CheckpointError(f"reading {path} needs the Python package {error.name}; install it with pip") from error
+        raise CheckpointError(
+            f"reading {path} needs the Python package {error.name}; install it with pip"
+        ) from error
     except OSError as error:
         if error.strerror and not isinstance(error, EOFError):
-            raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the name and its permissions") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({error.strerror}); check the name and its permissions"
+            ) from error
         raise CheckpointError(f"{path} {advice}") from error
     except Exception as error:
         raise CheckpointError(f"{path} {advice}") from error
@@ -136,7 +147,8 @@ def open_tensors(path: Path) -> Tensors:
     empty = found.kind and not all(math.prod(tensors.shapes[held]) for held in found.names.values())
     if empty or any(name.endswith("flat_param") for name in tensors):
         raise CheckpointError(
-            f"{path} holds only a part of its weights, as DeepSpeed ZeRO-3 and FSDP save them; join the parts into one file first"
+            f"{path} holds only a part of its weights, as DeepSpeed ZeRO-3 and FSDP save them; join the "
+            "parts into one file first"
         )
     return tensors if found.names.keys() == tensors.shapes.keys() else tensors.renamed(found.names)
 
@@ -144,15 +156,21 @@ def open_tensors(path: Path) -> Tensors:
 def _open_file(path: Path) -> Tensors:
     if not path.is_file():
         raise CheckpointError(f"there is no model file at {path}; check the name, or download the file")
-    if unfinished := next((mark for mark in map(path.with_name, _downloads(path.name)) if mark.exists()), None):
-        raise CheckpointError(f"{path} is not fully downloaded yet: {unfinished.name} lies beside it; finish the download")
+    if unfinished := next(
+        (mark for mark in map(path.with_name, _downloads(path.name)) if mark.exists()), None
+    ):
+        raise CheckpointError(
+            f"{path} is not fully downloaded yet: {unfinished.name} lies beside it; finish the download"
+        )
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{":
         return _open_safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _open_torch(path)
-    kind = next((kind for start, kind in HEADS.items() if head.startswith(start)), "no safetensors or PyTorch file")
+    kind = next(
+        (kind for start, kind in HEADS.items() if head.startswith(start)), "no safetensors or PyTorch file"
+    )
     raise CheckpointError(f"{path} is {kind if head else 'empty'}; download the model file itself again")
 
 
@@ -190,7 +208,8 @@ def _open_directory(path: Path) -> Tensors:
 
 
 def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> Path:
-    """The one of several files to read: what opens, the canonical name first; other copies of it are named in the log.
+    """The one of several files to read: what opens, the canonical name first; other copies of it are named in
+    the log.
 
     Args:
         kind: that it has to be, a key of `contents.MARKS`; None = all must be of one kind.
@@ -212,7 +231,9 @@ def only_model(folder: Path, files: Sequence[Path], kind: str | None = None) -> 
         raise errors[0]
     if not known or len({kinds[file] for file in known}) > 1:
         names = ", ".join(sorted(file.name for file in known or files)) or "none"
-        raise CheckpointError(f"{folder} should hold one model file, or shards with their .index.json, but holds {names}")
+        raise CheckpointError(
+            f"{folder} should hold one model file, or shards with their .index.json, but holds {names}"
+        )
     chosen = min(known, key=preference)
     if len(known) > 1:
         others = listing([file.name for file in known if file != chosen])
@@ -234,14 +255,18 @@ def _missing_shards(index: Path, names: Mapping[str, str]) -> list[str]:
 
 def _open_shards(index: Path, names: Mapping[str, str]) -> Tensors:
     if missing := _missing_shards(index, names):
-        raise CheckpointError(f"{index.parent} lacks {listing(missing)}, which {index.name} lists; download the rest")
+        raise CheckpointError(
+            f"{index.parent} lacks {listing(missing)}, which {index.name} lists; download the rest"
+        )
     shards = {}
     for shard in sorted(set(names.values())):
         with reading(index.parent / shard):
             shards[shard] = _open_file(index.parent / shard)
     for name, shard in names.items():
         if name not in shards[shard].shapes:
-            raise CheckpointError(f"{index.parent / shard} lacks the tensor {name}; download the directory again")
+            raise CheckpointError(
+                f"{index.parent / shard} lacks the tensor {name}; download the directory again"
+            )
     shapes = {name: shards[shard].shapes[name] for name, shard in names.items()}
     files = [index, *(index.parent / shard for shard in shards)]
     return Tensors(index.parent, shapes, lambda name: shards[names[name]][name], files)
@@ -256,41 +281,53 @@ def build(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
     Raises:
         CheckpointError: there is no module of such sizes.
     """
-    with torch.device("meta"), reading(path, "has sizes that do not fit together; it is of a model that is not known here"):
+    with (
+        torch.device("meta"),
+        reading(path, "has sizes that do not fit together; it is of a model that is not known here"),
+    ):
         return make()
 
 
 def fill_module(
-    module: nn.Module, tensors: Tensors, dtype_of: Callable[[str], torch.dtype], device: torch.device | str | None = None
+    module: nn.Module, tensors: Tensors, dtype_of: Callable[[str], torch.dtype],
+    device: torch.device | str | None = None,
 ) -> None:
-    """Give a module built on the meta device its weights, one tensor at a time; then it is in eval mode, without gradients.
+    """Give a module built on the meta device its weights, one tensor at a time; then it is in eval mode,
+    without gradients.
 
     Args:
         dtype_of: parameter name -> dtype it gets.
         device: None = where the tensors are.
 
     Raises:
-        CheckpointError: tensors are missing, of another shape, not finite or no floating-point numbers, or there are more of
-            them inside of the blocks.  Names and shapes are checked before anything is read.  Other tensors left over are named
-            in the log only: files carry buffers of training that nobody needs.
+        CheckpointError: tensors are missing, of another shape, not finite or no floating-point numbers, or
+            there are more of them inside of the blocks.  Names and shapes are checked before anything is
+            read.  Other tensors left over are named in the log only: files carry buffers of training that
+                nobody needs.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     problems = {
         "lacks the tensors": sorted(wanted.keys() - tensors.shapes.keys()),
-        "has tensors of another size:": [n for n, shape in wanted.items() if tensors.shapes.get(n, shape) != shape],
+        "has tensors of another size:": [
+            n for n, shape in wanted.items() if tensors.shapes.get(n, shape) != shape
+        ],
     }
     if any(problems.values()):
         text = " and ".join(f"{what} {listing(names)}" for what, names in problems.items() if names)
-        raise CheckpointError(f"{tensors.path} {text}; it is a part of a model, or of one that is not known here")
+        raise CheckpointError(
+            f"{tensors.path} {text}; it is a part of a model, or of one that is not known here"
+        )
     surplus = sorted(tensors.shapes.keys() - wanted.keys())
     if foreign := [name for name in surplus if INNER.search(name)]:
         raise CheckpointError(
-            f"{tensors.path} has {listing(foreign)}, which this model does not: it is of another one, quantised, or an adapter; "
-            "choose the plain weights"
+            f"{tensors.path} has {listing(foreign)}, which this model does not: it is of another one, "
+            "quantised, or an adapter; choose the plain weights"
         )
     if surplus:
         log.warning(f"{tensors.path} has tensors that this model does not use: {listing(surplus)}")
-    module.load_state_dict({name: _place(tensors, name, dtype_of(name), device) for name in wanted}, assign=True)
+    module.load_state_dict(
+        {name: _place(tensors, name, dtype_of(name), device) for name in wanted}, assign=True
+    )
     module.eval().requires_grad_(False)
 
 
@@ -299,13 +336,18 @@ def _place(tensors: Tensors, name: str, dtype: torch.dtype, device: torch.device
     source = tensors[name]
     if not source.is_floating_point() or source.layout != torch.strided:
         raise CheckpointError(
-            f"{tensors.path}: {name} holds {source.dtype} and no plain weights; get a version that is not quantised"
+            f"{tensors.path}: {name} holds {source.dtype} and no plain weights; get a version that is not "
+            "quantised"
         )
     placed = source.to(device=device or source.device, dtype=dtype, copy=True).contiguous()
     if not placed.is_meta and not _finite(placed):
         if dtype == torch.float16 and _finite(source):
-            raise CheckpointError(f"{tensors.path}: {name} does not fit into float16; choose bfloat16 or float32")
-        raise CheckpointError(f"{tensors.path}: {name} holds values that are not numbers; download the file again")
+            raise CheckpointError(
+                f"{tensors.path}: {name} does not fit into float16; choose bfloat16 or float32"
+            )
+        raise CheckpointError(
+            f"{tensors.path}: {name} holds values that are not numbers; download the file again"
+        )
     return placed
 
 
@@ -325,14 +367,18 @@ def write_safetensors(tensors: Mapping[str, Tensor], target: Path, dtype: torch.
     Raises:
         CheckpointError: a dtype the format lacks, or the disk refused.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # big elements first: all are aligned
+    # big elements first: all are aligned
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name in order:
         kind, size = _stored_as(tensors[name], dtype), tensors[name].numel()
         if kind not in SAFETENSORS_TYPES:
             raise CheckpointError(f"{name} is of type {kind}, which safetensors files cannot hold")
         start, end = end, end + size * kind.itemsize
-        header[name] = {"dtype": SAFETENSORS_TYPES[kind], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[kind], "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     part = target.with_name(f".{os.getpid()}.part")
@@ -341,11 +387,19 @@ def write_safetensors(tensors: Mapping[str, Tensor], target: Path, dtype: torch.
         with part.open("wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for name in order:
-                data = tensors[name].to(_stored_as(tensors[name], dtype)).contiguous().reshape(-1).view(torch.uint8)
+                data = (
+                    tensors[name]
+                    .to(_stored_as(tensors[name], dtype))
+                    .contiguous()
+                    .reshape(-1)
+                    .view(torch.uint8)
+                )
                 file.write(memoryview(data.numpy()))
         os.replace(part, target)
     except OSError as error:
-        raise CheckpointError(f"{target} could not be written ({error.strerror}); nothing was changed") from error
+        raise CheckpointError(
+            f"{target} could not be written ({error.strerror}); nothing was changed"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -358,9 +412,9 @@ def _stored_as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def weights_id(*models: Tensors) -> str:
     """12 hexadecimal digits that tell models apart.
 
-    Covers every tensor's name, shape and 96 of its values (start, middle, end) as float32: cheap for files of any size, and
-    the same for every format and for every dtype that holds the values exactly.  Training a model on changes it;
-    changing a few single weights by hand may not.
+    Covers every tensor's name, shape and 96 of its values (start, middle, end) as float32: cheap for files of
+    any size, and the same for every format and for every dtype that holds the values exactly.  Training a
+    model on changes it; changing a few single weights by hand may not.
     """
     digest = hashlib.sha256()
     for model in models:
@@ -374,16 +428,19 @@ def weights_id(*models: Tensors) -> str:
 
 
 def convert(source: Path, target: Path, bf16: bool = False) -> None:
-    """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in the source.
+    """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in
+    the source.
 
-    Of a codec only what draws and encodes is kept, of a HART transformer all but its training mask: released files carry
+    Of a codec only what draws and encodes is kept, of a HART transformer all but its training mask: released
+        files carry
     training state beside the weights.
 
     Args:
         bf16: store floating-point tensors in bfloat16, half the size of released files.
 
     Raises:
-        CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or writing failed.
+        CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or
+            writing failed.
     """
     source, target = Path(source), Path(target)
     if target.suffix != ".safetensors":

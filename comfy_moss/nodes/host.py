@@ -1,11 +1,14 @@
-"""ComfyUI's services in our hands: model management, progress, cancel and previews; its CLIP and VAE with our modules inside."""
+"""ComfyUI's services in our hands: model management, progress, cancel and previews; its CLIP and VAE with our
+modules inside.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,22 +28,23 @@ from torch import Tensor, nn
 from ..images import to_bytes
 from ..model.backbone import Backbone, PositionedText, PromptReader, Text
 from ..model.library import ModelFiles
-from ..model.vae import VAE
+from ..model.vae import VAE, LatentRGB, fit_latent_rgb
 from ..pipeline.cost import Stopwatch
-from ..pipeline.kv_store import KVStore
-from ..pipeline.latent_rgb import LatentRGB, fit_latent_rgb
-from .notices import warn_of_unsupported, warn_of_weights
+from ..pipeline.refine import KVStore
 
 ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly
 PREVIEW = 512  # pixels along the longest side of a preview, at most
-POSITIONS = "moss_positions"  # in a CONDITIONING: of the text tokens, for models that do not simply count them
+# in a CONDITIONING: of the text tokens, for models that do not simply count them
+POSITIONS = "moss_positions"
 log = logging.getLogger(__name__)
 
 
-# --- models -----------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
-def manage(module: nn.Module, load_device: torch.device, offload_device: torch.device) -> comfy.model_patcher.ModelPatcher:
+def manage(
+    module: nn.Module, load_device: torch.device, offload_device: torch.device
+) -> comfy.model_patcher.ModelPatcher:
     """The host's handle on a module.  Hosts before 0.11 have one kind only."""
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(module, load_device=load_device, offload_device=offload_device)
@@ -63,7 +67,8 @@ class MossModel:
     store: KVStore = field(default_factory=KVStore)
 
     def __post_init__(self) -> None:
-        store = self.store  # the callback must not hold the model: that circle would keep its weights until garbage is collected
+        # the callback must not hold the model: that circle would keep its weights until garbage is collected
+        store = self.store
 
         def detached(_: object, unpatch_all: bool) -> None:
             if unpatch_all:  # otherwise a load is about to put the model back where it is
@@ -100,11 +105,12 @@ class MossModel:
         return fit_latent_rgb(lambda images: codec.encode(images.to(weight)), codec.config.stride)
 
 
-# --- progress ---------------------------------------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------------------
 
 
 def previews_wanted() -> bool:
-    """Whether the artist wants live previews at all.  No codec of ours has a small model of its own (taesd), so every method of
+    """Whether the artist wants live previews at all.  No codec of ours has a small model of its own (taesd),
+    so every method of
     the host but "none" shows the linear map."""
     return args.preview_method != LatentPreviewMethod.NoPreviews
 
@@ -148,7 +154,9 @@ class Progress:
 
 
 def seconds_in_queue() -> float | None:
-    """Seconds since the running graph was queued, or since the one before it ended; None where there is no server."""
+    """Seconds since the running graph was queued, or since the one before it ended; None where there is no
+    server.
+    """
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None or not (running := list(server.prompt_queue.currently_running.values())):
         return None
@@ -158,7 +166,7 @@ def seconds_in_queue() -> float | None:
     return None if queued is None else max(0.0, time.time() - max(queued, *ends, 0) / 1000)
 
 
-# --- text encoder -----------------------------------------------------------------------------------------------
+# --- text encoder -------------------------------------------------------------------------------------------
 
 
 
@@ -169,7 +177,9 @@ class Tokenizer:
     def __init__(self, encoder: PromptReader) -> None:
         self.encoder = encoder
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, list[list[tuple]]]:
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **options: Any
+    ) -> dict[str, list[list[tuple]]]:
         """One list of (token id, weight 1.0), or with the word's number too."""
         warn_of_weights(text)
         ids = self.encoder.ids(text)
@@ -187,8 +197,11 @@ class T5(nn.Module):
         self.encoder = encoder
         self.model = encoder.model
 
-    def encode_token_weights(self, tokens: dict[str, list[list[tuple]]]) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """Features (1, L, Ct) float32, no pooled output, and the positions (1, L) where the model reads them."""
+    def encode_token_weights(
+        self, tokens: dict[str, list[list[tuple]]]
+    ) -> tuple[Tensor, None, dict[str, Tensor]]:
+        """Features (1, L, Ct) float32, no pooled output, and the positions (1, L) where the model reads them.
+        """
         text = self.encoder.features([token[0] for chunk in tokens["t5"] for token in chunk])
         if isinstance(text, PositionedText):
             return text.features[None], None, {POSITIONS: text.positions[None]}
@@ -210,7 +223,9 @@ class InfinityCLIP(comfy.sd.CLIP):
             return
         self.cond_stage_model = T5(encoder)
         self.tokenizer = Tokenizer(encoder)
-        self.patcher = manage(self.cond_stage_model, mm.text_encoder_device(), mm.text_encoder_offload_device())
+        self.patcher = manage(
+            self.cond_stage_model, mm.text_encoder_device(), mm.text_encoder_offload_device()
+        )
         self.patcher.hook_mode = comfy.hooks.EnumHookMode.MinVram
         self.patcher.is_clip = True
         self.apply_hooks_to_conds = self.layer_idx = None
@@ -244,17 +259,22 @@ def text_features(conditioning: list, name: str) -> tuple[Text, ...]:
     except (TypeError, ValueError):
         features, settings = None, {}
     if not isinstance(features, Tensor) or features.dim() != 3 or not features.numel():
-        raise ValueError(f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of Load Infinity")
+        raise ValueError(
+            f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of Load "
+            "Infinity"
+        )
     warn_of_unsupported(settings, name)
     if not torch.isfinite(features).all():
-        raise ValueError(f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode")
+        raise ValueError(
+            f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode"
+        )
     rows = features.to(torch.float32).unbind(0)
     if (positions := settings.get(POSITIONS)) is None:
         return rows
     return tuple(PositionedText(row, where) for row, where in zip(rows, positions, strict=True))
 
 
-# --- codec --------------------------------------------------------------------------------------------------------
+# --- codec --------------------------------------------------------------------------------------------------
 
 
 def _decode_bytes(codec: VAE, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -267,14 +287,17 @@ class InfinityVAE(comfy.sd.VAE):
     """What Load Infinity hands to VAE Decode.  Its latents are sums of codes, not yet or no longer bits."""
 
     def __init__(self, codec: VAE) -> None:
-        # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the attributes it sets.
+        # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the
+        # attributes it sets.
         self.first_stage_model = codec
         self.vae_dtype = next(codec.decoder.parameters()).dtype
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.patcher = manage(codec, self.device, mm.vae_offload_device())
         self.working_dtypes = [torch.bfloat16, torch.float32]
         self.memory_used_decode = lambda shape, dtype: _decode_bytes(codec, shape, dtype)
-        self.memory_used_encode = lambda shape, dtype: _decode_bytes(codec, shape, dtype) // codec.config.stride**2
+        self.memory_used_encode = lambda shape, dtype: (
+            _decode_bytes(codec, shape, dtype) // codec.config.stride**2
+        )
         self.downscale_ratio = self.upscale_ratio = codec.config.stride
         self.latent_channels, self.latent_dim, self.output_channels = codec.config.channels, 2, 3
         self.process_input = lambda image: image * 2 - 1
@@ -289,3 +312,46 @@ class InfinityVAE(comfy.sd.VAE):
     def _to_image(pixels: Tensor) -> Tensor:
         """[-1, 1] -> [0, 1] in place, as the host expects it."""
         return pixels.add_(1).div_(2).clamp_(0, 1)
+
+
+# --- what these models do not have --------------------------------------------------------------------------
+
+# What an artist asked for and this family of models does not have: said in the page and the log, never
+# dropped silently.
+
+# (word:1.2), ((word)), [word:0.5], <lora:name:1>, embedding:name, BREAK
+SYNTAX = re.compile(
+    r"\([^()]+:\s*\d*\.?\d+\s*\)|\(\([^()]+\)\)|\[[^\[\]]+:\s*[\d.]+\s*\]"
+    r"|<lora:[^<>]+>|\bembedding:[^\s,]+|\bBREAK\b"
+)
+UNSUPPORTED = {  # what other nodes write into a conditioning, and what it asks for
+    "area": "Set Area", "mask": "Set Mask", "start_percent": "Set Timestep Range",
+    "end_percent": "Set Timestep Range", "control": "a ControlNet", "gligen": "GLIGEN", "hooks": "hooks",
+    "unclip_conditioning": "unCLIP", "reference_latents": "a reference picture",
+    "guidance": "a guidance of its own", "concat_latent_image": "an inpainting picture",
+}
+
+
+def warn(text: str) -> None:
+    """Tell the artist, in the page and in the log, and go on."""
+    log.warning(text)
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None:
+        server.send_sync("moss.warning", {"text": text})
+
+
+def warn_of_unsupported(settings: Mapping[str, Any], name: str) -> None:
+    """Say what a conditioning asks for that this family of models does not have: the picture is the same
+    without it.
+    """
+    asked = dict.fromkeys(what for key, what in UNSUPPORTED.items() if settings.get(key) is not None)
+    if settings.get("strength", 1.0) != 1.0:
+        asked["a strength other than 1"] = None
+    if asked:
+        warn(f"This model cannot follow {', '.join(asked)} of the {name} conditioning; it is drawn without.")
+
+
+def warn_of_weights(text: str) -> None:
+    """Say that `(word:1.2)` and its like are read as plain text."""
+    if found := SYNTAX.search(text):
+        warn(f"This model has no prompt weights: {found[0]!r} is read as plain text.")

@@ -1,7 +1,7 @@
 """Load Infinity and Load HART: the embedded model, or files from the models folders.
 
-Menus, checks and fingerprints are asked for at every turn, so they read the host's cached listings; nothing is searched for,
-and of a file only its header is read, once, to tell what it is.
+Menus, checks and fingerprints are asked for at every turn, so they read the host's cached listings; nothing
+is searched for, and of a file only its header is read, once, to tell what it is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from ..model.contents import CODEC, TRANSFORMER
 from ..model.hart_checkpoint import PARTS
 from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model
 from ..model.tensors import CheckpointError
-from ..model.tokenizer import QWEN
+from ..model.text import QWEN
 from ..ops import choose
 from .host import InfinityCLIP, InfinityVAE, MossModel, log, manage
-from .inputs import MossNode
-from .wires import Model, schema
+from .wires import Model, MossNode, schema
 
 NANO = "nano (embedded)"
 AUTOMATIC = "automatic"
@@ -47,11 +46,13 @@ CONFIG = "config.json"
 VAE_STEMS = {Path(name).stem for name in (*RELEASED_VAES.values(), EMBEDDED.vae)}
 
 
-# --- what lies in the models folders ----------------------------------------------------------------------------
+# --- what lies in the models folders ------------------------------------------------------------------------
 
 
 def register_folders() -> None:
-    """Make models/infinity and models/hart known to the host; folders that the user added under those names stay."""
+    """Make models/infinity and models/hart known to the host; folders that the user added under those names
+    stay.
+    """
     for name in (OURS, HART):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name), is_default=True)
 
@@ -62,7 +63,9 @@ def known(*kinds: str) -> list[str]:
 
 
 def listed(kind: str) -> tuple[str, ...]:
-    """Paths below the folders of a kind, as the host has listed them, higher first; of other folders than ours only weights."""
+    """Paths below the folders of a kind, as the host has listed them, higher first; of other folders than
+    ours only weights.
+    """
     return higher_first(tuple(folder_paths.get_filename_list(kind)))
 
 
@@ -93,14 +96,17 @@ def text_folders(kind: str, wanted: str = "") -> list[str]:
 
 @lru_cache(maxsize=16)
 def folders(paths: tuple[str, ...], wanted: str) -> tuple[str, ...]:
-    """Folders of listed files with `wanted` in their path; of those with a config.json among the files only these."""
+    """Folders of listed files with `wanted` in their path; of those with a config.json among the files only
+    these.
+    """
     inside = dict.fromkeys(parent(path) for path in paths if wanted in path and "/" in path)
     configs = {parent(path) for path in paths if path.endswith(f"/{CONFIG}")}
     return tuple(name for name in inside if name in configs or not configs)
 
 
 def choices(part: str) -> list[str]:
-    """Names in the menu of everything that is a "transformer", a "vae" or a "text" encoder, by its content."""
+    """Names in the menu of everything that is a "transformer", a "vae" or a "text" encoder, by its content.
+    """
     kinds = known(*INFINITY_FOLDERS[part])
     if part == "text":
         return [*dict.fromkeys(name for kind in kinds for name in text_folders(kind))]
@@ -112,7 +118,11 @@ def is_part(part: str, kind: str, name: str) -> bool:
     """Whether a weight file is a "transformer" or a "vae"; one that cannot be read is told by its name."""
     base = name.rpartition("/")[2].lower()
     ours = OURS in base or "vae" in base
-    if not ours and not base.endswith(".safetensors") and (kind not in (OURS, "vae") or base.endswith(".bin")):
+    if (
+        not ours
+        and not base.endswith(".safetensors")
+        and (kind not in (OURS, "vae") or base.endswith(".bin"))
+    ):
         return False  # other people's checkpoints, and shards of text encoders: slow to look into
     content = kind_of(path) if (path := located(name, kind)) else None
     if content is not None:
@@ -129,7 +139,11 @@ def weights(paths: tuple[str, ...], kind: str, places: tuple[Path, ...], part: s
     """
     shards = {parent(path) for path in paths if path.endswith(".index.json")} - {""}
     texts = {parent(path) for path in paths if path.endswith(f"/{CONFIG}")}
-    files = [path for path in paths if is_whole_name(path.rpartition("/")[2]) and parent(path) not in shards | texts]
+    files = [
+        path
+        for path in paths
+        if is_whole_name(path.rpartition("/")[2]) and parent(path) not in shards | texts
+    ]
     return tuple(name for name in (*files, *sorted(shards - texts)) if is_part(part, kind, name))
 
 
@@ -144,12 +158,15 @@ def chosen(part: str, name: str) -> Path | None:
         return None
     if name not in choices(part) or (path := located(name, *kinds)) is None:
         places = " or ".join(kinds)
-        raise CheckpointError(f"{name[:100]} is no longer in the folder {places} of your models; choose another file")
+        raise CheckpointError(
+            f"{name[:100]} is no longer in the folder {places} of your models; choose another file"
+        )
     return path
 
 
 def stamps(kinds: tuple[str, ...], belongs: Callable[[str], bool]) -> list[tuple[str, int, int]]:
-    """Path, time and size of the listed files that belong to a choice, and of those beside a config.json: differs when one of
+    """Path, time and size of the listed files that belong to a choice, and of those beside a config.json:
+    differs when one of
     them was replaced, in place as well."""
     paths = [(kind, path) for kind in known(*kinds) for path in listed(kind) if belongs(path)]
     found = {full: None for kind, path in paths if (full := folder_paths.get_full_path(kind, path))}
@@ -165,7 +182,7 @@ def below(name: str) -> Callable[[str], bool]:
     return lambda path: not name or path == name or path.startswith(f"{name}/")
 
 
-# --- loading ----------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------------------
 
 
 def infinity_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
@@ -176,17 +193,31 @@ def infinity_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
     """
     if model == NANO:
         if (vae, text_encoder) != (AUTOMATIC, AUTOMATIC):
-            raise CheckpointError("the embedded nano model brings its own VAE and text encoder; set both to automatic")
+            raise CheckpointError(
+                "the embedded nano model brings its own VAE and text encoder; set both to automatic"
+            )
         return find_model("nano", [])
     everywhere = roots(*dict.fromkeys(kind for kinds in INFINITY_FOLDERS.values() for kind in kinds))
-    return assemble(chosen("transformer", model), chosen("vae", vae), chosen("text", text_encoder), everywhere)
+    return assemble(
+        chosen("transformer", model), chosen("vae", vae), chosen("text", text_encoder), everywhere
+    )
 
 
 def infinity_stamps(model: str, vae: str, text_encoder: str) -> str:
-    """Changes when a file of a choice was replaced; what is found automatically is known by its name, or lies beside."""
+    """Changes when a file of a choice was replaced; what is found automatically is known by its name, or lies
+    beside.
+    """
     beside = below(parent(model)) if "/" in model else lambda path: path.startswith("text/")
-    vaes = below(vae) if vae != AUTOMATIC else lambda path: path.rpartition("/")[2].rpartition(".")[0] in VAE_STEMS
-    texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: TEXT_ENCODER in path or beside(path)
+    vaes = (
+        below(vae)
+        if vae != AUTOMATIC
+        else lambda path: path.rpartition("/")[2].rpartition(".")[0] in VAE_STEMS
+    )
+    texts = (
+        below(text_encoder)
+        if text_encoder != AUTOMATIC
+        else lambda path: TEXT_ENCODER in path or beside(path)
+    )
     parts = {"transformer": below(model), "vae": vaes, "text": texts}
     found = [stamps(INFINITY_FOLDERS[part], belongs) for part, belongs in parts.items()]
     return repr(found) if found[0] else "missing"
@@ -221,36 +252,40 @@ class LoadInfinity(MossNode):
         return schema(
             node_id="MoSs_LoadInfinity",
             display_name="Load Infinity",
-            description="Loads an Infinity model with its text encoder and VAE. The small model nano is built in, so a fresh "
-            "install draws at once.",
+            description="Loads an Infinity model with its text encoder and VAE. The small model nano is "
+            "built in, so a fresh install draws at once.",
             search_aliases=["infinity", "VAR", "next-scale", "moss loader", "nano"],
             inputs=[
                 io.Combo.Input(
                     "model", options=[NANO, *choices("transformer")],
-                    tooltip="The transformer. nano is built in and draws coloured shapes at 256 x 256. Put others into "
-                    "models/infinity, for example infinity_2b_reg.pth, then press R.",
+                    tooltip="The transformer. nano is built in and draws coloured shapes at 256 x 256. Put "
+                    "others into models/infinity, for example infinity_2b_reg.pth, then press R.",
                 ),
                 io.Combo.Input(
                     "vae", options=[AUTOMATIC, *choices("vae")],
-                    tooltip="automatic finds the VAE that belongs to the model (for 2B: infinity_vae_d32reg.pth) in "
-                    "models/infinity or models/vae. A VAE of another model is refused.",
+                    tooltip="automatic finds the VAE that belongs to the model (for 2B: "
+                    "infinity_vae_d32reg.pth) in models/infinity or models/vae. A VAE of another model is "
+                    "refused.",
                 ),
                 io.Combo.Input(
                     "text_encoder", options=[AUTOMATIC, *choices("text")],
-                    tooltip="automatic finds the folder flan-t5-xl in models/infinity or models/text_encoders.",
+                    tooltip="automatic finds the folder flan-t5-xl in models/infinity or "
+                    "models/text_encoders.",
                 ),
                 io.Combo.Input(
                     "precision", options=["auto", "bf16", "fp32"],
-                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; fp32 reproduces "
-                    "pictures most exactly.",
+                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; "
+                    "fp32 reproduces pictures most exactly.",
                 ),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
                 Model.Output("loaded_model", display_name="model", tooltip="Infinity, for Infinity Draft."),
-                io.Clip.Output("loaded_clip", display_name="clip", tooltip="The text encoder, for CLIP Text Encode."),
+                io.Clip.Output(
+                    "loaded_clip", display_name="clip", tooltip="The text encoder, for CLIP Text Encode."
+                ),
                 io.Vae.Output("loaded_vae", display_name="vae", tooltip="The VAE, for VAE Decode."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, model: str, vae: str, text_encoder: str, precision: str) -> str:
@@ -283,10 +318,13 @@ def hart_files(model: str, text_encoder: str) -> ModelFiles:
     name = "" if model == HERE else model
     if model not in hart_folders() or (folder := located(name, HART)) is None:
         raise CheckpointError(
-            f"there is no HART model {model[:100]!r} in models/{HART}; put the folder hart-0.7b-1024px (llm and tokenizer) there"
+            f"there is no HART model {model[:100]!r} in models/{HART}; put the folder hart-0.7b-1024px (llm "
+            "and tokenizer) there"
         )
     if text_encoder != AUTOMATIC and text_encoder not in hart_texts():
-        raise CheckpointError(f"{text_encoder[:100]} is no longer in models/{HART} or models/text_encoders; choose another")
+        raise CheckpointError(
+            f"{text_encoder[:100]} is no longer in models/{HART} or models/text_encoders; choose another"
+        )
     text = None if text_encoder == AUTOMATIC else located(text_encoder, *HART_FOLDERS)
     return find_hart(folder, model_entries(roots(*HART_FOLDERS)), text)
 
@@ -297,45 +335,51 @@ class LoadHART(MossNode):
         return schema(
             node_id="MoSs_LoadHART",
             display_name="Load HART",
-            description="Loads HART-0.7B with its text model and tokenizer. It draws 1024 x 1024 pictures; all other nodes work "
-            "with it as with Infinity.",
+            description="Loads HART-0.7B with its text model and tokenizer. It draws 1024 x 1024 pictures; "
+            "all other nodes work with it as with Infinity.",
             search_aliases=["hart", "VAR", "next-scale", "moss loader", "hybrid autoregressive"],
             inputs=[
                 io.Combo.Input(
                     "model", options=hart_folders() or [NONE],
-                    tooltip="The folder hart-0.7b-1024px with llm, tokenizer and system_prompt.txt in it. Put it into "
-                    "models/hart, then press R.",
+                    tooltip="The folder hart-0.7b-1024px with llm, tokenizer and system_prompt.txt in it. "
+                    "Put it into models/hart, then press R.",
                 ),
                 io.Combo.Input(
                     "text_encoder", options=[AUTOMATIC, *hart_texts()],
-                    tooltip="automatic finds the folder Qwen2-VL-1.5B-Instruct in models/hart or models/text_encoders.",
+                    tooltip="automatic finds the folder Qwen2-VL-1.5B-Instruct in models/hart or "
+                    "models/text_encoders.",
                 ),
                 io.Combo.Input(
                     "precision", options=["auto", "bf16", "fp32"],
-                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; fp32 reproduces "
-                    "pictures most exactly.",
+                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; "
+                    "fp32 reproduces pictures most exactly.",
                 ),
                 io.Boolean.Input(
                     "more_smooth", default=True,
-                    tooltip="On: tokens are soft mixes of codes, as released. Off: single codes, sharper and rougher.",
+                    tooltip="On: tokens are soft mixes of codes, as released. Off: single codes, sharper "
+                    "and rougher.",
                 ),
                 io.Boolean.Input(
                     "residual_diffusion", default=True,
-                    tooltip="On: the finest scale's tokens get what codes cannot say, as released. Off: codes alone, a little "
-                    "faster and less detailed.",
+                    tooltip="On: the finest scale's tokens get what codes cannot say, as released. Off: "
+                    "codes alone, a little faster and less detailed.",
                 ),
                 io.Int.Input(
                     "last_scale_passes", default=1, min=1, max=8,
-                    tooltip="In how many passes the last scale is drawn when it is drawn whole, each seeing the ones before. "
-                    "1 as released; MoSs Refine always takes one.",
+                    tooltip="In how many passes the last scale is drawn when it is drawn whole, each seeing "
+                    "the ones before. 1 as released; MoSs Refine always takes one.",
                 ),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
                 Model.Output("loaded_model", display_name="model", tooltip="HART, for Infinity Draft."),
-                io.Clip.Output("loaded_clip", display_name="clip", tooltip="The text model, for CLIP Text Encode."),
-                io.Vae.Output("loaded_vae", display_name="vae", tooltip="The tokenizer's codec, for VAE Decode."),
+                io.Clip.Output(
+                    "loaded_clip", display_name="clip", tooltip="The text model, for CLIP Text Encode."
+                ),
+                io.Vae.Output(
+                    "loaded_vae", display_name="vae", tooltip="The tokenizer's codec, for VAE Decode."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, model: str, text_encoder: str, **settings: object) -> str:
@@ -346,7 +390,8 @@ class LoadHART(MossNode):
 
     @classmethod
     def execute(
-        cls, model: str, text_encoder: str, precision: str, more_smooth: bool, residual_diffusion: bool, last_scale_passes: int
+        cls, model: str, text_encoder: str, precision: str, more_smooth: bool, residual_diffusion: bool,
+        last_scale_passes: int,
     ) -> io.NodeOutput:
         settings = {"smooth": more_smooth, "residual": residual_diffusion, "passes": last_scale_passes}
         return loaded(hart_files(model, text_encoder), precision, **settings)

@@ -16,21 +16,26 @@ from .. import typed
 from ..images import psnr, ssim
 from ..model.backbone import PAPER, Published
 from ..pipeline.cost import Cost, Stopwatch, report
-from ..pipeline.dispatch import RefinePass, bounds_of_shares, dispatch_tokens
+from ..pipeline.dispatch import (
+    RefinePass,
+    as_picture,
+    bounds_of_shares,
+    dispatch_tokens,
+    join_masks,
+    read_painting,
+)
 from ..pipeline.draft import Draft
 from ..pipeline.frequency import contribution, frequency_map
-from ..pipeline.heatmap import enlarge, heatmap, overlay, percentile
-from ..pipeline.inspection import inspection
-from ..pipeline.painting import as_picture, join_masks, read_painting
-from .inputs import MossNode
-from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, schema
+from ..pipeline.heatmap import enlarge, heatmap, inspection, overlay, percentile
+from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, MossNode, schema
 
 AUTOMATIC, PRINTED = "automatic", "paper"
 PRESETS = (AUTOMATIC, PRINTED, "custom bounds", "custom shares")
 
 
 def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float, ...] | None]:
-    """By preset the bounds for k refine scales that are known without being typed, None where there are none: those found for the
+    """By preset the bounds for k refine scales that are known without being typed, None where there are none:
+    those found for the
     model, else the paper's; and the paper's.  For k = 1 all tokens."""
     if k == 1:
         return {AUTOMATIC: (100.0,), PRINTED: (100.0,)}
@@ -39,7 +44,9 @@ def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float,
 
 def suggested_bounds(k: int, published: Published = PAPER) -> RefinePass:
     """The model's bounds, or even steps where there are none."""
-    return RefinePass.of_last(known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k)))
+    return RefinePass.of_last(
+        known_bounds(k, published)[AUTOMATIC] or tuple(100 * (k - n) / (k + 1) for n in range(k))
+    )
 
 
 def read_scales(text: str, draft: Draft) -> tuple[int, ...]:
@@ -69,10 +76,15 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
     Raises:
         ValueError: not k percentages, impossible ones, none known for this k, or no scale to refine.
     """
-    known = f"{min(published.best)} to {max(published.best)}" if len(published.best) > 1 else f"{min(published.best)}"
+    known = (
+        f"{min(published.best)} to {max(published.best)}"
+        if len(published.best) > 1
+        else f"{min(published.best)}"
+    )
     if k == 0:
         raise ValueError(
-            f"this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft to {known}"
+            "this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft "
+            f"to {known}"
         )
     if preset in (AUTOMATIC, PRINTED):
         if bounds := known_bounds(k, published)[preset]:
@@ -87,7 +99,8 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
         raise ValueError(f"values {error}") from None
     if len(numbers) != k:
         raise ValueError(
-            f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, coarsest scale first"
+            f"values holds {len(numbers)} numbers, but the draft leaves {k} scales to refine; write {k}, "
+            "coarsest scale first"
         )
     return RefinePass.of_last(bounds_of_shares(numbers) if preset == "custom shares" else numbers)
 
@@ -100,7 +113,9 @@ def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> 
     """
     picture = sketch if image is None else as_picture(image)
     if len(picture) not in (1, len(sketch)):
-        raise ValueError(f"the image input holds {len(picture)} pictures, the draft {len(sketch)}; give one, or as many")
+        raise ValueError(
+            f"the image input holds {len(picture)} pictures, the draft {len(sketch)}; give one, or as many"
+        )
     return enlarge(picture.expand(len(sketch), -1, -1, -1), size)
 
 
@@ -125,24 +140,29 @@ class FrequencyMap(MossNode):
         return schema(
             node_id="MoSs_FrequencyMap",
             display_name="Frequency Map",
-            description="Scores every place of the draft by its local variance: edges and textures are busy, flat areas calm. "
-            "Hover the map to read a token.",
+            description="Scores every place of the draft by its local variance: edges and textures are "
+            "busy, flat areas calm. Hover the map to read a token.",
             search_aliases=["heatmap", "variance", "moss frequency", "detail map"],
             has_intermediate_output=True,
             inputs=[
                 DraftIO.Input("draft", tooltip="From Infinity Draft."),
                 io.Int.Input(
                     "window", default=3, min=3, max=15, step=2,
-                    tooltip="Side of the window around each place, in tokens; odd. The paper uses 3. Larger spreads busy "
-                    "areas out.",
+                    tooltip="Side of the window around each place, in tokens; odd. The paper uses 3. Larger "
+                    "spreads busy areas out.",
                 ),
             ],
             outputs=[
                 FrequencyIO.Output("frequency", tooltip="For Token Dispatch."),
-                io.Image.Output("heatmap", tooltip="The map in colour, dark = calm, pale = busy, at the picture's size."),
-                io.Mask.Output("mask", tooltip="The map as a mask from 0 (calmest) to 1 (busiest), at the picture's size."),
+                io.Image.Output(
+                    "heatmap", tooltip="The map in colour, dark = calm, pale = busy, at the picture's size."
+                ),
+                io.Mask.Output(
+                    "mask",
+                    tooltip="The map as a mask from 0 (calmest) to 1 (busiest), at the picture's size.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, draft: Drafted, window: int) -> io.NodeOutput:
@@ -150,7 +170,9 @@ class FrequencyMap(MossNode):
         with watch.stage("frequency"):
             frequency = frequency_map(draft.draft.total, window)
         size = [side * draft.model.backbone.stride for side in frequency.shape[1:]]
-        mask = torch.nn.functional.interpolate(percentile(frequency)[:, None], size=size, mode="nearest-exact")[:, 0]
+        mask = torch.nn.functional.interpolate(
+            percentile(frequency)[:, None], size=size, mode="nearest-exact"
+        )[:, 0]
         measured = Measured(draft, frequency, draft.cost.plus(watch.seconds))
         k, published = draft.draft.refine_scales, draft.model.backbone.published
         bounds, known = suggested_bounds(max(k, 1), published), known_bounds(k, published)
@@ -164,55 +186,59 @@ class TokenDispatch(MossNode):
         return schema(
             node_id="MoSs_TokenDispatch",
             display_name="Token Dispatch",
-            description="Decides which places are redrawn, and at which scale: the busiest at the finest. Drag the handles of "
-            "the histogram, or paint a mask.",
+            description="Decides which places are redrawn, and at which scale: the busiest at the finest. "
+            "Drag the handles of the histogram, or paint a mask.",
             search_aliases=["moss dispatch", "bounds", "mixture of scales", "token budget"],
             has_intermediate_output=True,
             inputs=[
                 FrequencyIO.Input("frequency", tooltip="From Frequency Map."),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default=AUTOMATIC,
-                    tooltip="automatic: the bounds found best for this model, or else the paper's. paper: the published bounds "
-                    "for the draft's k. custom bounds or custom shares: the numbers below.",
+                    tooltip="automatic: the bounds found best for this model, or else the paper's. paper: "
+                    "the published bounds for the draft's k. custom bounds or custom shares: the numbers "
+                    "below.",
                 ),
                 io.String.Input(
                     "values", default="80, 70, 30, 10",
-                    tooltip="One percentage for each refine scale, coarsest first; only for the custom presets. Bounds fall: "
-                    "80, 70, 30, 10 gives the busiest 10 % to the finest scale, 10-30 % to the one before. Shares say the "
-                    "same as 10, 40, 20, 10.",
+                    tooltip="One percentage for each refine scale, coarsest first; only for the custom "
+                    "presets. Bounds fall: 80, 70, 30, 10 gives the busiest 10 % to the finest scale, 10-30 "
+                    "% to the one before. Shares say the same as 10, 40, 20, 10.",
                 ),
                 io.String.Input(
                     "painting", default="",
-                    tooltip="Cells painted with the brush of the map below. They are redrawn first, at the finest scales; the "
-                    "number of tokens stays the same.",
+                    tooltip="Cells painted with the brush of the map below. They are redrawn first, at the "
+                    "finest scales; the number of tokens stays the same.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
-                    tooltip="Painted places come first and are redrawn at the finest scales. The number of tokens stays the "
-                    "same.",
+                    tooltip="Painted places come first and are redrawn at the finest scales. The number of "
+                    "tokens stays the same.",
                 ),
                 io.Image.Input(
                     "image", optional=True,
-                    tooltip="The picture under the overlay, such as the decoded draft. Without it a small sketch.",
+                    tooltip="The picture under the overlay, such as the decoded draft. Without it a small "
+                    "sketch.",
                 ),
                 io.String.Input(
                     "scales", default="all", optional=True,
-                    tooltip="Which scales this pass redraws, for plans of several passes: all that the draft leaves, or some of "
-                    "them counted from the end, such as -1 for the last alone or -4, -3. The others may follow in another "
-                    "pass, or be left out.",
+                    tooltip="Which scales this pass redraws, for plans of several passes: all that the "
+                    "draft leaves, or some of them counted from the end, such as -1 for the last alone or "
+                    "-4, -3. The others may follow in another pass, or be left out.",
                 ),
             ],
             outputs=[
                 DispatchIO.Output("dispatch", tooltip="For MoSs Refine."),
-                io.Image.Output("overlay", tooltip="One colour for each scale over the picture; grey stays as drafted."),
+                io.Image.Output(
+                    "overlay", tooltip="One colour for each scale over the picture; grey stays as drafted."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
         cls, frequency: Measured, preset: str, values: str, painting: str = "", mask: Tensor | None = None,
         image: Tensor | None = None, scales: str = "all",
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
         chosen = read_scales(scales, drafted.draft)
         config = read_config(preset, values, len(chosen), drafted.model.backbone.published)
@@ -235,20 +261,26 @@ class ContributionMap(MossNode):
         return schema(
             node_id="MoSs_ContributionMap",
             display_name="Contribution Map",
-            description="Shows where the draft and where the refinement made the picture, and how well the frequency map "
-            "foretold it (paper, equation 2).",
+            description="Shows where the draft and where the refinement made the picture, and how well the "
+            "frequency map foretold it (paper, equation 2).",
             has_intermediate_output=True,
             search_aliases=["moss contribution", "correlation", "difference map"],
             inputs=[
                 DraftIO.Input("draft", tooltip="From Infinity Draft."),
-                io.Latent.Input("latent", tooltip="The finished picture's latent: from MoSs Composite or another refine node."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The finished picture's latent: from MoSs Composite or another refine node.",
+                ),
             ],
             outputs=[
-                io.Image.Output("drafter", tooltip="Where the draft contributed, dark = little, pale = much."),
+                io.Image.Output(
+                    "drafter", tooltip="Where the draft contributed, dark = little, pale = much."
+                ),
                 io.Image.Output("refiner", tooltip="Where the refinement contributed."),
                 io.Float.Output(
                     "correlation",
-                    tooltip="Pearson's r of frequency and refinement, the mean of the batch: 1 = refined where busy."
+                    tooltip="Pearson's r of frequency and refinement, the mean of the batch: 1 = refined "
+                    "where busy.",
                 ),
             ],
         )
@@ -260,7 +292,9 @@ class ContributionMap(MossNode):
         size = [side * draft.model.backbone.stride for side in total.shape[2:]]
         mean = sum(parts.correlation) / len(parts.correlation)
         text = "Correlation of frequency and refinement: " + ", ".join(f"{r:.3f}" for r in parts.correlation)
-        return io.NodeOutput(heatmap(parts.drafter, size), heatmap(parts.refiner, size), mean, ui=ui.PreviewText(text))
+        return io.NodeOutput(
+            heatmap(parts.drafter, size), heatmap(parts.refiner, size), mean, ui=ui.PreviewText(text)
+        )
 
 
 def cost_of(latent: dict[str, Any], name: str) -> Cost:
@@ -270,7 +304,9 @@ def cost_of(latent: dict[str, Any], name: str) -> Cost:
         ValueError: it does not come from this pack.
     """
     if not isinstance(cost := latent.get("moss_cost"), Cost):
-        raise ValueError(f"the {name} input does not say what it took; wire it straight to a node of this pack")
+        raise ValueError(
+            f"the {name} input does not say what it took; wire it straight to a node of this pack"
+        )
     return cost
 
 
@@ -283,7 +319,9 @@ def likeness(image: Tensor | None, reference: Tensor | None) -> tuple[float | No
     if image is None and reference is None:
         return None, None
     if image is None or reference is None:
-        raise ValueError("PSNR and SSIM compare two pictures; wire both image and reference_image, or neither")
+        raise ValueError(
+            "PSNR and SSIM compare two pictures; wire both image and reference_image, or neither"
+        )
     image, reference = as_picture(image), as_picture(reference)
     error = (10 ** (-psnr(image, reference) / 10)).mean().item()
     return (-10 * math.log10(error) if error > 0 else math.inf), ssim(image, reference).mean().item()
@@ -295,28 +333,32 @@ class MossReport(MossNode):
         return schema(
             node_id="MoSs_Report",
             display_name="MoSs Report",
-            description="What a picture took: tokens, memory and time by step. With a reference also how much faster it was "
-            "and how alike the pictures are.",
+            description="What a picture took: tokens, memory and time by step. With a reference also how "
+            "much faster it was and how alike the pictures are.",
             search_aliases=["benchmark", "statistics", "psnr", "ssim", "speed", "moss stats"],
             is_output_node=True,
             inputs=[
                 io.Latent.Input(
-                    "latent", tooltip="From Infinity Draft, MoSs Composite, Infinity Dense Refine or FastVAR Refine.",
+                    "latent",
+                    tooltip="From Infinity Draft, MoSs Composite, Infinity Dense Refine or FastVAR Refine.",
                 ),
                 io.Latent.Input(
-                    "reference", optional=True, tooltip="The picture to compare with, usually from Infinity Dense Refine.",
+                    "reference", optional=True,
+                    tooltip="The picture to compare with, usually from Infinity Dense Refine.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="The decoded picture, for PSNR and SSIM."),
-                io.Image.Input("reference_image", optional=True, tooltip="The decoded reference, for PSNR and SSIM."),
+                io.Image.Input(
+                    "reference_image", optional=True, tooltip="The decoded reference, for PSNR and SSIM."
+                ),
             ],
             outputs=[io.String.Output("text", tooltip="The table as text.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
         cls, latent: dict[str, Any], reference: dict[str, Any] | None = None, image: Tensor | None = None,
         reference_image: Tensor | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         beside = cost_of(reference, "reference") if reference else None
         text = report(cost_of(latent, "latent"), beside, *likeness(image, reference_image))
         return io.NodeOutput(text, ui=ui.PreviewText(text))

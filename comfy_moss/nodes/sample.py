@@ -20,10 +20,23 @@ from ..pipeline.heatmap import enlarge
 from ..pipeline.plan import plan_of
 from ..pipeline.refine import composite, draw_pass, finish_dense
 from .host import PREVIEW, MossModel, Progress, text_features
-from .inputs import MossNode
-from .wires import Dispatched, DispatchIO, Drafted, DraftIO, Model, Refined, ResidualIO, check_same_shape, latent, schema
+from .wires import (
+    Dispatched,
+    DispatchIO,
+    Drafted,
+    DraftIO,
+    Model,
+    MossNode,
+    Refined,
+    ResidualIO,
+    check_same_shape,
+    latent,
+    schema,
+)
 
-ASPECTS = ("1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3")
+ASPECTS = (
+    "1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3",
+)
 MODEL_AREA = "model's own"
 MAX_SEED = 2**64 - 1
 
@@ -32,13 +45,14 @@ def preview_input() -> io.Boolean.Input:
     """The widget of every node that draws scale by scale."""
     return io.Boolean.Input(
         "preview", default=True,
-        tooltip="Show the picture after every scale, in coarse colours that cost next to nothing. ComfyUI's setting Live "
-        "preview method decides too: none shows nothing.",
-    )  # fmt: skip
+        tooltip="Show the picture after every scale, in coarse colours that cost next to nothing. ComfyUI's "
+        "setting Live preview method decides too: none shows nothing.",
+    )
 
 
 def make_recipe(
-    model: MossModel, positive: list, negative: list | None, schedule: Schedule, seed: int, cfg: float, tau: float, batch: int
+    model: MossModel, positive: list, negative: list | None, schedule: Schedule, seed: int, cfg: float,
+    tau: float, batch: int,
 ) -> Recipe:
     """The recipe of a batch; pictures count up from `seed`.
 
@@ -56,13 +70,16 @@ def make_recipe(
             )
         if len(rows) not in (0, 1, batch):
             raise ValueError(
-                f"the {name} input holds {len(rows)} prompts for a batch of {batch}; give one, or one for each picture"
+                f"the {name} input holds {len(rows)} prompts for a batch of {batch}; give one, or one for "
+                "each picture"
             )
     if all(map(model.backbone.is_empty, denied)):
         denied = ()  # the model's own unconditional text serves better than an empty prompt
     text, denied = (rows * batch if len(rows) == 1 else rows for rows in (text, denied))
     seeds = tuple((seed + n) % (MAX_SEED + 1) for n in range(batch))
-    guidance, sampling = model.files.guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau)
+    guidance, sampling = (
+        model.files.guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau),
+    )
     return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
 
 
@@ -72,26 +89,30 @@ class InfinityDraft(MossNode):
         return schema(
             node_id="MoSs_InfinityDraft",
             display_name="Infinity Draft",
-            description="Draws the picture coarse to fine, but leaves the last scales, the costly ones, to a refine node. "
-            "Everything behind it can be changed without drawing it again.",
+            description="Draws the picture coarse to fine, but leaves the last scales, the costly ones, to "
+            "a refine node. Everything behind it can be changed without drawing it again.",
             has_intermediate_output=True,
             search_aliases=["infinity sampler", "moss draft", "next-scale sampler", "text to image"],
             inputs=[
                 Model.Input("model", tooltip="From Load Infinity."),
-                io.Conditioning.Input("positive", tooltip="What to draw: CLIP Text Encode with the CLIP of Load Infinity."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What to draw: CLIP Text Encode with the CLIP of Load Infinity."
+                ),
                 io.Combo.Input(
                     "aspect", options=list(ASPECTS), default="1:1",
                     tooltip="Width : height. These are the ratios the model was trained on.",
                 ),
                 io.Combo.Input(
                     "area", options=[MODEL_AREA, *PRESETS], default=MODEL_AREA,
-                    tooltip="How large. 1M is about 1024 x 1024 for released models (half the side for nano), 0.25M a quarter "
-                    "of it. model's own is the size it was trained for; others look worse.",
+                    tooltip="How large. 1M is about 1024 x 1024 for released models (half the side for "
+                    "nano), 0.25M a quarter of it. model's own is the size it was trained for; others look "
+                    "worse.",
                 ),
                 io.Int.Input(
                     "refine_scales", default=4, min=0, max=12,
-                    tooltip="k: how many of the last scales are left to the refine node. More is faster and uses less memory; "
-                    "fewer stays closer to the plain model. The paper uses 2 to 5. 0 draws the whole picture here.",
+                    tooltip="k: how many of the last scales are left to the refine node. More is faster and "
+                    "uses less memory; fewer stays closer to the plain model. The paper uses 2 to 5. 0 "
+                    "draws the whole picture here.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
@@ -99,13 +120,13 @@ class InfinityDraft(MossNode):
                 ),
                 io.Float.Input(
                     "cfg", default=0.0, min=0.0, max=20.0, step=0.1,
-                    tooltip="Guidance: how strictly the prompt is followed. 0 = the model's own value (nano 1.5, 2B 3). 1 "
-                    "switches guidance off, which halves time and memory.",
+                    tooltip="Guidance: how strictly the prompt is followed. 0 = the model's own value (nano "
+                    "1.5, 2B 3). 1 switches guidance off, which halves time and memory.",
                 ),
                 io.Float.Input(
                     "tau", default=0.0, min=0.0, max=4.0, step=0.05,
-                    tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5; 8B 1). Lower is calmer, "
-                    "higher wilder.",
+                    tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5; 8B 1). "
+                    "Lower is calmer, higher wilder.",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64,
@@ -114,33 +135,38 @@ class InfinityDraft(MossNode):
                 preview_input(),
                 io.Conditioning.Input(
                     "negative", optional=True,
-                    tooltip="What to keep out. Without it, or with an empty prompt, the model's own unconditional text is used.",
+                    tooltip="What to keep out. Without it, or with an empty prompt, the model's own "
+                    "unconditional text is used.",
                 ),
             ],
             outputs=[
                 DraftIO.Output("draft", tooltip="For Frequency Map, MoSs Refine and the other refine nodes."),
                 io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: MossModel, positive: list, aspect: str, area: str, refine_scales: int, seed: int, cfg: float, tau: float,
-        batch_size: int, preview: bool, negative: list | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
-        schedule = model.files.schedule(parse_aspect(aspect), model.files.area if area == MODEL_AREA else area)
+        cls, model: MossModel, positive: list, aspect: str, area: str, refine_scales: int, seed: int,
+        cfg: float, tau: float, batch_size: int, preview: bool, negative: list | None = None,
+    ) -> io.NodeOutput:
+        schedule = model.files.schedule(
+            parse_aspect(aspect), model.files.area if area == MODEL_AREA else area
+        )
         scales = len(schedule) - refine_scales
         if scales < 1:
             raise ValueError(
-                f"refine_scales {refine_scales} leaves nothing to draft: this picture has {len(schedule)} scales; "
-                f"choose at most {len(schedule) - 1}"
+                f"refine_scales {refine_scales} leaves nothing to draft: this picture has {len(schedule)} "
+                f"scales; choose at most {len(schedule) - 1}"
             )
         recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         progress = Progress(model, scales, preview=preview)
         model.store.clear()  # the last draft's cache makes room
         with progress.stage("load"):
-            model.load(schedule.tokens(0, min(scales, len(schedule) - 1)), rows, schedule.tokens(scales - 1, scales))
+            model.load(
+                schedule.tokens(0, min(scales, len(schedule) - 1)), rows, schedule.tokens(scales - 1, scales)
+            )
         with progress.stage("draft"):
             run = Run.begin(model.backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)))
             draft = draft_of(run, scales, on_scale=progress)
@@ -150,12 +176,14 @@ class InfinityDraft(MossNode):
         cost = Cost(plan.label, plan.tokens_per_scale(schedule), run.cache.nbytes, progress.seconds)
         drafted = with_sketch(model, draft, cost, progress.watch)
         pictures = drafted.pictures
-        shown = {"images": pictures} if progress.shown else None  # what the node shows when it did not have to run again
+        # what the node shows when it did not have to run again
+        shown = {"images": pictures} if progress.shown else None
         return io.NodeOutput(drafted, latent(draft.total, drafted.cost), ui=shown)
 
 
 def saved_sketch(sketch: Tensor, stride: int) -> list[dict[str, Any]]:
-    """Files for the web page of pictures (B, h, w, 3), at the size of what is drawn or, if that is larger, PREVIEW.
+    """Files for the web page of pictures (B, h, w, 3), at the size of what is drawn or, if that is larger,
+    PREVIEW.
 
     Returns:
         For each its name, folder and kind of folder, as the page asks for it.
@@ -184,7 +212,8 @@ def stored(progress: Progress, drafted: Drafted) -> Run:
 
 
 def another_pass_follows(hidden: Any) -> bool:
-    """Whether in this graph the output of a MoSs Refine node comes to another one, so that its tokens' keys and values
+    """Whether in this graph the output of a MoSs Refine node comes to another one, so that its tokens' keys
+    and values
     are worth their memory.  Where that cannot be told: no; the pass is then run again when it is needed.
 
     Args:
@@ -197,7 +226,9 @@ def another_pass_follows(hidden: Any) -> bool:
     while waiting:
         source = waiting.pop()
         for name, found in prompt.items():
-            linked = any(isinstance(v, list) and v and str(v[0]) == source for v in found.get("inputs", {}).values())
+            linked = any(
+                isinstance(v, list) and v and str(v[0]) == source for v in found.get("inputs", {}).values()
+            )
             if linked and name not in reached:
                 if found.get("class_type") == "MoSs_Refine":
                     return True
@@ -212,30 +243,31 @@ class MossRefine(MossNode):
         return schema(
             node_id="MoSs_Refine",
             display_name="MoSs Refine",
-            description="Redraws the dispatched tokens of all refine scales in one pass. They see the draft and each other.",
+            description="Redraws the dispatched tokens of all refine scales in one pass. They see the draft "
+            "and each other.",
             search_aliases=["mixture of scales", "cross-scale attention", "cssa", "moss sampler"],
             inputs=[
                 DraftIO.Input("draft", tooltip="From Infinity Draft."),
                 DispatchIO.Input("dispatch", tooltip="From Token Dispatch."),
                 io.Boolean.Input(
                     "cross_scale_attention", default=True,
-                    tooltip="On: tokens of all refine scales see each other. Off: only those of their own scale (the paper's "
-                    "ablation).",
+                    tooltip="On: tokens of all refine scales see each other. Off: only those of their own "
+                    "scale (the paper's ablation).",
                 ),
                 io.Boolean.Input(
                     "guidance", default=True,
-                    tooltip="On: the draft's cfg also guides this pass. Off: half the work here, a little less faithful to "
-                    "the prompt.",
+                    tooltip="On: the draft's cfg also guides this pass. Off: half the work here, a little "
+                    "less faithful to the prompt.",
                 ),
                 io.Combo.Input(
                     "backend", options=list(BACKENDS), default="auto",
-                    tooltip="How attention and RoPE are computed. auto takes the fastest that works here; torch always works; "
-                    "triton needs an NVIDIA card of the RTX 30 series or newer.",
+                    tooltip="How attention and RoPE are computed. auto takes the fastest that works here; "
+                    "torch always works; triton needs an NVIDIA card of the RTX 30 series or newer.",
                 ),
             ],
             outputs=[ResidualIO.Output("residual", tooltip="For MoSs Composite.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -259,7 +291,9 @@ class MossRefine(MossNode):
             model.store.keep_pass(base, residual, run)
         progress(base.scales + 1, base.scales + 1, base.total)
         kv_bytes = max(draft.cost.kv_bytes, model.store.nbytes)
-        return io.NodeOutput(Refined(draft, residual, dispatch.cost.plus(progress.seconds, kv_bytes=kv_bytes)))
+        return io.NodeOutput(
+            Refined(draft, residual, dispatch.cost.plus(progress.seconds, kv_bytes=kv_bytes))
+        )
 
 
 class MossComposite(MossNode):
@@ -274,36 +308,45 @@ class MossComposite(MossNode):
                 DraftIO.Input("draft", tooltip="From Infinity Draft."),
                 ResidualIO.Input("residual", tooltip="From MoSs Refine."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider,
-                    tooltip="How much of the refinement is added. 1 is the paper's; 0 shows the draft. Lower if detail looks "
-                    "overdone.",
+                    "strength", default=1.0, min=0.0, max=1.0, step=0.05,
+                    display_mode=io.NumberDisplay.slider,
+                    tooltip="How much of the refinement is added. 1 is the paper's; 0 shows the draft. "
+                    "Lower if detail looks overdone.",
                 ),
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="For VAE Decode."),
                 DraftIO.Output(
                     "next_draft", display_name="draft",
-                    tooltip="The result as a draft, for another pass: to Frequency Map, Token Dispatch and MoSs Refine "
-                    "again.",
+                    tooltip="The result as a draft, for another pass: to Frequency Map, Token Dispatch and "
+                    "MoSs Refine again.",
                 ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, draft: Drafted, residual: Refined, strength: float) -> io.NodeOutput:
         check_same_shape(draft, residual.drafted, "residual")
         if draft.draft.model_id != residual.drafted.draft.model_id:
-            raise ValueError("the residual was drawn by another model than the draft; wire both to one Infinity Draft")
+            raise ValueError(
+                "the residual was drawn by another model than the draft; wire both to one Infinity Draft"
+            )
         model, watch = draft.model, Stopwatch(mm.get_torch_device())
         with watch.stage("load"):
-            device = model.load_codec()  # part of what the codes add may be the codec's to say; the transformer's never
+            # part of what the codes add may be the codec's to say; the transformer's never
+            device = model.load_codec()
         with watch.stage("composite"):
             made_by = replace(residual.residual.made_by, strength=strength)
             laid = composite(model.backbone, draft.draft, replace(residual.residual, made_by=made_by), device)
         plan, schedule = plan_of(laid), draft.schedule
         refined = sum(sum(step.counts(schedule)) for step in plan.passes)
-        changes = {"label": plan.label, "tokens_per_scale": plan.tokens_per_scale(schedule), "refine_tokens": refined}
-        drafted = with_sketch(model, laid, residual.cost.plus(watch.seconds, **changes), Stopwatch(watch.device))
+        changes = {
+            "label": plan.label, "tokens_per_scale": plan.tokens_per_scale(schedule),
+            "refine_tokens": refined,
+        }
+        drafted = with_sketch(
+            model, laid, residual.cost.plus(watch.seconds, **changes), Stopwatch(watch.device)
+        )
         return io.NodeOutput(latent(laid.total, drafted.cost), drafted)
 
 
@@ -313,13 +356,10 @@ class DenseRefine(MossNode):
         return schema(
             node_id="MoSs_DenseRefine",
             display_name="Infinity Dense Refine",
-            description="Draws the remaining scales one after the other and everywhere, as the plain model does: the slow "
-            "reference.",
+            description="Draws the remaining scales one after the other and everywhere, as the plain model "
+            "does: the slow reference.",
             search_aliases=["infinity full", "plain infinity", "dense"],
-            inputs=[
-                DraftIO.Input("draft", tooltip="From Infinity Draft."),
-                preview_input(),
-            ],
+            inputs=[DraftIO.Input("draft", tooltip="From Infinity Draft."), preview_input()],
             outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],
         )
 
@@ -339,7 +379,9 @@ class DenseRefine(MossNode):
             done, cache = finish_dense(model.backbone, base, run.cache, progress, condition=run.condition)
         plan = plan_of(done)
         tokens = plan.tokens_per_scale(schedule)
-        cost = draft.cost.plus(progress.seconds, label=plan.label, tokens_per_scale=tokens, kv_bytes=cache.nbytes)
+        cost = draft.cost.plus(
+            progress.seconds, label=plan.label, tokens_per_scale=tokens, kv_bytes=cache.nbytes
+        )
         return io.NodeOutput(latent(done.total, cost))
 
 
@@ -351,12 +393,15 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
     """
     config = FastVARConfig.printed(drafted.model.backbone.published)
     if drafted.draft.passes:
-        raise ValueError("FastVAR goes on from scales that were drawn whole; wire it to Infinity Draft, not to MoSs Composite")
+        raise ValueError(
+            "FastVAR goes on from scales that were drawn whole; wire it to Infinity Draft, not to MoSs "
+            "Composite"
+        )
     needed = config.skip + len(config.prune)
     if drafted.draft.refine_scales < needed:
         raise ValueError(
-            f"FastVAR works on the last {needed} scales, but this draft leaves only {drafted.draft.refine_scales}; "
-            f"set refine_scales of Infinity Draft to {needed} or more"
+            f"FastVAR works on the last {needed} scales, but this draft leaves only "
+            f"{drafted.draft.refine_scales}; set refine_scales of Infinity Draft to {needed} or more"
         )
     return config
 
@@ -367,8 +412,8 @@ class FastVARRefine(MossNode):
         return schema(
             node_id="MoSs_FastVARRefine",
             display_name="FastVAR Refine",
-            description="Finishes the draft by FastVAR (arXiv 2503.23367): late scales on their most active tokens only, the "
-            "last two skipped. The rival to compare with.",
+            description="Finishes the draft by FastVAR (arXiv 2503.23367): late scales on their most active "
+            "tokens only, the last two skipped. The rival to compare with.",
             search_aliases=["fastvar", "token pruning"],
             inputs=[
                 DraftIO.Input("draft", tooltip="From Infinity Draft, with refine_scales 4 or more."),
@@ -384,7 +429,10 @@ class FastVARRefine(MossNode):
         progress = Progress(model, last, preview=preview)
         with progress.stage("load"):
             model.load(schedule.tokens(0, last - 1), draft.rows, schedule.tokens(last - 1, last))
-        with progress.stage("whole picture"):  # it saves updates of drafted scales too, so those run again with their bits given
+        # it saves updates of drafted scales too, so those run again with their bits given
+        with progress.stage("whole picture"):
             recipe, bits = draft.draft.recipe, draft.draft.bits
             drawn, cache, tokens = finish_fastvar(model.backbone, recipe, config, bits, progress)
-        return io.NodeOutput(latent(drawn.total, Cost("fastvar", tuple(tokens), cache.nbytes, progress.seconds)))
+        return io.NodeOutput(
+            latent(drawn.total, Cost("fastvar", tuple(tokens), cache.nbytes, progress.seconds))
+        )

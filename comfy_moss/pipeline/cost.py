@@ -1,4 +1,6 @@
-"""Cost: what a picture took, as measured, and what a method takes in multiply-adds, as predicted from its token counts."""
+"""Cost: what a picture took, as measured, and what a method takes in multiply-adds, as predicted from its
+token counts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import torch
 from ..model.backbone import TokenWork
 from ..model.schedule import Schedule
 
-AROUND = ("load", "rebuild", "preview")  # stages that depend on what ran before and on what is shown, not on the method
+# stages that depend on what ran before and on what is shown, not on the method
+AROUND = ("load", "rebuild", "preview")
 
 
 class Stopwatch:
@@ -43,12 +46,13 @@ class Cost:
 
     Attributes:
         label: the method with its k, as `Method.label` writes it: "dense", "draft-4", "fastvar", "moss4".
-        tokens_per_scale: tokens a picture, one number for every scale of the schedule, 0 where the transformer did not run.
+        tokens_per_scale: tokens a picture, one number for every scale of the schedule, 0 where the
+            transformer did not run.
         kv_bytes: of the largest KV cache that was allocated.
         seconds: wall time by stage, in the order they ran.
         refine_tokens: tokens a picture that refine passes drew.
-        queue_to_latent: seconds from the queue to the finished latent, in the run of the graph that made it; None
-            outside a host.
+        queue_to_latent: seconds from the queue to the finished latent, in the run of the graph that made it;
+            None outside a host.
     """
 
     label: str
@@ -59,8 +63,12 @@ class Cost:
     queue_to_latent: float | None = None
 
     def plus(self, seconds: Mapping[str, float], **changes: Any) -> Cost:
-        """A copy with stages' times added, and with other fields replaced.  A stage that ran again counts both times."""
-        summed = self.seconds | {stage: self.seconds.get(stage, 0.0) + more for stage, more in seconds.items()}
+        """A copy with stages' times added, and with other fields replaced.  A stage that ran again counts
+        both times.
+        """
+        summed = self.seconds | {
+            stage: self.seconds.get(stage, 0.0) + more for stage, more in seconds.items()
+        }
         return replace(self, **changes, seconds=summed)
 
     @property
@@ -74,7 +82,7 @@ class Cost:
         return sum(seconds for stage, seconds in self.seconds.items() if stage not in AROUND)
 
 
-# --- multiply-adds, by arithmetic -------------------------------------------------------------------------------
+# --- multiply-adds, by arithmetic ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,12 @@ class ForwardPass:
     layers: int | None = None
 
     @classmethod
-    def of(cls, rows: int, past: int, counts: Sequence[int], stored: bool, cross_scale: bool = True) -> ForwardPass:
-        """A pass over that many tokens of every of its scales, which see each other or (SA) only their own scale."""
+    def of(
+        cls, rows: int, past: int, counts: Sequence[int], stored: bool, cross_scale: bool = True
+    ) -> ForwardPass:
+        """A pass over that many tokens of every of its scales, which see each other or (SA) only their own
+        scale.
+        """
         tokens = sum(counts)
         seen = tokens**2 if cross_scale else sum(n**2 for n in counts)
         return cls(rows, tokens, past, tokens * past + seen, stored)
@@ -129,7 +141,9 @@ def whole_scales(schedule: Schedule, scales: int, rows: int, prefix: int = 0) ->
 _AROUND = f"{', '.join(AROUND[:-1])} and {AROUND[-1]}"
 
 
-def report(cost: Cost, reference: Cost | None = None, psnr: float | None = None, ssim: float | None = None) -> str:
+def report(
+    cost: Cost, reference: Cost | None = None, psnr: float | None = None, ssim: float | None = None
+) -> str:
     """A small table in plain text.
 
     Args:
@@ -154,7 +168,9 @@ def report(cost: Cost, reference: Cost | None = None, psnr: float | None = None,
     if reference:
         rows.append((f"{reference.label} (reference)", f"{_milliseconds(reference.total_seconds)} in total"))
     if "times_as_fast" in data:
-        rows.append(("speed", f"{data['times_as_fast']:.2f} times as fast as the reference, without {_AROUND}"))
+        rows.append(
+            ("speed", f"{data['times_as_fast']:.2f} times as fast as the reference, without {_AROUND}")
+        )
     if psnr is not None:
         rows.append(("PSNR", f"{psnr:.2f} dB against the reference picture"))
     if ssim is not None:
@@ -169,10 +185,11 @@ def report_data(
     """The same as numbers, for JSON; arguments as of `report`.  What was not given is left out.
 
     Returns:
-        method, tokens {in_order, refined, per_scale}, kv_bytes, kv_mib, seconds by stage, total_seconds and, in a host,
-        queue_to_latent_seconds;
-        reference {method, tokens, kv_bytes, ...} and, where both are above 0, times_as_fast: its method_seconds over this one's;
-        psnr in dB, None for equal pictures (infinite, which JSON cannot say), and ssim.
+        method, tokens {in_order, refined, per_scale}, kv_bytes, kv_mib, seconds by stage, total_seconds and,
+        in a host, queue_to_latent_seconds;
+        reference {method, tokens, kv_bytes, ...} and, where both are above 0, times_as_fast: its
+        method_seconds over this one's; psnr in dB, None for equal pictures (infinite, which JSON cannot say),
+        and ssim.
     """
     data = _numbers(cost)
     if reference:

@@ -1,18 +1,23 @@
 """Dispatch: give each frequency band of the draft to one of the scales of a refine pass.
 
-On the grid of its own scale, refine scale i takes the tokens whose rank from the top lies in (t_{i+1}, t_i] percent.
-Ranks, not absolute values: token counts are then the same for every picture and known before the run.
+On the grid of its own scale, refine scale i takes the tokens whose rank from the top lies in (t_{i+1}, t_i]
+percent. Ranks, not absolute values: token counts are then the same for every picture and known before the
+run.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.schedule import Grid, Schedule
@@ -27,10 +32,10 @@ class RefinePass:
         scales: indices into the schedule, coarsest first; negative ones count from the end, -1 = the last.
         bounds: t_1 >= ... >= t_n in percent of a scale's tokens, one a scale: scale i takes the tokens whose
             rank from the busiest lies in (t_{i+1}, t_i] percent, t_{n+1} = 0.
-        cross_scale: tokens of all scales of the pass see each other (CSSA); off = only those of their own scale
-            (the paper's SA ablation).
-        guidance: strength in this pass; None = the recipe's, 1 = none: the prompts' rows alone, half the work.
-            True stands for None and False for 1.
+        cross_scale: tokens of all scales of the pass see each other (CSSA); off = only those of their own
+            scale (the paper's SA ablation).
+        guidance: strength in this pass; None = the recipe's, 1 = none: the prompts' rows alone, half the
+            work. True stands for None and False for 1.
         strength: factor on what the pass adds, in [0, 1]; 1 is the paper's.
 
     Raises:
@@ -77,17 +82,19 @@ class RefinePass:
         size = len(schedule)
         if len(self.scales) >= size:
             raise ValueError(
-                f"{len(self.scales)} refine scales leave no scale for the draft; this picture has {size} scales"
+                f"{len(self.scales)} refine scales leave no scale for the draft; this picture has {size} "
+                "scales"
             )
         scales = tuple(s + size if s < 0 else s for s in self.scales)
         if not all(0 < s < size for s in scales):
             raise ValueError(
-                f"a pass names the scales {', '.join(map(str, self.scales))}, but this picture has the scales "
-                f"0 to {size - 1} (or {-size} to -1), of which the first is always drafted"
+                f"a pass names the scales {', '.join(map(str, self.scales))}, but this picture has the "
+                f"scales 0 to {size - 1} (or {-size} to -1), of which the first is always drafted"
             )
         if any(a >= b for a, b in pairwise(scales)):
             raise ValueError(
-                f"a pass lists its scales from coarse to fine, each once; got {', '.join(map(str, self.scales))}"
+                "a pass lists its scales from coarse to fine, each once; got "
+                f"{', '.join(map(str, self.scales))}"
             )
         return replace(self, scales=scales)
 
@@ -95,7 +102,9 @@ class RefinePass:
         """Tokens that each scale of the pass will redraw, known before the run."""
         grids = [schedule.grids[s] for s in self.on(schedule).scales]
         lower = (*self.bounds[1:], 0.0)
-        return tuple(len(band(h * w, up, low)) for (h, w), up, low in zip(grids, self.bounds, lower, strict=True))
+        return tuple(
+            len(band(h * w, up, low)) for (h, w), up, low in zip(grids, self.bounds, lower, strict=True)
+        )
 
 
 def check_bounds(bounds: Sequence[float]) -> None:
@@ -108,11 +117,14 @@ def check_bounds(bounds: Sequence[float]) -> None:
     if not bounds or not all(math.isfinite(b) and 0 <= b <= 100 for b in bounds):
         raise ValueError(f"bounds must be percentages between 0 and 100, got [{text}]")
     if any(a < b for a, b in pairwise(bounds)):
-        raise ValueError(f"bounds must fall or stay equal from the coarsest to the finest scale, got [{text}]")
+        raise ValueError(
+            f"bounds must fall or stay equal from the coarsest to the finest scale, got [{text}]"
+        )
 
 
 def bounds_of_shares(shares: Sequence[float]) -> tuple[float, ...]:
-    """Bounds from the percentage each scale of a pass gets, coarsest first; what is left of 100 stays as drafted.
+    """Bounds from the percentage each scale of a pass gets, coarsest first; what is left of 100 stays as
+    drafted.
 
     Raises:
         ValueError: a share is negative or they sum to more than 100.
@@ -143,7 +155,8 @@ class Dispatch:
 def band(tokens: int, upper: float, lower: float) -> range:
     """Ranks (0 = busiest) of the tokens between two bounds in percent.
 
-    The number of tokens is tokens * (upper - lower) / 100 and the first rank tokens * lower / 100, both rounded half up.
+    The number of tokens is tokens * (upper - lower) / 100 and the first rank tokens * lower / 100, both
+    rounded half up.
     """
     start = math.floor(tokens * lower / 100 + 0.5)
     count = math.floor(tokens * (upper - lower) / 100 + 0.5)
@@ -151,7 +164,8 @@ def band(tokens: int, upper: float, lower: float) -> range:
 
 
 def token_scores(frequency: Tensor, grid: Grid, painted: Tensor | None = None) -> Tensor:
-    """What the tokens of one scale are ranked by: the frequency on its grid, or that as a part of its peak plus the mask.
+    """What the tokens of one scale are ranked by: the frequency on its grid, or that as a part of its peak
+    plus the mask.
 
     Args:
         frequency: (B, H, W), >= 0.
@@ -181,8 +195,8 @@ def dispatch_tokens(
 
     Args:
         frequency: (B, H, W), >= 0.
-        painted: optional (B or 1, h, w) in [0, 1], any size: fully painted places come before all others, so they
-            are redrawn at the finest scales first.  The number of tokens does not change.
+        painted: optional (B or 1, h, w) in [0, 1], any size: fully painted places come before all others, so
+            they are redrawn at the finest scales first.  The number of tokens does not change.
 
     Raises:
         ValueError: scales that the schedule lacks, or a mask for another number of pictures.
@@ -200,6 +214,108 @@ def dispatch_tokens(
 
 def _fit_mask(painted: Tensor, score: Tensor) -> Tensor:
     if painted.dim() != 3 or painted.shape[0] not in (1, len(score)):
-        raise ValueError(f"the painted mask is {tuple(painted.shape)}; it needs one mask, or one each for {len(score)} pictures")
+        raise ValueError(
+            f"the painted mask is {tuple(painted.shape)}; it needs one mask, or one each for {len(score)} "
+            "pictures"
+        )
     fitted = area_mean(painted.to(score).clamp(0, 1), score.shape[1:])
     return torch.nan_to_num(fitted)
+
+
+# --- painted masks ------------------------------------------------------------------------------------------
+
+# Painting: cells marked by hand, as a short text that a workflow file can hold.
+
+_FORM = re.compile(r"(\d{1,4})x(\d{1,4}):([A-Za-z0-9+/]*={0,2})")
+
+
+def read_painting(text: str) -> Tensor | None:
+    """Painted cells from their text.
+
+    Args:
+        text: "ROWSxCOLUMNS:" and base64 of one bit a cell, row by row, the first cell in the highest bit; ""
+            = nothing painted.
+
+    Returns:
+        (1, rows, columns) float32 of 0 and 1, or None.
+
+    Raises:
+        ValueError: another form, or too few or too many bits.
+    """
+    if not text.strip():
+        return None
+    match = _FORM.fullmatch(text.strip())
+    try:
+        data = base64.b64decode(match[3], validate=True) if match else b""
+    except binascii.Error:
+        data = b""
+    cells = int(match[1]) * int(match[2]) if match else 0
+    if not cells or len(data) != -(-cells // 8):
+        raise ValueError(f"the painting {text[:40]!r} is damaged; clear it and paint again")
+    bits = torch.tensor(list(data))[:, None] >> torch.arange(7, -1, -1) & 1
+    return bits.flatten()[:cells].view(1, int(match[1]), int(match[2])).float()
+
+
+def write_painting(cells: Tensor) -> str:
+    """The text of painted cells (rows, columns) bool; "" when none is."""
+    if not cells.any():
+        return ""
+    rows, columns = cells.shape
+    bits = F.pad(cells.flatten().long(), (0, -cells.numel() % 8)).view(-1, 8)
+    data = bytes((bits << torch.arange(7, -1, -1)).sum(1).tolist())
+    return f"{rows}x{columns}:{base64.b64encode(data).decode()}"
+
+
+def as_mask(mask: Tensor) -> Tensor:
+    """A mask as neighbours pass it, (h, w), (B, h, w), (B, 1, h, w) or (B, h, w, 1), as (B, h, w) float32 on
+    the CPU.
+
+    Raises:
+        ValueError: another shape, or nothing in it.
+    """
+    shape = tuple(mask.shape)
+    mask = mask[None] if mask.dim() == 2 else mask
+    while mask.dim() > 3 and 1 in (mask.shape[1], mask.shape[-1]):
+        mask = mask.squeeze(1) if mask.shape[1] == 1 else mask.squeeze(-1)
+    if mask.dim() != 3 or mask.numel() == 0:
+        raise ValueError(f"the mask input has the shape {shape}, which is no mask; wire it to a MASK output")
+    return torch.nan_to_num(mask.detach().float().cpu(), 0.0, 1.0, 0.0).clamp(0, 1)
+
+
+def as_picture(image: Tensor) -> Tensor:
+    """A picture as neighbours pass it, (B, H, W, C) or (H, W, C), of any number of channels, as (B, H, W, 3).
+
+    One channel (or one and its alpha) is grey; of more the first three count.  float32 in [0, 1] on the CPU.
+
+    Raises:
+        ValueError: another shape, or nothing in it.
+    """
+    shape = tuple(image.shape)
+    image = image[None] if image.dim() == 3 else image.squeeze(1) if image.dim() == 5 else image
+    if image.dim() != 4 or image.numel() == 0:
+        raise ValueError(
+            f"the image input has the shape {shape}, which is no picture; wire it to an IMAGE output"
+        )
+    image = image.detach().float().cpu() / (1 if image.is_floating_point() else 255)
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].expand(*image.shape[:-1], 3)
+    return torch.nan_to_num(image, 0.0, 1.0, 0.0)
+
+
+def join_masks(mask: Tensor | None, painting: Tensor | None) -> Tensor | None:
+    """What either marks.
+
+    Args:
+        mask: as `as_mask` reads it, any size.
+        painting: (1, rows, columns).
+
+    Returns:
+        (B or 1, ., .) of the larger of the two sizes, or None.
+    """
+    mask = None if mask is None else as_mask(mask)
+    if mask is None or painting is None:
+        return painting if mask is None else mask
+    size = [max(sides) for sides in zip(mask.shape[1:], painting.shape[1:], strict=True)]
+    fitted = (
+        F.interpolate(m[:, None].float().cpu(), size, mode="nearest-exact")[:, 0] for m in (mask, painting)
+    )
+    return torch.maximum(*fitted)

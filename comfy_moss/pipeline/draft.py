@@ -1,7 +1,8 @@
 """Draft: draw the first scales in order, everywhere.
 
-The draft itself is small plain data that can be stored on the CPU, saved and shared.  The KV cache is a companion that
-can be rebuilt from it (same numbers, at a draft's cost), so whoever runs short of memory may drop it.
+The draft itself is small plain data that can be stored on the CPU, saved and shared.  The KV cache is a
+companion that can be rebuilt from it (same numbers, at a draft's cost), so whoever runs short of memory may
+drop it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..model.sampling import Guidance, Sampling
 from ..model.schedule import Positions, Schedule
 from .dispatch import Dispatch, RefinePass
 
-OnScale = Callable[[int, int, Tensor], None]  # (scales done, scales in all, sum of codes so far); may raise to cancel
+# (scales done, scales in all, sum of codes so far); may raise to cancel
+OnScale = Callable[[int, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not len(self.text) == len(self.seeds) == len(self.negative or self.text):
             raise ValueError(
-                f"{len(self.text)} prompts, {len(self.seeds)} seeds and {len(self.negative or ())} negative prompts "
-                "do not pair up"
+                f"{len(self.text)} prompts, {len(self.seeds)} seeds and {len(self.negative or ())} negative "
+                "prompts do not pair up"
             )
 
     def condition(self, backbone: Backbone) -> Condition:
@@ -68,7 +70,8 @@ class Draft:
     """A picture drawn up to some scale: plain data that everything else can be made from again.
 
     Attributes:
-        bits: per scale that was drawn whole, its tokens (B, h*w, d): bits (uint8), or whatever this model draws.
+        bits: per scale that was drawn whole, its tokens (B, h*w, d): bits (uint8), or whatever this model
+            draws.
         total: R of the paper, (B, c, H, W) float32: the sum of the upsampled codes so far.
         model_id: weights that drew it.
         passes: refine passes laid over it since, in order.
@@ -119,7 +122,9 @@ class Run:
     def begin(
         cls, backbone: Backbone, recipe: Recipe, tokens: int, condition: Condition | None = None
     ) -> Run:
-        """With an empty cache for that many tokens a row; the prompts are made ready here, if the caller has not."""
+        """With an empty cache for that many tokens a row; the prompts are made ready here, if the caller has
+        not.
+        """
         condition = condition or recipe.condition(backbone)
         return cls(backbone, recipe, condition, backbone.new_cache(condition, tokens))
 
@@ -134,8 +139,8 @@ class Run:
         if strength != 1:
             if not self.condition.guided:
                 raise ValueError(
-                    f"a pass with guidance {strength:g} cannot follow a draft or a pass without guidance; switch it "
-                    "on in all of them, or off in this one too"
+                    f"a pass with guidance {strength:g} cannot follow a draft or a pass without guidance; "
+                    "switch it on in all of them, or off in this one too"
                 )
             guidance = self.recipe.guidance.of_strength(strength)
             return replace(self, recipe=replace(self.recipe, guidance=guidance))
@@ -212,10 +217,12 @@ def draw_draft(
     Args:
         scales: how many, in [1, S].
         given: bits of leading scales to take instead of drawing them (gt_leak).
-        condition: the recipe's prompts made ready for this model, where the caller has them; None = made here.
+        condition: the recipe's prompts made ready for this model, where the caller has them; None = made
+            here.
 
     Returns:
-        The draft, and the cache of its tokens' keys and values (of all but the last scale when all S are drawn).
+        The draft, and the cache of its tokens' keys and values (of all but the last scale when all S are
+        drawn).
 
     Raises:
         ValueError: scales out of range.

@@ -1,8 +1,9 @@
-"""FastVAR (arXiv 2503.23367): run late scales on their most active tokens only, and skip the last two.  A baseline.
+"""FastVAR (arXiv 2503.23367): run late scales on their most active tokens only, and skip the last two.  A
+baseline.
 
-The released code names widths (24 saves, 32 and 40 prune, 48 and 64 are skipped), which fits only 1:1 at one megapixel.
-Here the same scales are named by their rank from the end, which is identical there and prunes at every other ratio too.
-Facts: docs/infinity.md, section 8.
+The released code names widths (24 saves, 32 and 40 prune, 48 and 64 are skipped), which fits only 1:1 at one
+megapixel. Here the same scales are named by their rank from the end, which is identical there and prunes at
+every other ratio too. Facts: docs/infinity.md, section 8.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class FastVARConfig(Pruning):
 
     def __post_init__(self) -> None:
         if self.skip < 0 or not all(0 <= ratio < 1 for ratio in self.prune):
-            raise ValueError(f"FastVAR needs skip >= 0 and prune ratios in [0, 1), got skip {self.skip}, prune {self.prune}")
+            raise ValueError(
+                f"FastVAR needs skip >= 0 and prune ratios in [0, 1), got skip {self.skip}, prune "
+                f"{self.prune}"
+            )
 
     def kept(self, schedule: Schedule) -> list[int]:
         """Tokens per scale that pruning blocks run: all, some, or 0 on skipped scales.
@@ -46,7 +50,8 @@ class FastVARConfig(Pruning):
         first = len(schedule) - self.skip - len(self.prune)
         if first < 1:
             raise ValueError(
-                f"FastVAR with skip {self.skip} and {len(self.prune)} pruned scales needs more than {len(schedule)} scales"
+                f"FastVAR with skip {self.skip} and {len(self.prune)} pruned scales needs more than "
+                f"{len(schedule)} scales"
             )
         ratios = [0.0] * first + list(self.prune)
         tokens = [h * w for h, w in schedule.grids]
@@ -56,7 +61,9 @@ class FastVARConfig(Pruning):
         """As `kept`."""
         return tuple(self.kept(schedule))
 
-    def forward_passes(self, schedule: Schedule, guided: bool, prefix: int = 0, depth: int = 1) -> list[ForwardPass]:
+    def forward_passes(
+        self, schedule: Schedule, guided: bool, prefix: int = 0, depth: int = 1
+    ) -> list[ForwardPass]:
         """What it computes: every scale twice, in the layers that prune and in those that run every token."""
         pruning, scales = sum(map(self.prunes, range(depth))), len(schedule) - self.skip
         whole = [h * w for h, w in schedule.grids]
@@ -95,7 +102,11 @@ class Pruner:
         if scale == self.first - 1 and self.config.prune:
             return Saving(self)
         kept = self.config.kept(self.schedule)[scale]
-        return None if scale < self.first or kept == self.schedule.tokens(scale, scale + 1) else Pruned(self, scale, kept)
+        return (
+            None
+            if scale < self.first or kept == self.schedule.tokens(scale, scale + 1)
+            else Pruned(self, scale, kept)
+        )
 
     def upsampled(self, layer: int, kind: str, grid: Grid) -> Tensor:
         """A saved update area-resampled to another grid, (R, h*w, C)."""
@@ -154,7 +165,8 @@ def finish_fastvar(
 
     Args:
         config: None = as published for this family of models.
-        given: drawn tokens of leading scales, from a draft of the same recipe; those scales are run but not drawn anew.
+        given: drawn tokens of leading scales, from a draft of the same recipe; those scales are run but not
+            drawn anew.
 
     Returns:
         All scales it ran as a draft (its total is the picture), the cache, and tokens per scale.
@@ -164,7 +176,8 @@ def finish_fastvar(
     last = len(schedule) - config.skip
     stored = last - 1  # nobody looks back at the last one that is run
     capacity = [
-        sum(kept[:stored]) if config.prunes(layer) else schedule.tokens(0, stored) for layer in range(backbone.depth)
+        sum(kept[:stored]) if config.prunes(layer) else schedule.tokens(0, stored)
+        for layer in range(backbone.depth)
     ]
     condition = recipe.condition(backbone)
     run = Run(backbone, recipe, condition, backbone.new_cache(condition, capacity))

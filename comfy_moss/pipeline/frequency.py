@@ -1,4 +1,6 @@
-"""Frequency: how busy the draft is around every place (paper, equation 3), and what each step contributed (equation 2)."""
+"""Frequency: how busy the draft is around every place (paper, equation 3), and what each step contributed
+(equation 2).
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ def frequency_map(total: Tensor, window: int = 3) -> Tensor:
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"the frequency window must be odd and at least 3, got {window}")
-    centred = total.double() - total.double().mean(dim=(2, 3), keepdim=True)  # so that the difference below stays exact
+    # so that the difference below stays exact
+    centred = total.double() - total.double().mean(dim=(2, 3), keepdim=True)
     mean, square = (
-        F.avg_pool2d(x, window, stride=1, padding=window // 2, count_include_pad=False) for x in (centred, centred.square())
+        F.avg_pool2d(x, window, stride=1, padding=window // 2, count_include_pad=False)
+        for x in (centred, centred.square())
     )
     return (square - mean.square()).clamp_min(0).mean(dim=1).float()
 
@@ -38,9 +42,10 @@ class Contribution:
     """Who drew what.
 
     Attributes:
-        drafter, refiner: (B, H, W) float32 on the CPU, >= 0: the length of the code vector that each added at a place.
-        correlation: Pearson's r over a picture's places of the refiner's contribution and the draft's frequency, in
-            [-1, 1], one a picture; 0 where one of them is the same everywhere.
+        drafter, refiner: (B, H, W) float32 on the CPU, >= 0: the length of the code vector that each added at
+            a place.
+        correlation: Pearson's r over a picture's places of the refiner's contribution and the draft's
+            frequency, in [-1, 1], one a picture; 0 where one of them is the same everywhere.
         drafter_correlation: the same of the drafter's contribution.
     """
 
@@ -63,12 +68,16 @@ def contribution(draft_total: Tensor, final_total: Tensor, frequency: Tensor) ->
     """
     if final_total.shape != draft_total.shape or frequency.shape != draft_total[:, 0].shape:
         raise ValueError(
-            f"the draft's codes {tuple(draft_total.shape)}, the final codes {tuple(final_total.shape)} and the frequency map "
-            f"{tuple(frequency.shape)} do not belong to one picture; take all three from the same draft"
+            f"the draft's codes {tuple(draft_total.shape)}, the final codes {tuple(final_total.shape)} and "
+            f"the frequency map {tuple(frequency.shape)} do not belong to one picture; take all three from "
+            "the same draft"
         )
-    draft, final, busy = (x.cpu().double() for x in (draft_total, final_total, frequency))  # not every device has float64
+    # not every device has float64
+    draft, final, busy = (x.cpu().double() for x in (draft_total, final_total, frequency))
     drafter, refiner = (torch.linalg.vector_norm(part, dim=1) for part in (draft, final - draft))
-    return Contribution(drafter.float(), refiner.float(), _correlation(refiner, busy), _correlation(drafter, busy))
+    return Contribution(
+        drafter.float(), refiner.float(), _correlation(refiner, busy), _correlation(drafter, busy)
+    )
 
 
 def _correlation(a: Tensor, b: Tensor) -> tuple[float, ...]:

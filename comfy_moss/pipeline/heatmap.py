@@ -1,12 +1,16 @@
 """Pictures that explain the method: where the draft is busy, and which scale redraws which place.
 
-Images are (B, H, W, 3) float32 in [0, 1], sRGB, as ComfyUI passes them.  Colours can be told apart with any colour vision.
+Images are (B, H, W, 3) float32 in [0, 1], sRGB, as ComfyUI passes them.  Colours can be told apart with any
+colour vision.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +18,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..images import INK, PAPER, QUIET, from_pillow, poster, to_pillow
+from ..model.backbone import TokenWork
 from ..model.schedule import Grid, Schedule
-from .dispatch import Dispatch
-from .generate import PassMaps
+from ..ops import area_mean
+from .dispatch import Dispatch, RefinePass, busiest_first, token_scores
+from .draft import Draft
+from .plan import PassMaps, Plan, plan_of
 
-# Nine even steps of "magma" (Smith and van der Walt, public domain): perceptually even, readable in grey as well.
+# Nine even steps of "magma" (Smith and van der Walt, public domain): perceptually even, readable in grey as
+# well.
 _MAGMA = "000004 1d1147 51127c 822681 b63679 e65164 fb8861 fec287 fcfdbf"
 # Okabe and Ito's palette, finest refine scale first, so that the finest scale keeps its colour whatever k is.
 _OKABE_ITO = "d55e00 f0e442 009e73 56b4e9 0072b2 cc79a7 e69f00"
@@ -31,7 +39,9 @@ def _colours(table: str) -> Tensor:
 
 
 def scale_colours(scales: Sequence[int], schedule: Schedule) -> Tensor:
-    """(n, 3), a colour a scale (indices into the schedule), in whatever pass; from the eighth last on they repeat."""
+    """(n, 3), a colour a scale (indices into the schedule), in whatever pass; from the eighth last on they
+    repeat.
+    """
     palette = _colours(_OKABE_ITO)
     return torch.stack([palette[(len(schedule) - 1 - scale) % len(palette)] for scale in scales])
 
@@ -99,7 +109,8 @@ def _outline(filled: Tensor, grid: Grid) -> Tensor:
 
 
 def overlay(image: Tensor, dispatch: Dispatch, schedule: Schedule) -> Tensor:
-    """Which scale redraws which token, over the picture: one colour a scale, finest on top, the rest dimmed and grey.
+    """Which scale redraws which token, over the picture: one colour a scale, finest on top, the rest dimmed
+    and grey.
 
     Args:
         image: (B, H, W, 3), the picture beneath.
@@ -116,12 +127,15 @@ def overlay(image: Tensor, dispatch: Dispatch, schedule: Schedule) -> Tensor:
         chosen = chosen.scatter(1, cells.to(image.device), True).view(-1, h, w)
         filled, colour = _nearest(chosen, size), colour.to(image)
         canvas = torch.where(filled[..., None], colour * (0.5 + 0.5 * grey), canvas)
-        canvas = torch.where(_outline(filled, (h, w))[..., None], torch.lerp(colour, torch.ones_like(colour), _LINE), canvas)
+        canvas = torch.where(
+            _outline(filled, (h, w))[..., None], torch.lerp(colour, torch.ones_like(colour), _LINE), canvas
+        )
     return canvas
 
 
 def legend(dispatch: Dispatch, schedule: Schedule, width: int) -> Tensor:
-    """What the overlay's colours mean: a row a refine scale, finest first, with its grid (width x height), tokens, share.
+    """What the overlay's colours mean: a row a refine scale, finest first, with its grid (width x height),
+    tokens, share.
 
     Args:
         width: in pixels.  The height follows from it and the number of scales.
@@ -133,7 +147,13 @@ def legend(dispatch: Dispatch, schedule: Schedule, width: int) -> Tensor:
     for scale, count, colour in zip(dispatch.scales, dispatch.counts, colours, strict=True):
         h, w = schedule.grids[scale]
         rows.append((colour, f"{w} x {h}", f"{count} tokens", f"{100 * count / (h * w):.0f} %"))
-    rest = max(0.0, 1 - sum(n / math.prod(schedule.grids[s]) for s, n in zip(dispatch.scales, dispatch.counts, strict=True)))
+    rest = max(
+        0.0,
+        1
+        - sum(
+            n / math.prod(schedule.grids[s]) for s, n in zip(dispatch.scales, dispatch.counts, strict=True)
+        ),
+    )
     rows.append((torch.full((3,), 0.45), "as drafted", "", f"{100 * rest:.0f} %"))
     step, font = round(width * 0.062), ImageFont.load_default(width * 0.042)
     sheet = Image.new("RGB", (width, step * len(rows)), PAPER)
@@ -142,13 +162,17 @@ def legend(dispatch: Dispatch, schedule: Schedule, width: int) -> Tensor:
         middle, half = (n + 0.5) * step, 0.36 * step
         fill = tuple(round(255 * c) for c in colour.tolist())
         draw.rectangle((0, middle - half, 2 * half, middle + half), fill)
-        for place, anchor, ink, text in ((0.075, "lm", INK, grid), (0.68, "rm", QUIET, tokens), (1, "rm", QUIET, share)):
+        for place, anchor, ink, text in (
+            (0.075, "lm", INK, grid), (0.68, "rm", QUIET, tokens), (1, "rm", QUIET, share),
+        ):
             draw.text((place * (width - 1), middle), text, ink, font, anchor)
     return from_pillow(sheet)
 
 
 def colour_bar(width: int) -> Tensor:
-    """The heatmap's colours from calm to busy, with the percentiles that the bounds refer to; (1, H, width, 3)."""
+    """The heatmap's colours from calm to busy, with the percentiles that the bounds refer to; (1, H, width,
+    3).
+    """
     bar, font = round(width * 0.04), ImageFont.load_default(width * 0.042)
     sheet = Image.new("RGB", (width, round(width * 0.124)), PAPER)
     ramp = colour_map(torch.linspace(0, 1, width)).expand(bar, -1, -1)
@@ -160,7 +184,8 @@ def colour_bar(width: int) -> Tensor:
 
 
 def explain(
-    draft: Tensor, result: Tensor, passes: Sequence[PassMaps], heading: str = "", notes: Sequence[str] = ("", "")
+    draft: Tensor, result: Tensor, passes: Sequence[PassMaps], heading: str = "",
+    notes: Sequence[str] = ("", ""),
 ) -> dict[str, Tensor]:
     """The pictures that show how a picture came about.
 
@@ -170,8 +195,8 @@ def explain(
         notes: quiet lines under the titles of draft and result.
 
     Returns:
-        Images "frequency" and "dispatch" of every pass ("frequency_2" and so on from the second) and "poster"; small
-        pictures are enlarged so that tokens can be told apart.
+        Images "frequency" and "dispatch" of every pass ("frequency_2" and so on from the second) and
+        "poster"; small pictures are enlarged so that tokens can be told apart.
     """
     height, width = draft.shape[1:3]
     times = math.ceil(_READABLE / min(height, width))
@@ -191,3 +216,86 @@ def explain(
     panels.append(("Result", notes[1], large, None))
     titles, quiet, shown, footers = zip(*panels, strict=True)
     return {**images, "poster": poster(shown, titles, quiet, footers, heading)}
+
+
+# --- what the page is told ----------------------------------------------------------------------------------
+
+# Inspection: the data from which a browser redraws the dispatch for other bounds, without the model and
+# without rounding.
+#
+# Everything is JSON; arrays are base64 of their little-endian bytes, row by row. A refine scale takes the
+# cells whose rank lies in `band(cells, its bound, the next bound)`, exactly as `dispatch_tokens` does.
+
+VERSION = 2
+_STEPS = 9  # colours that the heatmap's colour map interpolates between
+
+
+def inspection(
+    draft: Draft, frequency: Tensor, step: RefinePass, work: TokenWork, kv_bytes: int,
+    painted: Tensor | None = None,
+) -> dict[str, Any]:
+    """All that the inspector shows.
+
+    Args:
+        frequency: (B, H, W), >= 0.
+        kv_bytes: of the draft's cache.
+        painted: as in `dispatch_tokens`; it decides the ranks, the map shows the frequency alone.
+
+    Returns:
+        version: of this format.
+        scales, grids: of the scales of the pass, coarsest first: index into the schedule and [h, w].
+        bounds, colours: one for each of them, in percent and "#rrggbb".
+        palette: "#rrggbb" of the heatmap from calm to busy in even steps, linear in between.
+        map: on the last scale's grid, one string a picture: float32 frequency, and its percentile as uint8
+            (255 = 100 %).
+        ranks: for every picture and refine scale, the uint16 rank of every cell, 0 = first to be taken.
+        draft_tokens: in the cache: of all that the draft is made of, and of the prompt where the model keeps
+            it there.
+        work: multiply-adds a row; see `TokenWork` for linear and attention; draft and dense are sums over the
+            passes.
+
+    Raises:
+        ValueError: scales that the draft has not left, or a mask for another number of pictures.
+    """
+    schedule = draft.recipe.schedule
+    step = step.on(schedule)
+    drawn, dense = plan_of(draft), Plan(0)
+    replace(drawn, passes=(*drawn.passes, step)).on(schedule)  # refuses scales that were drawn already
+    grids = [schedule.grids[scale] for scale in step.scales]
+    ranks = [_ranks(frequency, grid, painted) for grid in grids]
+    shown = area_mean(frequency, grids[-1])
+    return {
+        "version": VERSION, "scales": list(step.scales), "grids": [list(grid) for grid in grids],
+        "bounds": list(step.bounds), "colours": _hex(scale_colours(step.scales, schedule)),
+        "palette": _hex(colour_map(torch.linspace(0, 1, _STEPS))),
+        "map": {
+            "grid": list(grids[-1]), "frequency": _encode(shown, "<f4"),
+            "percentile": _encode((255 * percentile(shown)).round(), "u1"),
+        },
+        "ranks": [list(scales) for scales in zip(*ranks, strict=True)],
+        "draft_tokens": draft.cached_tokens + work.prefix, "kv_bytes": kv_bytes,
+        "work": {
+            "linear": work.linear, "attention": work.attention,
+            **{name: _macs(plan, schedule, work) for name, plan in (("draft", drawn), ("dense", dense))},
+        },
+    }
+
+
+def _macs(plan: Plan, schedule: Schedule, work: TokenWork) -> float:
+    """Of one row."""
+    return sum(step.macs(work) for step in plan.forward_passes(schedule, guided=False, prefix=work.prefix))
+
+
+def _ranks(frequency: Tensor, grid: Grid, painted: Tensor | None) -> list[str]:
+    """Rank of every cell of a grid, one string a picture."""
+    order = busiest_first(token_scores(frequency, grid, painted))
+    return _encode(order.argsort(dim=1), "<u2")
+
+
+def _encode(values: Tensor, dtype: str) -> list[str]:
+    return [base64.b64encode(picture.cpu().numpy().astype(dtype).tobytes()).decode() for picture in values]
+
+
+def _hex(colours: Tensor) -> list[str]:
+    """(n, 3) in [0, 1] -> "#rrggbb"."""
+    return ["#" + bytes(colour).hex() for colour in (255 * colours).round().int().tolist()]

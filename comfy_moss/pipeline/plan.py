@@ -1,7 +1,7 @@
 """Plan: some scales drawn whole, then refine passes over parts of the others; some may be left out.
 
-Dense, skipping the last scales and MoSs-k of the paper are plans; so is everything between.  After every pass but the
-last its tokens join the KV cache, and the frequency map is made anew from the new sum of codes.
+Dense, skipping the last scales and MoSs-k of the paper are plans; so is everything between.  After every pass
+but the last its tokens join the KV cache, and the frequency map is made anew from the new sum of codes.
 
 A plan as text: the draft, then the passes, each behind a semicolon:
 
@@ -11,9 +11,10 @@ A plan as text: the draft, then the passes, each behind a semicolon:
     draft-3; -1@45 unguided                 all but 3, then the busiest 45 % of the last one, without guidance
     draft-4 cfg 3; -4@70; -1@45 unguided    two passes, guidance 3 in all but the last
 
-"-1@45" is a scale and its bound: -1 is the last scale, -2 the one before; 9 is the tenth, counted from 0.  "draft 7"
-draws the first 7 scales.  Behind a pass may stand "unguided" or "cfg X", "sa" (no cross-scale attention) and
-"strength X"; behind the draft "cfg X" (for all of the plan) and "window N" (of the frequency map).
+"-1@45" is a scale and its bound: -1 is the last scale, -2 the one before; 9 is the tenth, counted from 0.
+"draft 7" draws the first 7 scales.  Behind a pass may stand "unguided" or "cfg X", "sa" (no cross-scale
+attention) and "strength X"; behind the draft "cfg X" (for all of the plan) and "window N" (of the frequency
+map).
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .. import typed
-from ..model.backbone import PAPER, PAPER_BOUNDS, Published, TokenWork
+from ..model.backbone import PAPER, PAPER_BOUNDS, Backbone, Published, TokenWork
 from ..model.schedule import Schedule
-from .cost import ForwardPass, whole_scales
-from .dispatch import RefinePass
-from .draft import Draft
-from .fastvar import FastVARConfig
+from .cost import Cost, ForwardPass, Stopwatch, whole_scales
+from .dispatch import Dispatch, RefinePass, dispatch_tokens
+from .draft import Draft, OnScale, Recipe, Run, draft_of
+from .fastvar import FastVARConfig, finish_fastvar
+from .frequency import frequency_map
+from .refine import composite, draw_pass
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Plan:
 
     @classmethod
     def moss(cls, bounds: Sequence[float], **settings: Any) -> Plan:
-        """MoSs-k of the paper: all but the last k scales, then one pass over those; settings of `RefinePass`."""
+        """MoSs-k of the paper: all but the last k scales, then one pass over those; settings of `RefinePass`.
+        """
         return cls(-len(bounds), (RefinePass.of_last(bounds, **settings),))
 
     @property
@@ -72,7 +79,9 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Its kind: "dense", "draft", "moss" (the paper's: one pass over all scales that are left), else "plan"."""
+        """Its kind: "dense", "draft", "moss" (the paper's: one pass over all scales that are left), else
+        "plan".
+        """
         if self.draft <= 0 and not self.passes:
             return "draft" if self.draft else "dense"
         papers = self.k and len(self.passes) == 1 and self.passes[0].scales == tuple(range(-self.k, 0))
@@ -100,8 +109,8 @@ class Plan:
         for step in passes:
             if step.scales[0] < first:
                 raise ValueError(
-                    f"a pass over scale {step.scales[0]} cannot come after scale {first - 1} was drawn; every pass "
-                    "redraws finer scales than all before it"
+                    f"a pass over scale {step.scales[0]} cannot come after scale {first - 1} was drawn; "
+                    "every pass redraws finer scales than all before it"
                 )
             first = step.scales[-1] + 1
         _check_guidance(self.guidance, passes)
@@ -111,7 +120,9 @@ class Plan:
         """Tokens a row that its passes store in the cache: those of all but the last."""
         return sum(sum(step.counts(schedule)) for step in self.passes[:-1])
 
-    def forward_passes(self, schedule: Schedule, guided: bool, prefix: int = 0, depth: int = 1) -> list[ForwardPass]:
+    def forward_passes(
+        self, schedule: Schedule, guided: bool, prefix: int = 0, depth: int = 1
+    ) -> list[ForwardPass]:
         """What it computes; see `cost.ForwardPass.macs`.
 
         Args:
@@ -149,13 +160,13 @@ def _check_guidance(guidance: float | None, passes: Sequence[RefinePass]) -> Non
     for step in passes:
         if off and step.guided and step.guidance is not None:
             raise ValueError(
-                f"a pass with guidance {step.guidance:g} cannot follow a draft or a pass without guidance; switch it "
-                "on in all of them, or off in this one too"
+                f"a pass with guidance {step.guidance:g} cannot follow a draft or a pass without guidance; "
+                "switch it on in all of them, or off in this one too"
             )
         off = off or not step.guided
 
 
-# --- plans as text ----------------------------------------------------------------------------------------------
+# --- plans as text ------------------------------------------------------------------------------------------
 
 _DRAFT = re.compile(r"dense|draft-(\d+)|draft (\d+)")
 _TOKENS = re.compile(r"(-?\d+)@(\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)%?")
@@ -188,9 +199,13 @@ def parse_plan(text: str) -> Plan:
         raise ValueError(f"the plan {typed.quoted(text)} does not begin with what is drafted; {_EXAMPLE}")
     settings = _settings(first[head.end() :].split(), {"cfg": "guidance", "window": "window"}, text)
     if (window := settings.get("window", 3.0)) != round(window):
-        raise ValueError(f"the window of the plan {typed.quoted(text)} is no whole number; write for example: window 5")
+        raise ValueError(
+            f"the window of the plan {typed.quoted(text)} is no whole number; write for example: window 5"
+        )
     draft = int(head[2]) if head[2] else -int(head[1] or 0)
-    return Plan(draft, tuple(_parse_pass(part, text) for part in others), settings.get("guidance"), round(window))
+    return Plan(
+        draft, tuple(_parse_pass(part, text) for part in others), settings.get("guidance"), round(window)
+    )
 
 
 def _parse_pass(part: str, text: str) -> RefinePass:
@@ -217,16 +232,19 @@ def _settings(words: Sequence[str], known: dict[str, str], text: str) -> dict[st
         try:
             found[known[name]] = float(value)
         except ValueError:
-            raise ValueError(f"{name} in the plan {typed.quoted(text)} needs a number behind it, got {value!r}") from None
+            raise ValueError(
+                f"{name} in the plan {typed.quoted(text)} needs a number behind it, got {value!r}"
+            ) from None
     return found
 
 
-# --- methods by name --------------------------------------------------------------------------------------------
+# --- methods by name ----------------------------------------------------------------------------------------
 
 Method = Plan | FastVARConfig
 METHODS = ("dense", "draft", "fastvar", "moss", *(f"moss{k}" for k in PAPER_BOUNDS))
 _NAME = re.compile(
-    rf"(?P<name>dense|fastvar|moss[{''.join(map(str, PAPER_BOUNDS))}]?|draft(?:-\d+)?)(?P<variants>(?:-(?:paper|sa|unguided))*)"
+    rf"(?P<name>dense|fastvar|moss[{''.join(map(str, PAPER_BOUNDS))}]?|draft(?:-\d+)?)"
+    r"(?P<variants>(?:-(?:paper|sa|unguided))*)"
 )
 
 
@@ -236,15 +254,18 @@ def parse_method(
     """A method from its name or from its plan as text.
 
     Args:
-        text: one of METHODS, "draft-3", a named plan of the model, or a plan; moss2..moss5 carry the model's bounds:
-            found for it, else the paper's.  Behind a moss may stand "-paper" for the paper's bounds, "-sa" for a pass
-            without cross-scale attention, "-unguided" for one without guidance.
+        text: one of METHODS, "draft-3", a named plan of the model, or a plan; moss2..moss5 carry the model's
+            bounds: found for it, else the paper's.  Behind a moss may stand "-paper" for the paper's bounds,
+                "-sa"
+            for a pass without cross-scale attention, "-unguided" for one without guidance.
         bounds: own bounds in percent, for moss (any number of them) or moss2..moss5 (that many).
-        skip: how many of the last scales "draft" leaves out; None = as many as the model's first method refines.
+        skip: how many of the last scales "draft" leaves out; None = as many as the model's first method
+            refines.
         published: settings of the methods for the model.
 
     Raises:
-        ValueError: unknown name, bounds or skip given to another method, or bounds missing, too many or impossible.
+        ValueError: unknown name, bounds or skip given to another method, or bounds missing, too many or
+            impossible.
     """
     found = _NAME.fullmatch(text.strip().lower())
     if not found or (found["variants"] and not found["name"].startswith("moss")):
@@ -264,7 +285,9 @@ def parse_method(
 
 def _other(text: str, bounds: Sequence[float] | None, skip: int | None, published: Published) -> Plan:
     if bounds is not None or skip is not None:
-        raise ValueError(f"bounds and skip belong to the methods moss and draft; {typed.quoted(text)} has no use for them")
+        raise ValueError(
+            f"bounds and skip belong to the methods moss and draft; {typed.quoted(text)} has no use for them"
+        )
     if text in published.plans:
         return parse_plan(published.plans[text])
     if any(sign in text.strip() for sign in "@; "):
@@ -282,20 +305,30 @@ def _skipping(scales: int) -> Plan:
 def _moss(name: str, variants: Sequence[str], bounds: Sequence[float] | None, published: Published) -> Plan:
     known = published.bounds if "paper" in variants else published.best
     found = _bounds(name, bounds, known)
-    return Plan.moss(found, cross_scale="sa" not in variants, guidance=1.0 if "unguided" in variants else None)
+    return Plan.moss(
+        found, cross_scale="sa" not in variants, guidance=1.0 if "unguided" in variants else None
+    )
 
 
-def _bounds(name: str, bounds: Sequence[float] | None, known: Mapping[int, tuple[float, ...]]) -> tuple[float, ...]:
+def _bounds(
+    name: str, bounds: Sequence[float] | None, known: Mapping[int, tuple[float, ...]]
+) -> tuple[float, ...]:
     if name == "moss":
         if not bounds:
-            raise ValueError("the method moss needs bounds, for example 80,70,30,10; or choose moss2 to moss5")
+            raise ValueError(
+                "the method moss needs bounds, for example 80,70,30,10; or choose moss2 to moss5"
+            )
         return tuple(bounds)
     k = int(name.removeprefix("moss"))
     if bounds is not None and len(bounds) != k:
-        raise ValueError(f"{name} takes {k} bounds, got {len(bounds)}; use the method moss for another number of them")
+        raise ValueError(
+            f"{name} takes {k} bounds, got {len(bounds)}; use the method moss for another number of them"
+        )
     if bounds is None and k not in known:
         printed = ", ".join(f"moss{k}" for k in known)
-        raise ValueError(f"the paper has no bounds of {name} for this model; choose {printed}, or give {k} bounds")
+        raise ValueError(
+            f"the paper has no bounds of {name} for this model; choose {printed}, or give {k} bounds"
+        )
     return known[k] if bounds is None else tuple(bounds)
 
 
@@ -306,10 +339,13 @@ def plan_of(draft: Draft) -> Plan:
     return Plan(draft.scales - size, tuple(passes))
 
 
-def share_of_dense(method: Method, schedule: Schedule, work: TokenWork, guided: bool, depth: int = 1) -> float:
+def share_of_dense(
+    method: Method, schedule: Schedule, work: TokenWork, guided: bool, depth: int = 1
+) -> float:
     """Multiply-adds of a method as a share of dense's, both from the same recipe: 0.25 = a quarter.
 
-    A prediction of the transformer's arithmetic alone: the codec, the text encoder and the device are no part of it.
+    A prediction of the transformer's arithmetic alone: the codec, the text encoder and the device are no part
+    of it.
 
     Args:
         guided: whether the recipe asks for guidance.
@@ -319,3 +355,106 @@ def share_of_dense(method: Method, schedule: Schedule, work: TokenWork, guided: 
         for plan in (method, Plan(0))
     )
     return ours / dense
+
+
+# --- running a plan -----------------------------------------------------------------------------------------
+
+# Generate: one picture from a recipe by any method, with its cost counted the same way for all of them.
+
+STAGES = ("draft", "frequency", "dispatch", "refine", "composite", "decode")
+
+
+@dataclass(frozen=True)
+class PassMaps:
+    """What explains a refine pass: the draft that it started from, that draft's map (B, h, w), and who
+    redraws what.
+    """
+
+    draft: Draft
+    frequency: Tensor
+    dispatch: Dispatch
+
+
+@dataclass(frozen=True)
+class Picture:
+    """B pictures and what they took.
+
+    Attributes:
+        total: (B, c, h, w) sum of codes.
+        cost: tokens, bytes and seconds.
+        passes: what explains each refine pass; empty for other methods.
+        image: (B, 3, H, W) float32 in [-1, 1], RGB; None = not decoded.
+    """
+
+    total: Tensor
+    cost: Cost
+    passes: tuple[PassMaps, ...] = ()
+    image: Tensor | None = None
+
+
+def generate(
+    backbone: Backbone, recipe: Recipe, method: Method, on_scale: OnScale | None = None,
+    painted: Tensor | None = None,
+) -> Picture:
+    """Draw and decode.
+
+    Args:
+        on_scale: called after every drawn scale and after every pass (scales done = its last one plus one);
+            may raise to cancel.
+        painted: see `dispatch_tokens`; for every pass.
+
+    Raises:
+        ValueError: the method does not fit this recipe's schedule.
+    """
+    watch = Stopwatch(backbone.device, STAGES)
+    if isinstance(method, Plan):
+        picture = run(backbone, recipe, method, watch, on_scale, painted)
+    else:
+        with watch.stage("draft"):
+            drawn, cache, tokens = finish_fastvar(backbone, recipe, method, on_scale=on_scale)
+        picture = Picture(drawn.total, Cost(method.label, tuple(tokens), cache.nbytes, watch.seconds))
+    with watch.stage("decode"), torch.inference_mode():
+        return replace(picture, image=backbone.decode(picture.total.to(backbone.device)))
+
+
+@torch.inference_mode()
+def run(
+    backbone: Backbone, recipe: Recipe, plan: Plan, watch: Stopwatch | None = None,
+    on_scale: OnScale | None = None, painted: Tensor | None = None,
+) -> Picture:
+    """Draw a picture by a plan; arguments as of `generate`."""
+    schedule, watch = recipe.schedule, watch or Stopwatch(backbone.device, STAGES)
+    fitted = plan.on(schedule)
+    if plan.guidance is not None:
+        recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
+    stored = schedule.tokens(0, min(fitted.draft, len(schedule) - 1)) + fitted.room(schedule)
+    with watch.stage("draft"):
+        live = Run.begin(backbone, recipe, stored)
+        draft = draft_of(live, fitted.draft, on_scale=on_scale)
+    kv_bytes, maps = live.cache.nbytes, []
+    for n, step in enumerate(fitted.passes, start=1):
+        draft, live, found = run_pass(
+            live, draft, step, watch, plan.window, painted, store=n < len(fitted.passes)
+        )
+        maps.append(found)
+        if on_scale:
+            done = len(schedule) if n == len(fitted.passes) else step.scales[-1] + 1
+            on_scale(done, len(schedule), draft.total)
+    tokens = plan.tokens_per_scale(schedule)
+    refined = sum(sum(step.counts(schedule)) for step in fitted.passes)
+    return Picture(draft.total, Cost(plan.label, tokens, kv_bytes, watch.seconds, refined), tuple(maps))
+
+
+def run_pass(
+    live: Run, draft: Draft, step: RefinePass, watch: Stopwatch, window: int = 3,
+    painted: Tensor | None = None, store: bool = False,
+) -> tuple[Draft, Run, PassMaps]:
+    """One pass from frequency map to composite: the new draft, the run for what follows, and the maps."""
+    with watch.stage("frequency"):
+        frequency = frequency_map(draft.total, window)
+    with watch.stage("dispatch"):
+        dispatch = dispatch_tokens(frequency, draft.recipe.schedule, step, painted)
+    with watch.stage("refine"):
+        residual, live = draw_pass(live, draft, dispatch, step, store)
+    with watch.stage("composite"):
+        return composite(live.backbone, draft, residual), live, PassMaps(draft, frequency, dispatch)

@@ -1,11 +1,13 @@
-"""Refine: redraw the dispatched tokens of a pass's scales in ONE forward pass, and lay them over the draft (composite).
+"""Refine: redraw the dispatched tokens of a pass's scales in ONE forward pass, and lay them over the draft
+(composite).
 
-With cross-scale attention (CSSA) every token of the pass sees all others and everything in the cache; without it
-(the paper's SA ablation) only those of its own scale, and the cache.
+With cross-scale attention (CSSA) every token of the pass sees all others and everything in the cache; without
+it (the paper's SA ablation) only those of its own scale, and the cache.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,11 +46,13 @@ def refine(
     cache: KVCache | None = None,
     condition: Condition | None = None,
 ) -> Residual:
-    """Draw the dispatched tokens, attending to the draft's cache and to each other.  Changes neither draft nor cache.
+    """Draw the dispatched tokens, attending to the draft's cache and to each other.  Changes neither draft
+    nor cache.
 
     Args:
         cache: the draft's cache; rebuilt when None.
-        condition: the recipe's prompts made ready for this model, as the draft used them; made anew when None.
+        condition: the recipe's prompts made ready for this model, as the draft used them; made anew when
+            None.
 
     Raises:
         ValueError: the dispatch was made for another draft.
@@ -62,7 +66,8 @@ def refine(
 
 
 def draw_pass(
-    run: Run, draft: Draft, dispatch: Dispatch, made_by: RefinePass, store: bool, given: Residual | None = None
+    run: Run, draft: Draft, dispatch: Dispatch, made_by: RefinePass, store: bool,
+    given: Residual | None = None,
 ) -> tuple[Residual, Run]:
     """One refine pass of a run whose cache holds the draft.
 
@@ -74,7 +79,8 @@ def draw_pass(
         What was drawn, and the run for the next pass: once guidance is off its unconditional rows are gone.
 
     Raises:
-        ValueError: the dispatch was made for another draft, or guidance is asked for after it was switched off.
+        ValueError: the dispatch was made for another draft, or guidance is asked for after it was switched
+            off.
     """
     _check(draft, dispatch)
     drawn_as = run.guided_by(made_by.guidance)
@@ -107,8 +113,9 @@ def composite(
 ) -> Draft:
     """The draft with a pass laid over it, by the pass's strength.
 
-    Each scale's codes stand in an otherwise empty map, upsampled like the dense loop's, and without effect on places
-    that nobody drew.  The result is a draft again: its `total` (B, c, H, W) can be decoded, or refined by another pass.
+    Each scale's codes stand in an otherwise empty map, upsampled like the dense loop's, and without effect on
+    places that nobody drew.  The result is a draft again: its `total` (B, c, H, W) can be decoded, or refined
+        by another pass.
 
     Args:
         device: where the codec is, if not with the transformer.
@@ -135,7 +142,8 @@ def rebuild(
     room: int = 0,
     condition: Condition | None = None,
 ) -> tuple[Draft, Run]:
-    """A draft, and a run whose cache holds it, made anew from its tokens alone: same numbers, at a draft's cost.
+    """A draft, and a run whose cache holds it, made anew from its tokens alone: same numbers, at a draft's
+    cost.
 
     Args:
         room: tokens a row that the cache can take besides.
@@ -161,7 +169,8 @@ def finish_dense(
     on_scale: OnScale | None = None,
     condition: Condition | None = None,
 ) -> tuple[Draft, KVCache]:
-    """Draw what the draft lacks as the plain model does: every scale that is left, whole, one after the other.
+    """Draw what the draft lacks as the plain model does: every scale that is left, whole, one after the
+    other.
 
     Args:
         cache: the draft's cache; rebuilt when None.  It is not changed.
@@ -188,3 +197,93 @@ def finish_dense(
         return finished, grown
     bits = draft.bits + tuple(residual.bits[0] for residual in finished.passes)
     return Draft(recipe, bits, finished.total, draft.model_id), grown
+
+
+# --- the store of KV caches ---------------------------------------------------------------------------------
+
+# KV store: where what the draft in use left on the device waits for refine passes: its KV cache and its
+# prepared text.
+#
+# Both are large and live on the GPU, while a host keeps outputs alive for many pictures and cannot see what
+# they hold. So they are not part of the draft: this one place owns them, for one draft and one sequence of
+# passes over it at a time, and never longer than that draft lives. Whoever finds something missing has it
+# made anew from the draft's tokens: same numbers, at the cost of drawing them.
+
+class KVStore:
+    """Room for what one draft left, and the passes over it."""
+
+    def __init__(self) -> None:
+        self._draft: weakref.ref[Draft] | None = None
+        self._run: Run | None = None  # whose cache holds the draft before its passes
+        self._passes: tuple[Residual, ...] = ()
+        self._extended: Run | None = None  # whose cache holds these passes too, in the same memory
+
+    def keep(self, draft: Draft, run: Run) -> None:
+        """Own what a run left behind for a draft without passes, until another's takes its place or the draft
+        dies.
+        """
+        self._draft, self._run = weakref.ref(draft, self._forget), run
+        self._passes, self._extended = (), None
+
+    def holds(self, draft: Draft) -> bool:
+        """Whether this very draft is here, its passes set aside."""
+        return self._run is not None and self._draft is not None and self._draft() is (draft.base or draft)
+
+    def missing(self, draft: Draft) -> int:
+        """Tokens a row that would have to be run again to have all of a draft here."""
+        if not self.holds(draft):
+            return draft.cached_tokens
+        return 0 if self._has(draft.passes) else draft.cached_tokens - (draft.base or draft).cached_tokens
+
+    def run_of(self, backbone: Backbone, draft: Draft, on_scale: OnScale | None = None) -> Run:
+        """A run whose cache holds a draft with all its passes; what is missing is made anew and kept.
+
+        Args:
+            on_scale: called after every scale that is made anew; may raise to cancel, which leaves the store
+                empty.
+        """
+        base = draft.base or draft
+        if not self.holds(draft):
+            self.clear()  # first, so that two caches never stand side by side
+            self.keep(base, rebuild(backbone, base, on_scale)[1])
+        if not self._has(draft.passes):
+            start = self.with_room(base, draft.cached_tokens - base.cached_tokens)
+            self._passes, self._extended = draft.passes, extend(start, base, draft.passes)[1]
+        run = self._extended if draft.passes else self._run
+        return replace(run, backbone=backbone)
+
+    def with_room(self, draft: Draft, tokens: int) -> Run:
+        """A run like that of a draft which is here, whose cache takes so many more tokens a row."""
+        run = self._extended if draft.passes else self._run
+        grown = run.cache.grown(run.cache.lengths[0] + tokens)
+        if not draft.passes:
+            self._run = replace(run, cache=grown)  # lets the smaller memory go
+            self._passes, self._extended = (), None
+        return replace(run, cache=grown.twin())
+
+    def keep_pass(self, draft: Draft, residual: Residual, run: Run) -> None:
+        """Own a run whose cache holds one more pass over a draft that is here."""
+        self._passes, self._extended = (*draft.passes, residual), run
+
+    def clear(self) -> None:
+        """Let everything go."""
+        self._draft = self._run = self._extended = None
+        self._passes = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache held now."""
+        return self._run.cache.nbytes if self._run else 0
+
+    def _has(self, passes: Sequence[Residual]) -> bool:
+        """Whether exactly these passes are in the cache; how strongly they were laid over the draft does not
+        matter.
+        """
+        same = len(passes) == len(self._passes)
+        return not passes or (
+            same and all(a.bits is b.bits for a, b in zip(passes, self._passes, strict=True))
+        )
+
+    def _forget(self, dead: weakref.ref[Draft]) -> None:
+        if self._draft is dead:
+            self.clear()

@@ -1,1 +1,0 @@
-"""Next-scale-prediction models: transformer, multi-scale codec, text conditioning and checkpoints."""
