@@ -318,3 +318,21 @@ class Backbone(Protocol):
 
     def decode(self, total: Tensor) -> Tensor:
         """Sum of codes (B, c, H, W) -> image (B, 3, H * stride, W * stride) in [-1, 1]."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H * stride, W * stride) in [-1, 1] -> features (B, c, H, W) float32, not yet
+        quantised.
+        """
+
+    def quantize(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
+        """Features (B, c, H, W) of the schedule's size -> the tokens of every scale, each (B, h*w, d).
+
+        Every scale says what the coarser ones left over, as `code_map` adds them up again.
+        """
+
+    def bit_probability(self, hidden: Tensor, step: Step) -> Tensor:
+        """Probability (B, N, d) of every bit to be 1, from hidden states; `sample` draws by it.
+
+        Raises:
+            ValueError: this model does not draw bits.
+        """

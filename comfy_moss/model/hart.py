@@ -453,6 +453,20 @@ class HartBackbone:
     def decode(self, total: Tensor) -> Tensor:
         return decode_as_fits(self.vae.decode, total.to(self.vae.post_quant_conv.weight)).float()
 
+    def encode(self, image: Tensor) -> Tensor:
+        return self.vae.encode(image.to(self.vae.quant_conv.weight)).float()
+
+    def quantize(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
+        book = self.vae.quantize.codebook
+        codes, _, left = self.vae.quantize.quantize(features, [side for side, _ in schedule.grids])
+        tokens = [book[numbers] for numbers in codes]
+        if self.residual:  # the last scale's tokens are whole vectors: a code and what it leaves over
+            tokens[-1] = rearrange(left, "b c h w -> b (h w) c")
+        return tokens
+
+    def bit_probability(self, hidden: Tensor, step: Step) -> Tensor:
+        raise ValueError("this model draws codes of a codebook and has no bits to edit; use Infinity")
+
 
 def _last(step: Step) -> Tensor:
     """(N,) bool: tokens of the last scale.  Every picture's sequence lists the scales alike."""

@@ -21,9 +21,9 @@ from .backbone import PAPER, Pass, Published, Step, TokenWork
 from .cache import KVCache
 from .contents import count_of
 from .graphs import Graphs
-from .quantize import bits_to_codes, map_to_tokens, resample, tokens_to_map
+from .quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from .rope import rotation
-from .sampling import bit_noise, check_finite, draw_bits, mix_rows
+from .sampling import bit_noise, bit_probability, check_finite, draw_bits, mix_rows
 from .schedule import Grid, Schedule
 from .vae import VAE, decode_as_fits
 
@@ -405,6 +405,11 @@ class InfinityBackbone:
         noise = bit_noise(step.seeds, step.positions, logits.shape[-2])
         return draw_bits(logits, noise, step.sampling.top_k, step.sampling.top_p)
 
+    def bit_probability(self, hidden: Tensor, step: Step) -> Tensor:
+        logits = self.logits(hidden, step)
+        check_finite(logits)
+        return bit_probability(logits, step.sampling.top_k, step.sampling.top_p)
+
     def codes(self, bits: Tensor) -> Tensor:
         return bits_to_codes(bits, self.channels)
 
@@ -414,3 +419,10 @@ class InfinityBackbone:
 
     def decode(self, total: Tensor) -> Tensor:
         return decode_as_fits(self.vae.decode, total.to(self.vae.decoder.conv_in.conv.weight)).float()
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.vae.encode(image.to(self.vae.encoder.conv_in.conv.weight)).float()
+
+    def quantize(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
+        maps, _ = quantize_scales(features, [self.map_grid(grid) for grid in schedule.grids])
+        return [map_to_tokens(bits.to(torch.uint8), self.patchify) for bits in maps]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
+from .source import Source
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ def busiest_first(scores: Tensor) -> Tensor:
 
 
 def dispatch_tokens(
-    frequency: Tensor, schedule: Schedule, refine: RefinePass, painted: Tensor | None = None
+    frequency: Tensor, schedule: Schedule, refine: RefinePass, painted: Tensor | None = None,
+    source: Source | None = None,
 ) -> Dispatch:
     """Share the tokens of a pass out by rank of frequency.
 
@@ -197,6 +199,8 @@ def dispatch_tokens(
         frequency: (B, H, W), >= 0.
         painted: optional (B or 1, h, w) in [0, 1], any size: fully painted places come before all others, so
             they are redrawn at the finest scales first.  The number of tokens does not change.
+        source: the picture that is drawn from: bounds are then percent of the places that may change.  Where
+            pictures of a batch may change in unequal parts, all redraw as many tokens as the largest part.
 
     Raises:
         ValueError: scales that the schedule lacks, or a mask for another number of pictures.
@@ -205,11 +209,22 @@ def dispatch_tokens(
     lower = (*refine.bounds[1:], 0.0)
     cells = []
     for scale, up, low in zip(refine.scales, refine.bounds, lower, strict=True):
-        h, w = schedule.grids[scale]
-        order = busiest_first(token_scores(frequency, (h, w), painted))
-        ranks = band(h * w, up, low)
+        grid = schedule.grids[scale]
+        scores, tokens = open_scores(token_scores(frequency, grid, painted), scale, source)
+        order, ranks = busiest_first(scores), band(tokens, up, low)
         cells.append(order[:, ranks.start : ranks.stop].sort(dim=1).values)
     return Dispatch(refine.scales, tuple(cells))
+
+
+def open_scores(scores: Tensor, scale: int, source: Source | None) -> tuple[Tensor, int]:
+    """Scores (B, h, w) of a scale's tokens with those that the source keeps behind all others, and how many
+    tokens of a picture are open to change.
+    """
+    grid = scores.shape[1:]
+    if source is None or source.mask is None:
+        return scores, grid.numel()
+    kept = source.kept(grid).to(scores.device).view(-1, *grid).expand_as(scores)
+    return scores.masked_fill(kept, -1.0), grid.numel() - int(kept.flatten(1).sum(1).min())
 
 
 def _fit_mask(painted: Tensor, score: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..model.cache import KVCache
 from ..model.sampling import Guidance, Sampling
 from ..model.schedule import Positions, Schedule
 from .dispatch import Dispatch, RefinePass
+from .source import Source
 
 # (scales done, scales in all, sum of codes so far); may raise to cancel
 OnScale = Callable[[int, int, Tensor], None]
@@ -31,6 +32,7 @@ class Recipe:
         text: B text features, each (L_i, Ct), with positions where the model reads them.
         negative: the same for negative prompts; None = the model's learned unconditional text.
         seeds: B noise seeds, one a picture.
+        source: the picture that this one is drawn from; None = from nothing.
     """
 
     text: tuple[Text, ...]
@@ -39,6 +41,7 @@ class Recipe:
     schedule: Schedule
     guidance: Guidance = Guidance()
     sampling: Sampling = Sampling()
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if not len(self.text) == len(self.seeds) == len(self.negative or self.text):
@@ -102,11 +105,25 @@ class Draft:
         return len(self.left)
 
     @property
+    def tokens_per_scale(self) -> tuple[int, ...]:
+        """Tokens a picture that the transformer ran at every scale."""
+        tokens = [h * w if n < self.scales else 0 for n, (h, w) in enumerate(self.recipe.schedule.grids)]
+        for dispatch in (residual.dispatch for residual in self.passes):
+            for scale, count in zip(dispatch.scales, dispatch.counts, strict=True):
+                tokens[scale] += count
+        return tuple(tokens)
+
+    @property
+    def refined(self) -> int:
+        """Tokens a picture that refine passes drew."""
+        return sum(sum(residual.dispatch.counts) for residual in self.passes)
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens a row in the cache when all of this draft is in it; nobody looks back at the last scale."""
         schedule = self.recipe.schedule
         whole = schedule.tokens(0, min(self.scales, len(schedule) - 1))
-        return whole + sum(sum(residual.dispatch.counts) for residual in self.passes)
+        return whole + self.refined
 
 
 @dataclass(frozen=True)
@@ -158,6 +175,27 @@ class Run:
         settings = (recipe.guidance, recipe.sampling, recipe.seeds)
         return Step(positions, recipe.schedule, self.condition, *settings, self.cache, store, visible, branch)
 
+    def forward(
+        self, total: Tensor, scale: int, store: bool, branch: Branch | None = None
+    ) -> tuple[Tensor, Step]:
+        """Hidden states of a whole scale, drawn from the sum (B, c, H, W) of all before it, and their pass.
+        """
+        schedule, backbone = self.recipe.schedule, self.backbone
+        positions = Positions.of_scale(schedule, scale, backbone.device)
+        tokens = backbone.tokens(total, schedule.grids[scale]) if scale else None
+        step = self.step(positions, store, branch=branch)
+        return backbone.forward(tokens, step), step
+
+
+def lay_scale(run: Run, total: Tensor, scale: int, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """A scale's tokens (B, h*w, d) with what the recipe's source keeps of it, and the sum of codes with them.
+    """
+    schedule, backbone, source = run.recipe.schedule, run.backbone, run.recipe.source
+    if source is not None:
+        bits = source.lay(bits, scale, schedule.grids[scale])
+    added = backbone.code_map(backbone.codes(bits), scale, schedule)
+    return bits, total + (added if source is None else source.blend(added, scale, schedule, backbone))
+
 
 def empty_total(backbone: Backbone, recipe: Recipe) -> Tensor:
     """The sum of no codes, (B, c, H, W)."""
@@ -178,25 +216,22 @@ def draw_scales(
 
     Args:
         total: (B, c, H, W) sum of the codes of the scales before.
-        given: bits that replace the drawn ones, indexed by scale (teacher forcing); absent = draw.
+        given: bits that replace the drawn ones, indexed by scale (teacher forcing); absent = draw, or take
+            them from the recipe's source.
         store: keep keys and values for later scales (those of the schedule's last scale never are).
 
     Returns:
         drawn tokens of the scales, each (B, h*w, d), and the new sum.
     """
-    schedule, backbone = run.recipe.schedule, run.backbone
+    schedule, backbone, source = run.recipe.schedule, run.backbone, run.recipe.source
     drawn = []
     for scale in scales:
-        grid, final = schedule.grids[scale], scale == len(schedule) - 1
-        positions = Positions.of_scale(schedule, scale, backbone.device)
-        tokens = backbone.tokens(total, grid) if scale else None
-        known = given[scale].to(backbone.device) if scale < len(given) else None
-        keep = store and not final
-        step = run.step(positions, keep, branch=branch)
+        known = given[scale] if scale < len(given) else source and source.known(scale)
+        keep = store and scale < len(schedule) - 1
         if known is None or keep:  # a known scale that nobody looks back at leaves nothing to compute
-            hidden = backbone.forward(tokens, step)
-        bits = backbone.sample(hidden, step) if known is None else known
-        total = total + backbone.code_map(backbone.codes(bits), scale, schedule)
+            hidden, step = run.forward(total, scale, keep, branch)
+        bits = backbone.sample(hidden, step) if known is None else known.to(backbone.device)
+        bits, total = lay_scale(run, total, scale, bits)
         drawn.append(bits)
         if on_scale:
             on_scale(scale + 1, len(schedule), total)

@@ -35,9 +35,10 @@ from ..model.schedule import Schedule
 from .cost import Cost, ForwardPass, Stopwatch, whole_scales
 from .dispatch import Dispatch, RefinePass, dispatch_tokens
 from .draft import Draft, OnScale, Recipe, Run, draft_of
+from .edit import edit_draft
 from .fastvar import FastVARConfig, finish_fastvar
 from .frequency import frequency_map
-from .refine import composite, draw_pass
+from .refine import composite, draw_pass, finished
 
 
 @dataclass(frozen=True)
@@ -384,12 +385,14 @@ class Picture:
         cost: tokens, bytes and seconds.
         passes: what explains each refine pass; empty for other methods.
         image: (B, 3, H, W) float32 in [-1, 1], RGB; None = not decoded.
+        change: (B, h, w) >= 0, how much an edit changed each place of the draft; None = there was no edit.
     """
 
     total: Tensor
     cost: Cost
     passes: tuple[PassMaps, ...] = ()
     image: Tensor | None = None
+    change: Tensor | None = None
 
 
 def generate(
@@ -428,9 +431,13 @@ def run(
     if plan.guidance is not None:
         recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
     stored = schedule.tokens(0, min(fitted.draft, len(schedule) - 1)) + fitted.room(schedule)
+    change = None
     with watch.stage("draft"):
-        live = Run.begin(backbone, recipe, stored)
-        draft = draft_of(live, fitted.draft, on_scale=on_scale)
+        if recipe.source is not None and recipe.source.edit is not None:
+            live, draft, change = edit_draft(backbone, recipe, fitted.draft, stored, on_scale)
+        else:
+            live = Run.begin(backbone, recipe, stored)
+            draft = draft_of(live, fitted.draft, on_scale=on_scale)
     kv_bytes, maps = live.cache.nbytes, []
     for n, step in enumerate(fitted.passes, start=1):
         draft, live, found = run_pass(
@@ -440,9 +447,12 @@ def run(
         if on_scale:
             done = len(schedule) if n == len(fitted.passes) else step.scales[-1] + 1
             on_scale(done, len(schedule), draft.total)
-    tokens = plan.tokens_per_scale(schedule)
-    refined = sum(sum(step.counts(schedule)) for step in fitted.passes)
-    return Picture(draft.total, Cost(plan.label, tokens, kv_bytes, watch.seconds, refined), tuple(maps))
+    total = draft.total
+    if recipe.source is not None:
+        with watch.stage("composite"):
+            total = finished(backbone, draft)
+    cost = Cost(plan.label, draft.tokens_per_scale, kv_bytes, watch.seconds, draft.refined)
+    return Picture(total, cost, tuple(maps), change=change)
 
 
 def run_pass(
@@ -450,10 +460,11 @@ def run_pass(
     painted: Tensor | None = None, store: bool = False,
 ) -> tuple[Draft, Run, PassMaps]:
     """One pass from frequency map to composite: the new draft, the run for what follows, and the maps."""
+    recipe = draft.recipe
     with watch.stage("frequency"):
         frequency = frequency_map(draft.total, window)
     with watch.stage("dispatch"):
-        dispatch = dispatch_tokens(frequency, draft.recipe.schedule, step, painted)
+        dispatch = dispatch_tokens(frequency, recipe.schedule, step, painted, recipe.source)
     with watch.stage("refine"):
         residual, live = draw_pass(live, draft, dispatch, step, store)
     with watch.stage("composite"):

@@ -8,17 +8,18 @@ it (the paper's SA ablation) only those of its own scale, and the cache.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.backbone import Backbone, Condition
 from ..model.cache import KVCache
-from ..model.schedule import Positions
+from ..model.schedule import Grid, Positions
 from .dispatch import Dispatch, RefinePass
-from .draft import Draft, OnScale, Residual, Run, draft_of
+from .draft import Draft, OnScale, Residual, Run, draft_of, draw_scales
 
 
 def refine_sequence(backbone: Backbone, draft: Draft, dispatch: Dispatch) -> tuple[Tensor, Positions]:
@@ -120,18 +121,62 @@ def composite(
     Args:
         device: where the codec is, if not with the transformer.
     """
-    schedule, device = draft.recipe.schedule, device or backbone.device
-    total = draft.total.to(device)
-    dispatch = residual.dispatch
+    total = draft.total.to(device or backbone.device)
+    for _, added, _ in _added(backbone, draft, residual, total.device):
+        total = total + added
+    passes, base = (*draft.passes, residual), draft.base or draft
+    return replace(draft, total=total.cpu(), passes=passes, base=base)
+
+
+def _added(
+    backbone: Backbone, draft: Draft, residual: Residual, device: torch.device
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """What every scale of a pass adds to the sum of codes: the scale, (B, c, H, W), and which tokens were
+    drawn.
+    """
+    schedule, dispatch = draft.recipe.schedule, residual.dispatch
     for scale, cells, bits in zip(dispatch.scales, dispatch.cells, residual.bits, strict=True):
         h, w = schedule.grids[scale]
         codes, cells = backbone.codes(bits.to(device)), cells.to(device)
         whole = codes.new_zeros(len(bits), h * w, bits.shape[-1])
         whole.scatter_(1, cells[..., None].expand_as(codes), codes)
         filled = torch.zeros(len(bits), h * w, dtype=torch.bool, device=device).scatter_(1, cells, True)
-        total = total + residual.made_by.strength * backbone.code_map(whole, scale, schedule, filled)
-    passes, base = (*draft.passes, residual), draft.base or draft
-    return replace(draft, total=total.cpu(), passes=passes, base=base)
+        yield scale, residual.made_by.strength * backbone.code_map(whole, scale, schedule, filled), filled
+
+
+@torch.inference_mode()
+def finished(backbone: Backbone, draft: Draft, device: torch.device | None = None) -> Tensor:
+    """The sum of codes (B, c, H, W) to decode: the draft's and, of the picture that it was drawn from, the
+    finer codes of all places that stay: those outside the mask and, where the whole draft is that picture's,
+    those that no pass redrew.
+
+    Args:
+        device: where the codec is, if not with the transformer.
+    """
+    source, base = draft.recipe.source, draft.base or draft
+    schedule, scales = draft.recipe.schedule, range(base.scales, len(draft.recipe.schedule))
+    device = device or backbone.device
+    if source is None or len(source.bits) <= base.scales or not scales:
+        return draft.total
+    size, added = schedule.grids[-1], {}
+    redrawn = torch.zeros(len(draft.total), *size, dtype=torch.bool, device=device)
+    for residual in draft.passes:
+        for scale, new, filled in _added(backbone, draft, residual, device):
+            added[scale] = added.get(scale, 0) + new
+            redrawn |= _nearest(filled.view(-1, *schedule.grids[scale]), size)
+    if source.scales >= base.scales:
+        open_to_change = redrawn if source.mask is None else redrawn & source.mask.to(device)
+        source = replace(source, mask=open_to_change, first=0)
+    total = base.total.to(device)
+    for scale in scales:
+        new = added.get(scale, torch.zeros_like(total))
+        total = total + source.complete(new, scale, schedule, backbone)
+    return total.cpu()
+
+
+def _nearest(cells: Tensor, size: Grid) -> Tensor:
+    """Cells (B, h, w) bool on a finer grid."""
+    return F.interpolate(cells[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0] > 0.5
 
 
 @torch.inference_mode()
@@ -185,18 +230,19 @@ def finish_dense(
         return draft, cache
     schedule, recipe = draft.recipe.schedule, draft.recipe
     grown = cache.grown(cache.lengths[0] + schedule.tokens(draft.left.start, len(schedule) - 1))
-    run, finished = Run(backbone, recipe, condition, grown), draft
+    run, done = Run(backbone, recipe, condition, grown), draft
+    if not draft.passes:
+        bits, total = draw_scales(run, draft.total.to(backbone.device), draft.left, on_scale=on_scale)
+        whole = (*draft.bits, *(b.cpu() for b in bits))
+        return Draft(recipe, whole, total.cpu(), draft.model_id), grown
     for scale in draft.left:
         cells = torch.arange(schedule.tokens(scale, scale + 1)).expand(len(draft.total), -1)
         whole, made_by = Dispatch((scale,), (cells,)), RefinePass((scale,), (100.0,))
-        residual, run = draw_pass(run, finished, whole, made_by, store=scale != draft.left[-1])
-        finished = composite(backbone, finished, residual)
+        residual, run = draw_pass(run, done, whole, made_by, store=scale != draft.left[-1])
+        done = composite(backbone, done, residual)
         if on_scale:
-            on_scale(scale + 1, len(schedule), finished.total)
-    if draft.passes:
-        return finished, grown
-    bits = draft.bits + tuple(residual.bits[0] for residual in finished.passes)
-    return Draft(recipe, bits, finished.total, draft.model_id), grown
+            on_scale(scale + 1, len(schedule), done.total)
+    return done, grown
 
 
 # --- the store of KV caches ---------------------------------------------------------------------------------
