@@ -109,7 +109,25 @@ class Study:
     @property
     def plans(self) -> list[str]:
         """Those with refine passes that are no MoSs of the paper, by name or by their text."""
-        return [name for name in self.methods if "@" in PAPER.plans.get(name, name)]
+        return [name for name in self.methods if name not in self.variants and "@" in self.text(name)]
+
+    def text(self, name: str) -> str:
+        """A method's plan as text; its name where that is unknown."""
+        return self.result["setting"].get("plans", PAPER.plans).get(name, name)
+
+    @property
+    def variants(self) -> list[str]:
+        """MoSs-k of the paper, whole or with parts of its refine step off."""
+        return [name for name in self.methods if re.match(r"moss\d", name)]
+
+    @property
+    def workers(self) -> int:
+        """Processes that drew at once."""
+        return self.result.get("workers") or self.result["setting"].get("workers", 1)
+
+    def work(self, name: str) -> float | None:
+        """Multiply-adds as a share of dense's; None where they were not told."""
+        return self.result.get("work", {}).get(name)
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -234,9 +252,8 @@ class Study:
     def rivals(self, name: str) -> dict[str, str | Mixture]:
         """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too."""
         bare, seconds = name.removesuffix("-paper"), self.seconds(name)
-        text = PAPER.plans.get(name, name)
         own = (
-            text.partition(";")[0].partition(" ")[0]
+            self.text(name).partition(";")[0].partition(" ")[0]
             if name in self.plans
             else f"draft-{bare.removeprefix('moss')}"
         )

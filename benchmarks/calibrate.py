@@ -1,55 +1,88 @@
-"""Bounds of MoSs-k searched for a model by a metric: `python -m comfy_moss calibrate`.
+"""Plans for a budget, or bounds of MoSs-k, found for a model by a metric: `python -m comfy_moss calibrate`.
 
-Every draft and its dense picture are drawn once, and each try costs a refine step only.  What is found stands
-beside the paper's bounds and random ones at equal tokens, prompt by prompt.
+`--search plans` searches the space of plans (see planner.py), `--search choice` chooses among what it found
+on other prompts, `--search topdown` is the paper's way to bounds (see topdown.py).  Whatever is tried is
+drawn in batches, each a file of the state's folder, so that a search that was stopped goes on and nothing is
+drawn twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import optuna
 
 from comfy_moss.images import check_writable, to_image, write_files
 from comfy_moss.model.backbone import Backbone
-from comfy_moss.model.cache import KVCache
-from comfy_moss.model.schedule import Schedule
-from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
-from comfy_moss.pipeline.draft import Draft, draw_draft
-from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.plan import Plan
-from comfy_moss.pipeline.refine import composite, finish_dense, refine
+from comfy_moss.pipeline.plan import Plan, generate, parse_plan, share_of_dense
 from comfy_moss.request import Checked, Request, recipe_of
 from comfy_moss.request import check as check_request
 
+from . import planner, topdown
 from .analysis import Interval, mean, weights
 from .machine import hardware, versions
 from .metrics import METRICS, Drawn, Pair, Quality
 from .plots import scatter
-from .search import Bounds, Calibration, CalibrationConfig, OnTrial, Trials, calibrate, calibrate_within
-from .studio import Studio, check_least, load
+from .studio import Studio, check_least, claim, load, read_note
 from .suite import TASKS, Case, in_turn, prompts
+from .topdown import Bounds, Found, Measured, Row, TopDown, compare, rivals_of, spend
+from .workers import Batches, Workers
 
-FORMAT = 1  # of the stored file; raised when a key changes its meaning
+FORMAT = 1  # of the stored files; raised when a key changes its meaning
 PAPER = "paper"  # the budget of the bounds printed for this family of models
-PROMPT_SEED = 4242  # other prompts than the evaluation's
-KEPT = 4 * 2**30  # bytes of KV caches kept between tries; what is beyond is rebuilt in every try
-OPTIONS = ("k", "metric", "tokens", "tolerance", "step", "order", "prompts", "compare", "seed", "model")
+SEARCHES = ("plans", "choice", "topdown")
+# Seeds of the three sets of prompts; the first two leave out the prompts of those behind them.
+SEARCH_SEED, CHOICE_SEED, TABLE_SEED = 4242, 777, 31
+TABLE = 40  # prompts a task of the final table: evaluate --per-task 40 --seed 31
+CHOICE_FIRST = 10_000  # seed of the choice's first picture, behind that of the request
+OPTIONS = (
+    "search", "k", "metric", "tokens", "tolerance", "step", "order", "trials", "choice", "budgets", "prompts",
+    "compare", "seed", "cfg", "model",
+)
+USUAL = {"plans": ("faithful", 60), "choice": ("faithful", 60), "topdown": ("psnr", 24)}  # metric, prompts
 Count = Callable[[str], Callable[[int, int], None]]  # what is counted -> told (done, in all)
-# of a recipe: decides no value
-_NOT_MEASURED = ("prompt", "method", "plan", "bounds", "skip", "device", "torch")
-_HALVINGS = 60
+_NOT_MEASURED = (
+    "prompt",
+    "method",
+    "plan",
+    "bounds",
+    "skip",
+    "device",
+    "torch",
+)  # of a recipe: decides no value
+HOPELESS = 0.12  # below what is known at that cost: a plan is not measured to its end
 
-# --- the request --------------------------------------------------------------------------------------------
+# --- the request -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one set, a picture each.
+
+    Attributes:
+        cases: what the prompts ask for; () where only the user knows.
+        first: seed of the first picture; the next ones count up.
+    """
+
+    texts: tuple[str, ...]
+    cases: tuple[Case, ...]
+    first: int
+
+    @property
+    def tasks(self) -> list[str]:
+        """Of every picture, for the bootstrap."""
+        return [case.task for case in self.cases] or ["all"] * len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -57,35 +90,36 @@ class Calibrating:
     """A checked calibration.
 
     Attributes:
-        checked: the model; its method says only how many scales are refined, and how.
-        prompts: what is drawn, one picture each.
-        cases: what the prompts ask for; () where only the user knows.
-        tokens: refine tokens a picture that may be spent; None = the tolerance decides.
-        draws: random rivals in the comparison.
+        checked: the model, and what all pictures have in common.
+        kind: one of SEARCHES.
+        sets: prompts of the search, and of the choice.
+        topdown, planner: how either search goes.
+        tokens: of topdown: refine tokens a picture that may be spent; None = the tolerance decides.
+        draws: of topdown: random rivals in the comparison.
+        budgets: of the choice: shares of dense's work, most first.
         batch: pictures drawn together.
+        state: folder; None = nothing is kept.
         command: what to type for the same again.
     """
 
     checked: Checked
-    config: CalibrationConfig
+    kind: str
     metric: str
-    prompts: tuple[str, ...]
-    cases: tuple[Case, ...]
-    state: Path | None
-    plot: Path | None
+    sets: Mapping[str, Prompts]
+    topdown: TopDown
+    planner: planner.Search
     tokens: int | None
     draws: int
+    budgets: tuple[float, ...]
     batch: int
+    workers: Workers
+    state: Path | None
+    plot: Path | None
     command: str
 
     @property
     def quality(self) -> Quality:
         return METRICS[self.metric]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Of every picture, for the bootstrap."""
-        return [case.task for case in self.cases] or ["all"] * len(self.prompts)
 
 
 def check(args: argparse.Namespace) -> Calibrating:
@@ -96,22 +130,45 @@ def check(args: argparse.Namespace) -> Calibrating:
         ValueError: a value out of range, a file that cannot be written, or a metric that cannot judge these
             prompts.
     """
+    args = _filled(args)
     check_writable(args.save and args.save / "calibration.json")
-    check_least(prompts=(args.prompts, 1), batch=(args.batch, 1), compare=(args.compare, 0))
-    tolerance = METRICS[args.metric].tolerance if args.tolerance is None else args.tolerance
-    config = CalibrationConfig(args.k, tolerance, args.step, args.order)
+    check_least(prompts=(args.prompts, 1), choice=(args.choice, 1), batch=(args.batch, 1))
+    check_least(compare=(args.compare, 0), trials=(args.trials, 1))
     _check_together(args)
-    count = -(-args.prompts // len(TASKS))
-    cases = () if args.prompt_file else in_turn(prompts(count, PROMPT_SEED))[: args.prompts]
-    texts = tuple(case.prompt for case in cases) or _read_prompts(args.prompt_file)
-    moss = {"method": "moss", "bounds": [100.0] * args.k}
-    drawing = {"prompt": texts[0], "batch": len(texts), "output": args.plot}
-    checked = check_request(Request.of(args, **drawing, **moss))
+    tolerance = METRICS[args.metric].tolerance if args.tolerance is None else args.tolerance
+    config = TopDown(args.k, tolerance, args.step, args.order)
+    sets = _sets(args)
+    drawing = {"prompt": sets["search"].texts[0], "batch": len(sets["search"].texts), "output": args.plot}
+    checked = check_request(Request.of(args, **drawing, method="moss", bounds=[100.0] * args.k))
     tokens = _paper_tokens(checked, config.k) if args.tokens == PAPER else args.tokens
+    strength = checked.guidance.cfg if isinstance(checked.guidance.cfg, (int, float)) else 1.5
+    search = planner.Search(args.trials, max(args.budgets) * 1.25, strength, args.seed)
+    batches = -(-args.prompts // args.batch)
     return Calibrating(
-        checked, config, args.metric, texts, cases, args.state, args.plot, tokens, args.compare, args.batch,
+        checked,
+        args.search,
+        args.metric,
+        sets,
+        config,
+        search,
+        tokens,
+        args.compare,
+        args.budgets,
+        args.batch,
+        Workers.of(args, checked.device, batches),
+        args.state,
+        args.plot,
         _command(args),
     )
+
+
+def _filled(args: argparse.Namespace) -> argparse.Namespace:
+    """What the kind of search decides; --k asks for the paper's."""
+    kind = args.search or ("topdown" if args.k is not None else "plans")
+    metric, count = USUAL[kind]
+    metric = "psnr" if args.prompt_file else metric
+    usual = {"search": kind, "metric": metric, "prompts": count, "k": 4}
+    return argparse.Namespace(**vars(args) | {k: v for k, v in usual.items() if getattr(args, k) is None})
 
 
 def _check_together(args: argparse.Namespace) -> None:
@@ -122,15 +179,46 @@ def _check_together(args: argparse.Namespace) -> None:
             f"the metric {args.metric} judges its own prompts only; leave --prompt-file out, "
             "or choose another"
         )
-    if args.state and args.state.is_dir():
-        raise ValueError(f"{args.state} is a folder; name a file in it")
+    if args.prompt_file and args.search == "choice":
+        raise ValueError("a choice is made on prompts of the shapes world; leave --prompt-file out")
+    if args.state and args.state.is_file():
+        raise ValueError(f"{args.state} is a file; name a folder, in which every try is kept")
+    if args.search == "choice" and not args.state:
+        raise ValueError("a choice is made among what a search found; name its folder with --state")
+    if args.cluster and not args.state:
+        raise ValueError(
+            "a cluster's machines need a folder that all of them can write; name it with --state"
+        )
+    if not all(0 < budget <= 1 for budget in args.budgets):
+        raise ValueError(f"budgets are shares of dense's work between 0 and 1, got {list(args.budgets)}")
+
+
+def _sets(args: argparse.Namespace) -> dict[str, Prompts]:
+    """The prompts; those of a search over plans, of its choice and of the final table have none in common."""
+    if args.prompt_file:
+        return {"search": Prompts(_read_prompts(args.prompt_file), (), args.seed)}
+    count = -(-args.prompts // len(TASKS))
+    if args.search == "topdown":
+        return {"search": _set(in_turn(prompts(count, SEARCH_SEED))[: args.prompts], args.seed)}
+    taken = {case.prompt for case in prompts(TABLE, TABLE_SEED)}
+    choice = in_turn(prompts(-(-args.choice // len(TASKS)), CHOICE_SEED, taken))[: args.choice]
+    taken |= {case.prompt for case in choice}
+    search = in_turn(prompts(count, SEARCH_SEED, taken))[: args.prompts]
+    return {"search": _set(search, args.seed), "choice": _set(choice, args.seed + CHOICE_FIRST)}
+
+
+def _set(cases: tuple[Case, ...], first: int) -> Prompts:
+    return Prompts(tuple(case.prompt for case in cases), cases, first)
 
 
 def _command(args: argparse.Namespace) -> str:
     given = {name: getattr(args, name) for name in OPTIONS}
-    return " ".join(
-        ["python -m comfy_moss calibrate", *(f"--{n} {v}" for n, v in given.items() if v is not None)]
+    given["budgets"] = ",".join(f"{b:g}" for b in args.budgets)
+    skipped = {"topdown": ("choice", "trials", "budgets")}.get(
+        args.search, ("k", "tokens", "tolerance", "step", "order", "compare")
     )
+    shown = [f"--{n} {v}" for n, v in given.items() if v is not None and n not in skipped]
+    return " ".join(["python -m comfy_moss calibrate", *shown])
 
 
 def _paper_tokens(checked: Checked, k: int) -> int:
@@ -151,150 +239,165 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     return found
 
 
-# --- measuring bounds ---------------------------------------------------------------------------------------
+# --- measuring a plan -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Drafts with all that does not depend on the bounds; `cache` is None where there was no room."""
+class Try:
+    """A batch of some prompts drawn by a plan."""
 
-    draft: Draft
-    cache: KVCache | None
-    frequency: Tensor
-    dense: Drawn
-    cases: Sequence[Case]
+    prompts: str  # name of the set
+    plan: str
+    start: int
 
 
-@dataclass(frozen=True)
+@dataclass
+class Bench:
+    """What a process needs to draw tries: the model, and dense's pictures where the metric looks at them."""
+
+    asked: Calibrating
+
+    @cached_property
+    def studio(self) -> Studio:
+        return load(self.asked.checked, [text for part in self.asked.sets.values() for text in part.texts])
+
+    @cached_property
+    def dense(self) -> dict[tuple[str, int], Drawn]:
+        """By set and start of a batch, as far as they were needed."""
+        return {}
+
+    def drawn(self, plan: Plan, batch: Try) -> Drawn:
+        part, stop = self.asked.sets[batch.prompts], batch.start + self.asked.batch
+        seeds = range(part.first + batch.start, part.first + min(stop, len(part.texts)))
+        picture = generate(
+            self.studio.backbone, self.studio.recipe(part.texts[batch.start : stop], seeds), plan
+        )
+        return Drawn(to_image(picture.image), (picture.total.cpu(),), picture.cost)
+
+    def dense_of(self, batch: Try) -> Drawn:
+        key = batch.prompts, batch.start
+        if key not in self.dense:
+            self.dense[key] = self.drawn(Plan(0), batch)
+        return self.dense[key]
+
+
+def measure(bench: Bench, batch: Try) -> dict[Path, bytes]:
+    """The file of a try: one value a picture, and what drawing a picture of its batch took."""
+    quality, part = bench.asked.quality, bench.asked.sets[batch.prompts]
+    drawn = bench.drawn(parse_plan(batch.plan), batch)
+    dense = bench.dense_of(batch) if quality.compares else drawn
+    cases = part.cases[batch.start : batch.start + bench.asked.batch]
+    values = quality.values(Pair(drawn, dense, cases)).double().tolist()
+    seconds = drawn.cost.total_seconds - drawn.cost.seconds["decode"]
+    told = {"plan": batch.plan, "values": values, "draw_s": round(seconds / len(values), 5)}
+    return {try_path(bench.asked.state, batch): json.dumps(told).encode()}
+
+
+def try_path(folder: Path, batch: Try) -> Path:
+    digest = hashlib.sha256(batch.plan.encode()).hexdigest()[:16]
+    return folder / "tries" / f"{batch.prompts}-{digest}-{batch.start:05d}.json"
+
+
+@dataclass
 class Measure:
-    """A metric for `search.calibrate`: bounds -> the mean of a quality over all pictures."""
+    """Plans -> values, drawn where they are not known."""
 
+    asked: Calibrating
     backbone: Backbone
-    method: Plan
-    quality: Quality
-    batches: tuple[Batch, ...]
+    batches: Batches
 
-    def values(self, bounds: Bounds) -> np.ndarray:
-        """The quality of every picture, (P,) float64."""
-        pairs = (Pair(self.draw(batch, bounds), batch.dense, batch.cases) for batch in self.batches)
-        return np.concatenate([self.quality.values(pair).numpy().astype(float) for pair in pairs])
+    def rows(self, plan: Plan, name: str = "search", part: float = 1.0) -> list[dict[str, Any]]:
+        """What is known of a plan's batches on a set of prompts, by `measure`.
 
-    def __call__(self, bounds: Bounds) -> float:
-        return float(self.values(bounds).mean())
+        Args:
+            part: share of the prompts, the first ones.
 
-    def draw(self, batch: Batch, bounds: Bounds) -> Drawn:
-        step = replace(self.method.passes[0], bounds=tuple(bounds))
-        dispatch = dispatch_tokens(batch.frequency, batch.draft.recipe.schedule, step)
-        residual = refine(self.backbone, batch.draft, dispatch, step, batch.cache)
-        return _finished(self.backbone, composite(self.backbone, batch.draft, residual).total, self.quality)
+        Raises:
+            ValueError: a file is damaged.
+        """
+        count, size = math.ceil(part * len(self.asked.sets[name].texts)), self.asked.batch
+        tries = [Try(name, str(plan), start) for start in range(0, count, size)]
+        files = {one: try_path(self.asked.state, one) for one in tries}
+        self.batches.run(files)
+        rows = [read_note(path) for path in files.values()]
+        for row, path in zip(rows, files.values(), strict=True):
+            if not row or row.get("plan") != str(plan):
+                raise ValueError(f"{path} holds no try of this version; delete it, and it is drawn again")
+        return rows
 
+    def values(self, plan: Plan, name: str = "search") -> np.ndarray:
+        """The metric of every picture, (P,) float64."""
+        return np.concatenate([row["values"] for row in self.rows(plan, name)])
 
-def prepare(
-    asked: Calibrating, studio: Studio, quality: Quality, on_batch: Callable[[int, int], None]
-) -> Measure:
-    """Draw all drafts, and finish each of them densely.  Picture n has the seed of the request + n.
+    def score(self, plan: Plan, beat: float = -math.inf) -> float:
+        """The mean of the metric; of the first half of the prompts alone where that is far below `beat`."""
+        half = np.concatenate([row["values"] for row in self.rows(plan, part=0.5)]).mean()
+        return float(half if half < beat - HOPELESS else self.values(plan).mean())
 
-    Args:
-        on_batch: told how many drafts of how many are done; may raise to cancel.
-    """
-    batches, kept, seed, plan = [], 0, asked.checked.request.seed, asked.checked.method
-    for start in range(0, len(asked.prompts), asked.batch):
-        part, cases = (of[start : start + asked.batch] for of in (asked.prompts, asked.cases))
-        recipe = studio.recipe(part, range(seed + start, seed + start + len(part)))
-        draft, cache = draw_draft(studio.backbone, recipe, plan.on(recipe.schedule).draft)
-        dense = _finished(studio.backbone, finish_dense(studio.backbone, draft, cache)[0].total, quality)
-        kept += cache.nbytes
-        frequency = frequency_map(draft.total, plan.window)
-        batches.append(Batch(draft, cache if kept <= KEPT else None, frequency, dense, cases))
-        on_batch(start + len(part), len(asked.prompts))
-    return Measure(studio.backbone, plan, quality, tuple(batches))
+    def seconds(self, plan: Plan, name: str = "search") -> float:
+        """Median over batches of the drawing time a picture, without the decoder."""
+        return float(np.median([row["draw_s"] for row in self.rows(plan, name)]))
 
-
-@torch.inference_mode()
-def _finished(backbone: Backbone, total: Tensor, quality: Quality) -> Drawn:
-    images = to_image(backbone.decode(total.to(backbone.device))) if quality.looks else None
-    return Drawn(images, (total.cpu(),))
+    def work(self, plan: Plan) -> float:
+        """Share of dense's multiply-adds."""
+        made, backbone = self.asked.checked, self.backbone
+        guided = made.guidance.active(len(made.schedule))
+        return share_of_dense(plan, made.schedule, backbone.work, guided, backbone.depth)
 
 
-# --- at equal tokens ----------------------------------------------------------------------------------------
+def _about(asked: Calibrating, backbone: Backbone) -> dict[str, Any]:
+    """All that decides the metric's values but the plan."""
+    recipe = recipe_of(asked.checked, backbone, asked.checked.request.seed)
+    texts = {name: "\n".join(part.texts).encode() for name, part in asked.sets.items()}
+    about = {"metric": asked.metric, "batch": asked.batch}
+    about |= {f"{name} prompts": hashlib.sha256(text).hexdigest()[:16] for name, text in texts.items()}
+    return about | {name: value for name, value in recipe.items() if name not in _NOT_MEASURED}
+
+
+# --- plans --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the comparison.
+class Chosen:
+    """A plan on the prompts of the choice.
 
     Attributes:
-        tokens: that the refine step draws a picture.
-        value: mean of the metric and its 95 % interval over other draws of prompts.
-        gain: over the yardstick, pictures paired; None for the yardstick itself.
+        work: multiply-adds as a share of dense's.
+        found: its score on the prompts of the search.
+        score: the metric's mean here, with its 95 % interval.
+        seconds: drawing time a picture, without the decoder.
     """
 
-    name: str
-    bounds: Bounds
-    tokens: int
-    value: Interval
-    gain: Interval | None = None
+    plan: str
+    work: float
+    found: float
+    score: Interval
+    seconds: float
 
 
-def spend(schedule: Schedule, bounds: Bounds) -> int:
-    """Refine tokens a picture."""
-    return sum(RefinePass.of_last(bounds).counts(schedule))
+def choose(asked: Calibrating, known: Measure, found: Sequence[planner.Tried], count: Count) -> list[Chosen]:
+    """The candidates of a search on other prompts, cheapest first."""
+    candidates, told = planner.candidates(found, max(asked.budgets)), count("candidates")
+    weight, chosen = weights(asked.sets["choice"].tasks), []
+    for done, one in enumerate(candidates):
+        told(done, len(candidates))
+        score = mean(known.values(one.plan, "choice"), weight)
+        seconds = known.seconds(one.plan, "choice")
+        chosen.append(Chosen(str(one.plan), round(one.work, 5), round(one.score, 5), score, seconds))
+    told(len(candidates), len(candidates))
+    return chosen
 
 
-def at_tokens(bounds: Bounds, schedule: Schedule, tokens: int) -> Bounds:
-    """The bounds times one factor, but never above 100, so that they spend at most that many tokens, nearly
-    as many.
-
-    Where all bounds at their limit spend fewer, that limit.
-    """
-    low, high = 0.0, 100 / max(min(b for b in bounds if b > 0), 1e-3) if any(bounds) else 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        fits = spend(schedule, _times(bounds, middle)) <= tokens
-        low, high = (middle, high) if fits else (low, middle)
-    return _times(bounds, low)
+def within(chosen: Sequence[Chosen], budget: float) -> Chosen | None:
+    """The best that takes at most this share of dense's work; of equal ones the cheapest."""
+    fitting = [one for one in chosen if one.work <= budget]
+    return max(fitting, key=lambda one: (one.score.value, -one.work), default=None)
 
 
-def _times(bounds: Bounds, factor: float) -> Bounds:
-    return tuple(min(100.0, b * factor) for b in bounds)
-
-
-def random_bounds(k: int, schedule: Schedule, tokens: int, count: int, seed: int = 0) -> list[Bounds]:
-    """Bounds drawn at random and brought to that number of tokens: the chance rivals of a search."""
-    rng = np.random.default_rng(seed)
-    drawn = [tuple(sorted(rng.uniform(1, 100, k).tolist(), reverse=True)) for _ in range(count)]
-    return [at_tokens(bounds, schedule, tokens) for bounds in drawn]
-
-
-def compare(
-    measure: Measure, schedule: Schedule, rivals: Mapping[str, Bounds], tasks: Sequence[str],
-    on_rival: Callable[[int, int], None],
-) -> list[Row]:
-    """Measure each; the first is the yardstick.
-
-    Args:
-        tasks: of every picture; the bootstrap draws within each of them.
-        on_rival: told how many of how many are measured; may raise to cancel.
-    """
-    weight, first, rows = weights(tasks), None, []
-    for name, bounds in rivals.items():
-        values = measure.values(bounds)
-        gain = None if first is None else mean(values - first, weight)
-        first = values if first is None else first
-        rows.append(Row(name, bounds, spend(schedule, bounds), mean(values, weight), gain))
-        on_rival(len(rows), len(rivals))
-    return rows
-
-
-def rivals_of(found: Bounds, paper: Bounds | None, schedule: Schedule, draws: int) -> dict[str, Bounds]:
-    """What a search's result is compared with, the yardstick first, all at its tokens.
-
-    It is the paper's bounds where there are some for this k, else the found ones.
-    """
-    k, tokens = len(found), spend(schedule, paper or found)
-    chance = {f"random {n}": b for n, b in enumerate(random_bounds(k, schedule, tokens, draws), start=1)}
-    named = {"paper": paper} if paper else {}
-    return named | {"found": at_tokens(found, schedule, tokens)} | chance | {"draft": (0.0,) * k}
+def named(chosen: Sequence[Chosen], budgets: Sequence[float]) -> dict[str, Chosen]:
+    """By name, plan20 = what was chosen for 20 % of dense's work."""
+    found = {f"plan{100 * budget:g}": within(chosen, budget) for budget in budgets}
+    return {name: one for name, one in found.items() if one}
 
 
 # --- the whole ----------------------------------------------------------------------------------------------
@@ -302,22 +405,30 @@ def rivals_of(found: Bounds, paper: Bounds | None, schedule: Schedule, draws: in
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """What came out; of topdown the next four, of plans and choice the last three.
 
     Attributes:
         tokens: that the found bounds spend a picture.
         rows: the comparison at equal tokens, the yardstick first.
+        measured: by bounds, all that topdown tried.
+        tried: all plans that were tried.
+        chosen: the candidates of a choice, cheapest first.
+        study: Optuna's.
         model_id: of the weights.
     """
 
-    found: Calibration
-    tokens: int
-    rows: list[Row]
     model_id: str
+    found: Found | None = None
+    tokens: int = 0
+    rows: Sequence[Row] = ()
+    measured: Mapping[Bounds, float] | None = None
+    tried: Sequence[planner.Tried] = ()
+    chosen: Sequence[Chosen] = ()
+    study: optuna.Study | None = None
 
 
 def run(asked: Calibrating, count: Count) -> Result:
-    """Draw the drafts, search, compare, and write the plot.
+    """Draw, search, choose or compare, and write the plot.
 
     Args:
         count: tells what is being done and how far it is.
@@ -326,66 +437,108 @@ def run(asked: Calibrating, count: Count) -> Result:
         ValueError: the state is another metric's, or the model's files are damaged.
         OSError: a file cannot be written.
     """
-    studio, schedule = load(asked.checked, asked.prompts), asked.checked.schedule
-    trials = Trials.open(asked.state, _about(asked, studio.backbone))
-    measure = prepare(asked, studio, asked.quality, count("drafts"))
-    found = _search(asked, measure, trials, count("tries"))
-    paper = asked.checked.files.published.bounds.get(asked.config.k)
-    rows = compare(
-        measure, schedule, rivals_of(found.bounds, paper, schedule, asked.draws), asked.tasks, count("rivals")
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        asked = replace(asked, state=asked.state or Path(temporary))
+        bench = Bench(asked)
+        backbone = bench.studio.backbone
+        claim(asked.state, _about(asked, backbone), {"command": asked.command}, "calibration")
+        with Batches(asked.workers, asked, Bench, measure, "tries") as batches:
+            batches.loaded = bench
+            known = Measure(asked, backbone, batches)
+            result = _topdown(asked, known) if asked.kind == "topdown" else _plans(asked, known, count)
     if asked.plot:
-        write_files({asked.plot: _plot(asked, found, rows, trials)})
-    return Result(found, spend(schedule, found.bounds), rows, studio.backbone.model_id)
+        write_files({asked.plot: plot(asked, result)})
+    return result
 
 
-def _search(asked: Calibrating, measure: Measure, trials: Trials, tries: OnTrial) -> Calibration:
+def _plans(asked: Calibrating, known: Measure, count: Count) -> Result:
+    schedule, told = asked.checked.schedule, count("plans")
+    study = planner.open_study(asked.state / "study.log", schedule, asked.planner)
+    tried = planner.find(study, asked.planner, schedule, known.work, known.score, told)
+    chosen = choose(asked, known, tried, count) if asked.kind == "choice" else ()
+    return Result(known.backbone.model_id, tried=tried, chosen=chosen, study=study)
+
+
+def _topdown(asked: Calibrating, known: Measure) -> Result:
+    schedule, config = asked.checked.schedule, asked.topdown
+
+    def values(bounds: Bounds) -> np.ndarray:
+        return known.values(Plan.moss(bounds))
+
+    def cost(bounds: Bounds) -> int:
+        return spend(schedule, bounds)
+
+    tried = Measured(lambda bounds: float(values(bounds).mean()))
     if asked.tokens is None:
-        found = calibrate(measure, asked.config, trials, tries)
+        found = topdown.search(tried, config)
     else:
-        cost = partial(spend, asked.checked.schedule)
-        found = calibrate_within(measure, asked.config, asked.tokens, cost, trials, tries)
-    tries(len(trials.values), len(trials.values))  # fewer than announced, most times
-    return found
+        found = topdown.search_within(tried, config, asked.tokens, cost)
+    paper = asked.checked.files.published.bounds.get(config.k)
+    rivals = rivals_of(found.bounds, paper, schedule, asked.draws)
+    rows = compare(values, schedule, rivals, asked.sets["search"].tasks)
+    return Result(known.backbone.model_id, found, cost(found.bounds), rows, dict(tried))
 
 
-def _plot(asked: Calibrating, found: Calibration, rows: Sequence[Row], trials: Trials) -> bytes:
-    schedule, k = asked.checked.schedule, asked.config.k
-    points = [(spend(schedule, bounds), value) for bounds, value in trials.values.items() if len(bounds) == k]
-    marks = {row.name: (row.tokens, row.value.value) for row in rows[:1]}
-    marks |= {"found": (spend(schedule, found.bounds), found.value)}
+def plot(asked: Calibrating, result: Result) -> bytes:
+    """Everything that was tried, as a PNG file."""
+    return (_plot_bounds if result.found else _plot_plans)(asked, result)
+
+
+def _plot_bounds(asked: Calibrating, result: Result) -> bytes:
+    schedule, found = asked.checked.schedule, result.found
+    points = [(spend(schedule, bounds), value) for bounds, value in result.measured.items()]
+    marks = {row.name: (row.tokens, row.value.value) for row in result.rows[:1]}
+    marks |= {"found": (result.tokens, found.value)}
     lines = {"all at the finest": found.reference}
     if asked.tokens is None:
-        lines["tolerance"] = found.reference - asked.config.tolerance
-    title = f"moss{k}, {len(asked.prompts)} prompts: {asked.metric}"
+        lines["tolerance"] = found.reference - asked.topdown.tolerance
+    title = f"moss{asked.topdown.k}, {len(asked.sets['search'].texts)} prompts: {asked.metric}"
     return scatter(title, "refine tokens a picture", points, marks, lines)
 
 
-def _about(asked: Calibrating, backbone: Backbone) -> dict[str, Any]:
-    """All that decides the metric's values but the bounds."""
-    recipe = recipe_of(asked.checked, backbone, asked.checked.request.seed)
-    digest = hashlib.sha256("\n".join(asked.prompts).encode()).hexdigest()
-    metric = {"metric": asked.metric, "prompts": len(asked.prompts), "prompts_sha256": digest}
-    return metric | {name: value for name, value in recipe.items() if name not in _NOT_MEASURED}
+def _plot_plans(asked: Calibrating, result: Result) -> bytes:
+    marks = {name: (one.work, one.found) for name, one in named(result.chosen, asked.budgets).items()}
+    metric = f"{asked.metric}, {len(asked.sets['search'].texts)} prompts"
+    return planner.plot(result.study, metric, marks)
 
 
 def facts(asked: Calibrating, result: Result) -> dict[str, Any]:
     """What --json prints."""
-    config = {
-        "metric": asked.metric, "prompts": len(asked.prompts), **asdict(asked.config), "tokens": asked.tokens
+    setting = {"metric": asked.metric, "prompts": len(asked.sets["search"].texts), "search": asked.kind}
+    if result.found:
+        setting |= {**asdict(asked.topdown), "tokens": asked.tokens}
+        found = {**asdict(result.found), "tokens": result.tokens}
+        return {"setting": setting, "found": found, "equal_tokens": [asdict(row) for row in result.rows]}
+    setting |= {"trials": asked.planner.trials, "seed": asked.planner.seed, "most": asked.planner.most}
+    choice = {"choice prompts": len(asked.sets["choice"].texts)} if result.chosen else {}
+    best = {str(one.plan) for one in planner.front(result.tried)}
+    tried = [
+        {
+            "plan": str(one.plan),
+            "work": round(one.work, 5),
+            "score": round(one.score, 5),
+            "front": str(one.plan) in best,
+        }
+        for one in result.tried
+    ]
+    plans = {name: asdict(one) for name, one in named(result.chosen, asked.budgets).items()}
+    return {
+        "setting": setting | choice,
+        "tried": tried,
+        "chosen": [asdict(one) for one in result.chosen],
+        "plans": plans,
     }
-    found = {**asdict(result.found), "tokens": result.tokens}
-    return {"setting": config, "found": found, "equal_tokens": [asdict(row) for row in result.rows]}
 
 
 def record(asked: Calibrating, result: Result) -> dict[str, Any]:
     """Everything about a search, ready to be stored."""
+    made = asked.checked
     return {
         "format": FORMAT,
         "command": asked.command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": hardware(asked.checked.device), "versions": versions(),
-        "model": Path(asked.checked.files.name).name, "model_id": result.model_id,
-        "plot": asked.plot and asked.plot.name,
+        "hardware": hardware(made.device), "versions": versions(),
+        "model": Path(made.files.name).name, "model_id": result.model_id, "scales": len(made.schedule),
+        "pixels": made.pixels, "cfg": made.guidance.asked, "plot": asked.plot and asked.plot.name,
         **facts(asked, result),
     }

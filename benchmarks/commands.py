@@ -17,11 +17,12 @@ from comfy_moss.model.schedule import PRESETS
 from . import RESULTS
 
 EVALUATED = "dense,draft,fastvar,moss2,moss3,moss4,moss5,moss4-sa,moss4-unguided"
-# keys of `metrics.METRICS`, the usual one first
-METRICS = ("psnr", "latent", "ssim", "texture", "overall", "combined")
+# keys of `metrics.METRICS`
+METRICS = ("psnr", "latent", "ssim", "texture", "overall", "combined", "faithful")
 SUITES = ("geneval", "dpg", "hpsv2", "imagereward")  # keys of `export.LAYOUTS`
 SHAPES = ("nano", "125m", "2b", "8b", "hart-0.7b")  # nano and the keys of `shapes.SHAPES`
-ORDERS = ("finest", "coarsest")  # those of `search.ORDERS`
+ORDERS = ("finest", "coarsest")  # those of `topdown.ORDERS`
+SEARCHES = ("plans", "choice", "topdown")  # those of `calibrate.SEARCHES`
 Options = Callable[[argparse.ArgumentParser], None]
 
 
@@ -60,7 +61,12 @@ def add_commands(commands: Any, add_method: Options, add_drawing: Options) -> No
         ("bench", "measure speed and memory of the methods on this machine", _bench, [_add_bench]),
         ("evaluate", "measure quality on the shapes world, against time", _evaluate, [_add_evaluate]),
         ("export", "draw a benchmark's pictures", _export, [_add_export, add_method, add_drawing]),
-        ("calibrate", "search the bounds of MoSs-k by a metric", _calibrate, [add_calibrate, add_drawing]),
+        (
+            "calibrate",
+            "search plans, or bounds of MoSs-k, by a metric",
+            _calibrate,
+            [add_calibrate, add_drawing],
+        ),
         ("verify", "compare this implementation with reference numbers", _verify, [_add_verify]),
     ):
         parser = commands.add_parser(name, help=told)
@@ -114,12 +120,17 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--models", "look for models here first; may be repeated", "DIR", action="append", default=[]
     )
     options.text("--methods", EVALUATED, "draft = draft-1 to draft-5", "M1,M2,...")
+    budgets = "also the best plan found at each of these shares of dense's work"
+    options.add("--budget", dest="budgets", type=_shares, default=(), metavar="B1,B2,...", help=budgets)
     options.number("--per-task", 10, "prompts of each of the six tasks")
     options.number("--seed", 0, "of the prompts; picture n has seed n")
     _add_device(options)
     options.number("--batch", 3, "pictures drawn together")
-    options.number("--workers", "one a thread, up to 4", "processes that share prompts and cores")
-    options.add("--part", type=int, help=argparse.SUPPRESS)  # which worker this is
+    _add_workers(options)
+    options.add(
+        "--cfg", type=float, metavar="X", help="guidance of what names none itself (default: the model's own)"
+    )
+    options.text("--name", "", "of the stored result, beside the model's")
     options.number("--correlation", 100, "first prompts whose contribution is measured")
     options.path("--out", "keep what was drawn there, and go on from what is there already", "DIR")
     _add_results(options, "quality.md")
@@ -132,27 +143,44 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     options.path("--out", "goes on where it was stopped; pictures to score: DIR/images", "DIR", required=True)
     options.number("--per-prompt", "the benchmark's own number", "pictures a prompt")
     options.number("--batch", 1, "pictures drawn together")
+    _add_workers(options)
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     options = _Options(parser)
-    options.number("--k", 4, "scales that are refined", "K")
-    options.choice("--metric", METRICS, "latent is fastest; all but overall compare with dense")
-    options.add(
-        "--tolerance", type=float, metavar="X", help="how much of it may be lost (default: by metric)"
+    told = "plans, a choice among those found, or bounds the paper's way (default: plans; with --k topdown)"
+    options.add("--search", choices=SEARCHES, help=told)
+    options.add("--metric", choices=METRICS, help="higher is better (default: faithful; of topdown psnr)")
+    options.number(
+        "--prompts", "60, of topdown 24", "prompts of the shapes world to search on, a picture each"
     )
-    budget = "not a tolerance but refine tokens a picture, at most; paper: as its bounds"
-    options.add("--tokens", type=_budget, metavar="N", help=budget)
-    options.number("--step", 5.0, "bounds are multiples of it, percent", "P")
-    options.choice("--order", ORDERS, "which bound is searched first")
-    options.number("--prompts", 24, "prompts of the shapes world, a picture each")
     options.path("--prompt-file", "prompts of your own instead, one a line")
+    options.number("--trials", 120, "plans to measure")
+    options.number("--choice", 96, "other prompts, which choose")
+    budgets = "shares of dense's work that a plan is chosen for (default: 0.3,0.2,0.15,0.1)"
+    options.add("--budgets", type=_shares, default=(0.3, 0.2, 0.15, 0.1), metavar="B1,B2,...", help=budgets)
+    options.number("--k", "4", "topdown: scales that are refined", "K")
+    options.add(
+        "--tolerance", type=float, metavar="X", help="topdown: how much may be lost (default: by metric)"
+    )
+    budget = "topdown: not a tolerance but refine tokens a picture, at most; paper: as its bounds"
+    options.add("--tokens", type=_budget, metavar="N", help=budget)
+    options.number("--step", 5.0, "topdown: bounds are multiples of it, percent", "P")
+    options.choice("--order", ORDERS, "topdown: which bound is searched first")
+    options.number("--compare", 2, "topdown: random rivals beside the paper's bounds, at equal tokens")
     options.number("--batch", 4, "pictures drawn together")
-    options.number("--compare", 2, "random rivals beside the paper's bounds, at equal tokens")
-    options.path("--state", "keep every trial there (JSON); the same file again goes on from it")
-    options.path("--plot", "draw the metric against the tokens of everything tried", "PNG")
+    options.path("--state", "keep every try in this folder; the same folder again goes on from it", "DIR")
+    options.path("--plot", "draw the metric against the cost of everything tried", "PNG")
     options.add("--json", action="store_true", help="print one JSON object")
+    _add_workers(options)
     _add_save(options)
+
+
+def _add_workers(options: _Options) -> None:
+    options.number("--workers", "one a thread, up to 4", "processes that share the batches and the cores")
+    cluster = "a Ray cluster draws instead: auto, local or HOST:PORT; it shares this folder and the outputs"
+    options.add("--cluster", metavar="ADDRESS", help=cluster)
+    options.number("--gpus", 0.0, "with --cluster: GPUs that each task takes, 0.5 = two tasks share one", "X")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +195,16 @@ def _budget(text: str) -> int | str:
     return text if text == "paper" else int(text)
 
 
-# --- running ------------------------------------------------------------------------------------------------
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted((float(part) for part in text.split(",")), reverse=True))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of shares; write for example 0.3,0.2"
+        ) from None
+
+
+# --- running ----------------------------------------------------------------------------------------------
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -191,10 +228,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(pages.write_quality())
         return 0
     asked = evaluate.check(args)
-    if asked.part is not None:
-        evaluate.draw_part(asked, args.out, _say)
-        return 0
-    result, pictures = evaluate.evaluate(asked, _say)
+    result, pictures = evaluate.evaluate(asked)
     _tell(args, quality.section(result), pages.as_json(result))
     if args.save:
         pages.save_evaluation(asked, result, pictures, args.save)
@@ -205,7 +239,7 @@ def _export(args: argparse.Namespace) -> int:
     from . import export
 
     asked = export.check(args)
-    written = export.export(asked, _counter("files"))
+    written = export.export(asked)
     print(f"{asked.images}: files written for {asked.layout.title}: {written}")
     return 0
 

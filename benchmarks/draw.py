@@ -18,11 +18,10 @@ from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.frequency import contribution, frequency_map
 from comfy_moss.pipeline.plan import Method, Plan, generate
 
-from .detector import detect, interior, judge
+from .detector import detect, interior, judge, shows_texture
 from .metrics import Drawn, texture_energy
 from .rendering import render
 from .suite import Case
-from .texture import shows_texture
 
 RENDER, CODEC = "render", "codec"  # beside the methods: the true picture, and what the codec leaves of it
 CORRELATED = range(2, 6)  # k

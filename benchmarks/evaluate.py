@@ -1,47 +1,54 @@
 """The quality of the methods on the shapes world, against their time: `python -m comfy_moss evaluate`.
 
-Every prompt is drawn by every method, in batches, timed in turn and looked at afterwards.  A batch's file of
-rows is written when all its pictures are there: an interrupted evaluation goes on where it stopped, and
-processes can share.
+Every prompt is drawn by every method, in batches, timed in turn and looked at afterwards.  A batch's rows are
+one file of the folder, written when all its pictures are there: an interrupted evaluation goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from comfy_moss.images import check_writable, png, write_files
+from comfy_moss.images import check_writable, png
 from comfy_moss.model.backbone import Backbone
+from comfy_moss.model.found import found_plans
 from comfy_moss.model.sampling import NOISE_ID
-from comfy_moss.pipeline.plan import Method, Plan, generate
+from comfy_moss.pipeline.budget import check_budget
+from comfy_moss.pipeline.plan import Method, Plan, generate, share_of_dense
 from comfy_moss.request import Checked, Request
 from comfy_moss.request import check as check_request
 
-from . import ROOT
 from .draw import CODEC, RENDER, Row, draw, look
-from .machine import Say, hardware, name_of, versions
-from .studio import Studio, check_least, difference, json_bytes, load, parse_methods, read_note, refines
+from .machine import hardware, name_of, versions
+from .studio import CLAIM, Studio, check_least, claim, load, parse_methods, refines
 from .suite import TASKS, Case, in_turn, partners, prompts
+from .workers import Batches, Workers
 
 FORMAT = 1  # of the result; raised when a key changes its meaning
 OPTIONS = (
-    "model", "methods", "per-task", "seed", "pixels", "device", "precision", "batch", "workers", "correlation"
+    "model",
+    "methods",
+    "per-task",
+    "seed",
+    "pixels",
+    "cfg",
+    "device",
+    "precision",
+    "batch",
+    "workers",
+    "correlation",
 )
 SHOWN = tuple(range(0, 56, 7))  # prompts whose pictures are kept for the page: another task and shape each
-_CLAIM = "run.json"
 
-# --- the request --------------------------------------------------------------------------------------------
+# --- the request -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class Evaluation:
         cases: the six tasks in turn, so that any first part of them is balanced.
         others: for every case another one, whose caption its picture should not fulfil but by chance.
         correlated: of how many of the first prompts the correlation is measured.
-        workers: processes that share the prompts.
-        part: which of them this is, from 0; None = the one that starts them and puts the results together.
+        out: folder of the batches; None = nothing is kept.
+        name: of the stored result, beside the model's.
         options: what to type for the same again.
     """
 
@@ -64,9 +71,9 @@ class Evaluation:
     cases: tuple[Case, ...]
     others: tuple[Case, ...]
     correlated: int
-    workers: int
-    part: int | None
+    workers: Workers
     out: Path | None
+    name: str
     options: tuple[str, ...]
 
     @property
@@ -86,37 +93,51 @@ def check(args: argparse.Namespace) -> Evaluation:
         ValueError: a value out of range, a device that cannot be used, a model that is not there, or an
             output that cannot be written.
     """
-    check_least(per_task=(args.per_task, 1), batch=(args.batch, 1), workers=(args.workers, 1))
+    check_least(per_task=(args.per_task, 1), batch=(args.batch, 1))
     check_least(correlation=(args.correlation, 0), seed=(args.seed, 0))
-    for path in (args.json, args.out and args.out / _CLAIM, args.save and args.save / "result.json"):
+    for path in (args.json, args.out and args.out / CLAIM, args.save and args.save / "result.json"):
         check_writable(path)
+    if args.cluster and not args.out:
+        raise ValueError("a cluster's machines need a folder that all of them can write; name it with --out")
     cases = in_turn(prompts(args.per_task, args.seed))
     checked = check_request(Request.of(args, prompt=cases[0].prompt, method="dense"))
-    methods = parse_methods(args.methods, checked.files.published)
+    names = [args.methods, *(_within(budget, checked) for budget in args.budgets)]
+    methods = parse_methods(",".join(names), checked.files.published)
     for method in methods.values():
         method.tokens_per_scale(checked.schedule)  # refuses what this schedule cannot carry
-    workers = args.workers or usual_workers(checked.device, -(-len(cases) // args.batch))
-    options = _options(args, checked, methods=",".join(methods), workers=workers)
+    workers = Workers.of(args, checked.device, -(-len(cases) // args.batch))
+    options = _options(args, checked, methods=",".join(methods), workers=workers.count)
+    others = partners(cases, args.seed)
     return Evaluation(
-        checked, methods, cases, partners(
-            cases, args.seed
-        ), args.correlation, workers, args.part, args.out, options
+        checked, methods, cases, others, args.correlation, workers, args.out, args.name, options
     )
 
 
-def usual_workers(device: torch.device, batches: int) -> int:
-    """One on a GPU; on a CPU one a thread, up to four: looking at pictures is no work for several threads."""
-    return 1 if device.type != "cpu" else min(torch.get_num_threads(), batches, 4)
+def _within(budget: float, checked: Checked) -> str:
+    """Name of the best plan that was found for this model and schedule at this share of dense's work."""
+    check_budget(budget)
+    name, scales = Path(checked.files.name).name, len(checked.schedule)
+    found = [one for one in found_plans() if (one.model, one.scales) == (name, scales) and one.work <= budget]
+    if not found:
+        raise ValueError(
+            f"no plan was found for {name} on {scales} scales at {budget:g} of dense's work or less"
+        )
+    return max(found, key=lambda one: (one.score, -one.work)).name
 
 
 def _options(args: argparse.Namespace, checked: Checked, **decided: Any) -> tuple[str, ...]:
     """All that decides the rows and their times, spelled out."""
     decided |= {"pixels": checked.pixels, "device": checked.device, "precision": name_of(checked.dtype)}
     named = {name: decided.get(name, getattr(args, name.replace("-", "_"))) for name in OPTIONS}
-    return tuple(word for name, value in named.items() for word in (f"--{name}", str(value)))
+    told = {
+        name: f'"{value}"' if " " in str(value) else str(value)
+        for name, value in named.items()
+        if value is not None
+    }
+    return tuple(word for name, value in told.items() for word in (f"--{name}", value))
 
 
-# --- rows ---------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------
 
 
 def batch_path(folder: Path, batch: int) -> Path:
@@ -140,103 +161,62 @@ def read_rows(folder: Path) -> list[Row]:
     return sorted(rows, key=lambda row: row.n)
 
 
-def claim(folder: Path, setting: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Make the folder that of this evaluation, or find that it is.
+@dataclass(frozen=True)
+class Easel:
+    """An evaluation and the model that draws it."""
 
-    Args:
-        setting: what decides the rows.
-        facts: of where and when they were made, which may change on the way; those of the start are kept.
+    asked: Evaluation
+    studio: Studio
 
-    Raises:
-        ValueError: the folder holds rows of another setting.
-    """
-    path = folder / _CLAIM
-    if not path.exists():
-        write_files({path: json_bytes({**facts, "setting": setting})})
-    elif wrong := difference((read_note(path) or {}).get("setting", {}), setting):
-        raise ValueError(f"{folder} holds another evaluation, of {wrong}; name another folder with --out")
+    @classmethod
+    def of(cls, asked: Evaluation) -> Easel:
+        return cls(asked, load(asked.checked, asked.prompts(range(len(asked.cases)))))
 
-
-def draw_missing(asked: Evaluation, studio: Studio, folder: Path, say: Say) -> None:
-    """Draw and store the batches of this process's share that the folder lacks."""
-    share = slice(asked.part or 0, None, 1 if asked.part is None else asked.workers)
-    todo = [n for n in range(len(asked.batches))[share] if not batch_path(folder, n).exists()]
-    if todo:  # the first picture takes longer; it is not counted
-        generate(studio.backbone, studio.recipe(asked.prompts([0]), [0]), Plan(0))
-    for done, batch in enumerate(todo, start=1):
-        say(f"batch {done} of {len(todo)}")
-        numbers = asked.batches[batch]
-        cases, others = ([of[n] for n in numbers] for of in (asked.cases, asked.others))
-        drawn = draw(studio.backbone, studio.recipe(asked.prompts(numbers), numbers), asked.methods, cases)
-        pictures = {
-            folder / "pictures" / f"{n:05d}-{name}.png": png(found.images[n - numbers.start])
-            for name, found in drawn.items() for n in numbers if n in SHOWN
-        }
-        rows = look(drawn, numbers, cases, others, asked.correlated - numbers.start)
-        lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-        write_files(pictures | {batch_path(folder, batch): lines.encode()})
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The model after a first picture, which takes longer and is not counted."""
+        generate(self.studio.backbone, self.studio.recipe(self.asked.prompts([0]), [0]), Plan(0))
+        return self.studio.backbone
 
 
-# --- the whole ----------------------------------------------------------------------------------------------
-
-
-def draw_part(asked: Evaluation, folder: Path, say: Say) -> None:
-    """Draw this process's share of the batches.
-
-    Raises:
-        ValueError: the folder holds another evaluation.
-    """
-    studio = load(asked.checked, asked.prompts(range(len(asked.cases))))
-    facts = {
-        "command": " ".join(["python -m comfy_moss evaluate", *asked.options]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "hardware": hardware(asked.checked.device), "versions": versions(),
+def draw_batch(easel: Easel, batch: int) -> dict[Path, bytes]:
+    """The files of a batch: its rows, and the pictures that are kept."""
+    asked, studio = easel.asked, easel.studio
+    numbers = asked.batches[batch]
+    cases, others = ([of[n] for n in numbers] for of in (asked.cases, asked.others))
+    drawn = draw(easel.backbone, studio.recipe(asked.prompts(numbers), numbers), asked.methods, cases)
+    pictures = {
+        asked.out / "pictures" / f"{n:05d}-{name}.png": png(found.images[n - numbers.start])
+        for name, found in drawn.items() for n in numbers if n in SHOWN
     }
-    claim(folder, setting(asked, studio.backbone), facts)
-    draw_missing(asked, studio, folder, say)
+    rows = look(drawn, numbers, cases, others, asked.correlated - numbers.start)
+    lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+    return pictures | {batch_path(asked.out, batch): lines.encode()}
 
 
-def setting(asked: Evaluation, backbone: Backbone) -> dict[str, Any]:
-    """All that decides the rows."""
-    made, bounds = asked.checked, {
-        name: list(m.passes[0].bounds) for name, m in asked.methods.items() if refines(m)
-    }
-    height, width = (backbone.stride * n for n in backbone.map_grid(made.schedule.grids[-1]))
-    return {
-        "format": FORMAT, "model": Path(
-            made.files.name
-        ).name, "model_id": backbone.model_id, "noise": NOISE_ID,
-        "methods": list(
-            asked.methods
-        ), "bounds": bounds, "prompts": len(asked.cases), "seed": made.request.seed,
-        "pixels": made.pixels, "width": width, "height": height, "scales": len(made.schedule),
-        "cfg": made.files.cfg, "tau": made.files.tau, "device": str(
-            made.device
-        ), "precision": name_of(made.dtype),
-        "batch": made.request.batch, "workers": asked.workers, "correlation": asked.correlated,
-    }
+# --- the whole --------------------------------------------------------------------------------------------
 
 
-def evaluate(asked: Evaluation, say: Say) -> tuple[dict[str, Any], dict[tuple[int, str], bytes]]:
+def evaluate(asked: Evaluation) -> tuple[dict[str, Any], dict[tuple[int, str], bytes]]:
     """Draw, look and put together.
-
-    Args:
-        say: told what is being done, a line at a time.
 
     Returns:
         The result, ready for JSON, and the PNG files of the shown prompts by (number, method).
 
     Raises:
-        ValueError: the folder holds another evaluation, or a worker failed.
+        ValueError: the folder holds another evaluation, or workers are lost time and again.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.out or Path(temporary)
-        if asked.workers == 1:
-            draw_part(asked, folder, say)
-        else:
-            _run_workers(asked, folder)
-        pictures = {_key(path): path.read_bytes() for path in sorted((folder / "pictures").glob("*.png"))}
-        return combine(asked, read_note(folder / _CLAIM) or {}, read_rows(folder)), pictures
+        asked = replace(asked, out=asked.out or Path(temporary))
+        easel = Easel.of(asked)
+        backbone = easel.studio.backbone
+        note = claim(asked.out, setting(asked, backbone), _facts(asked), "evaluation")
+        with Batches(asked.workers, asked, Easel.of, draw_batch) as batches:
+            batches.loaded = easel
+            batches.run({batch: batch_path(asked.out, batch) for batch in range(len(asked.batches))})
+        pictures = {_key(path): path.read_bytes() for path in sorted((asked.out / "pictures").glob("*.png"))}
+        result = combine(asked, note, read_rows(asked.out))
+        return result | {"name": asked.name, "work": _work(asked, backbone)}, pictures
 
 
 def _key(path: Path) -> tuple[int, str]:
@@ -244,26 +224,51 @@ def _key(path: Path) -> tuple[int, str]:
     return int(number), name
 
 
-def _run_workers(asked: Evaluation, folder: Path) -> None:
-    """Processes, so that what is not torch runs on every core too; they share the threads that torch would
-    take."""
-    roots = [f"--models={root}" for root in asked.checked.request.models]
-    command = [sys.executable, "-m", "comfy_moss", "evaluate", *asked.options, *roots, "--out", str(folder)]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    threads = max(1, torch.get_num_threads() // asked.workers)
-    environment, parts = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}, []
-    try:
-        for part in range(asked.workers):
-            parts.append(subprocess.Popen([*command, "--part", str(part)], env=environment))
-        failed = any([process.wait() for process in parts])
-    finally:
-        for process in parts:
-            process.terminate()
-            process.wait()
-    if failed:
-        raise ValueError(
-            "a worker stopped with the error above; what it had finished is kept where --out says so"
-        )
+def _facts(asked: Evaluation) -> dict[str, Any]:
+    """When and where rows are drawn."""
+    return {
+        "command": " ".join(["python -m comfy_moss evaluate", *asked.options]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": hardware(asked.checked.device), "versions": versions(),
+        "workers": asked.workers.count, "cluster": asked.workers.cluster is not None,
+    }
+
+
+def setting(asked: Evaluation, backbone: Backbone) -> dict[str, Any]:
+    """All that decides the rows."""
+    made, methods = asked.checked, asked.methods
+    height, width = (backbone.stride * n for n in backbone.map_grid(made.schedule.grids[-1]))
+    return {
+        "format": FORMAT,
+        "model": Path(made.files.name).name,
+        "model_id": backbone.model_id,
+        "noise": NOISE_ID,
+        "methods": list(methods),
+        "plans": {name: str(m) for name, m in methods.items() if isinstance(m, Plan)},
+        "bounds": {name: list(m.passes[0].bounds) for name, m in methods.items() if refines(m)},
+        "prompts": len(asked.cases),
+        "seed": made.request.seed,
+        "pixels": made.pixels,
+        "width": width,
+        "height": height,
+        "scales": len(made.schedule),
+        "cfg": made.guidance.asked,
+        "tau": made.sampling.tau,
+        "device": str(made.device),
+        "precision": name_of(made.dtype),
+        "batch": made.request.batch,
+        "correlation": asked.correlated,
+    }
+
+
+def _work(asked: Evaluation, backbone: Backbone) -> dict[str, float]:
+    """Every method's multiply-adds as a share of dense's."""
+    made = asked.checked
+    guided, depth = made.guidance.active(len(made.schedule)), backbone.depth
+    return {
+        name: round(share_of_dense(method, made.schedule, backbone.work, guided, depth), 5)
+        for name, method in asked.methods.items()
+    }
 
 
 def combine(asked: Evaluation, claimed: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,11 +30,11 @@ from comfy_moss.request import check as check_request
 
 from .export_prompts import Prompt, Prompts, read_dpg, read_geneval, read_hpsv2, read_imagereward
 from .studio import Studio, difference, load, read_note
+from .workers import Batches, Workers
 
 IMAGES = "images"
 NOTE = "moss.json"  # what made the pictures, in DIR
 JPEG_QUALITY = 95
-OnFile = Callable[[int, int], None]  # (files done, files in all); may raise to cancel
 _MAY_DIFFER = ("device", "torch")  # between the runs of one export
 _ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}  # the last bytes of a complete file
 
@@ -142,6 +143,7 @@ class Export:
         checked: the model, the method, and the first prompt.
         out: DIR.
         batch: pictures drawn together; does not change them.
+        workers: who draws; a file is drawn by one of them.
     """
 
     checked: Checked
@@ -150,6 +152,12 @@ class Export:
     per_prompt: int
     out: Path
     batch: int
+    workers: Workers
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        """Every file, in the order of the prompts."""
+        return targets(self.layout, self.prompts.items, self.per_prompt)
 
     @property
     def images(self) -> Path:
@@ -173,7 +181,8 @@ def check(args: argparse.Namespace) -> Export:
     checked = check_request(Request.of(args, **first))
     if layout.square and checked.schedule.ratio != 1.0:
         raise ValueError(f"{layout.title} takes square pictures only; leave --aspect out, or give 1:1")
-    asked = Export(checked, layout, prompts, per_prompt, args.out, args.batch)
+    workers = Workers.of(args, checked.device, len(prompts.items))
+    asked = Export(checked, layout, prompts, per_prompt, args.out, args.batch, workers)
     _check_note(asked, None)
     return asked
 
@@ -181,11 +190,8 @@ def check(args: argparse.Namespace) -> Export:
 # --- drawing ------------------------------------------------------------------------------------------------
 
 
-def export(asked: Export, on_file: OnFile) -> int:
+def export(asked: Export) -> int:
     """Draw what is missing.
-
-    Args:
-        on_file: called once before the first picture and after every file.
 
     Returns:
         How many files were written; a later call goes on where this one was stopped.
@@ -193,19 +199,17 @@ def export(asked: Export, on_file: OnFile) -> int:
     Raises:
         ValueError: DIR holds pictures of another model, or a prompt is too long.
     """
-    every = targets(asked.layout, asked.prompts.items, asked.per_prompt)
-    missing = [target for target in every if not _complete(asked.out / target.path)]
-    done = len(every) - len(missing)
+    missing = [n for n, target in enumerate(asked.targets) if not _complete(asked.out / target.path)]
     if not missing:
-        on_file(done, done)
         return 0
-    studio = load(asked.checked, [target.prompt.text for target in missing])
-    _check_note(asked, studio.backbone)
-    _write_notes(asked, studio.backbone)
-    on_file(done, len(every))
-    for number, (target, images) in enumerate(_drawn(studio, asked, missing), done + 1):
-        write_files({asked.out / target.path: _encode(asked, studio.backbone, target, images)})
-        on_file(number, len(every))
+    drawn = Gallery.ready(asked)
+    _check_note(asked, drawn.studio.backbone)
+    _write_notes(asked, drawn.studio.backbone)
+    for n in missing:
+        (asked.out / asked.targets[n].path).unlink(missing_ok=True)  # what broke off
+    with Batches(asked.workers, asked, Gallery.ready, draw_batch, "batches") as batches:
+        batches.loaded = drawn
+        batches.run({batch: asked.out / asked.targets[batch[-1]].path for batch in _batches(asked, missing)})
     return len(missing)
 
 
@@ -214,18 +218,46 @@ def _complete(path: Path) -> bool:
     return path.is_file() and path.read_bytes().endswith(_ENDS[path.suffix])
 
 
-def _drawn(studio: Studio, asked: Export, missing: Sequence[Target]) -> Iterator[tuple[Target, list[Tensor]]]:
-    """Every target with its images (H, W, 3), drawn in batches that may hold several targets or parts of
-    one."""
-    seed, pending = asked.checked.request.seed, [(target, n) for target in missing for n in target.numbers]
-    images, queue = [], list(missing)
+def _batches(asked: Export, missing: Sequence[int]) -> list[tuple[int, ...]]:
+    """Numbers of targets that are drawn together: as few as fill a batch."""
+    found: list[tuple[int, ...]] = []
+    pictures = asked.batch
+    for n in missing:
+        if pictures >= asked.batch:
+            found.append(())
+            pictures = 0
+        found[-1] += (n,)
+        pictures += len(asked.targets[n].numbers)
+    return found
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """An export and the model that draws it."""
+
+    asked: Export
+    studio: Studio
+
+    @classmethod
+    def ready(cls, asked: Export) -> Gallery:
+        return cls(asked, load(asked.checked, [prompt.text for prompt in asked.prompts.items]))
+
+
+def draw_batch(gallery: Gallery, batch: Sequence[int]) -> dict[Path, bytes]:
+    """The files of some targets; pictures are drawn together, as many as a batch holds."""
+    asked, studio = gallery.asked, gallery.studio
+    chosen, seed = [asked.targets[n] for n in batch], asked.checked.request.seed
+    pending = [(target, n) for target in chosen for n in target.numbers]
+    images: list[Tensor] = []
     for start in range(0, len(pending), asked.batch):
         part = pending[start : start + asked.batch]
         recipe = studio.recipe([of.prompt.text for of, _ in part], [seed + n for _, n in part])
         images += to_image(generate(studio.backbone, recipe, asked.checked.method).image)
-        while queue and len(images) >= (count := len(queue[0].numbers)):
-            yield queue.pop(0), images[:count]
-            images = images[count:]
+    files = {}
+    for target in chosen:
+        own, images = images[: len(target.numbers)], images[len(target.numbers) :]
+        files[asked.out / target.path] = _encode(asked, studio.backbone, target, own)
+    return files
 
 
 def _encode(asked: Export, backbone: Backbone, target: Target, images: Sequence[Tensor]) -> bytes:

@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from comfy_moss.images import write_files
+from comfy_moss.model.found import FOUND, with_found
 
-from . import RESULTS, ROOT, bench, calibrate, evaluate, quality
+from . import RESULTS, ROOT, bench, calibrate, evaluate, planner, quality
 from .analysis import Interval, Study
 from .draw import RENDER
 from .plots import grid, pareto
+from .quality import machine, memory, prefixed, span, spread, table, time, versions
 from .shapes import default_pixels
 from .studio import json_bytes
-from .tables import machine, memory, prefixed, span, spread, table, time, versions
 
 DOCS = ROOT / "docs"
 PERFORMANCE, QUALITY, IMAGES = DOCS / "performance.md", DOCS / "quality.md", DOCS / "images"
 TEXT = Path(__file__).resolve().parent / "text"
-KINDS = {"evaluate": ("quality-", evaluate.FORMAT), "calibrate": ("calibration-", calibrate.FORMAT)}
+KINDS = {
+    "evaluate": ("quality-", evaluate.FORMAT),
+    "calibrate": ("calibration-", calibrate.FORMAT),
+    "plans": ("plans-", calibrate.FORMAT),
+}
 STAGES = {  # rows of the table of stages: which of the stages that `generate` tells apart
     "draft": ("draft",),
     "frequency, dispatch": ("frequency", "dispatch"),
@@ -88,9 +93,18 @@ def save_bench(result: Result, folder: Path) -> None:
 
 
 def save_calibration(record: Result, folder: Path) -> Path:
-    """Store a search, in place of an older one of the same model and k."""
-    path = folder / f"calibration-{record['model']}-{record['setting']['k']}.json"
-    write_files({path: json_bytes(record)})
+    """Store bounds, in place of older ones of the same model and k, or plans, of the same model and number of
+    scales.
+
+    What was chosen goes to the pack's own plans too, where the folder is the usual one.
+    """
+    what = f"calibration-{record['model']}-{record['setting']['k']}" if "found" in record else (
+        f"plans-{record['model']}-{record['scales']}"
+    )
+    path, files = folder / f"{what}.json", {}
+    if folder == RESULTS and record.get("plans"):
+        files = {FOUND: with_found(record)}
+    write_files({path: as_json(record), **files})
     return path
 
 
@@ -105,7 +119,7 @@ def save_evaluation(
     prompts = {n: asked.cases[n].prompt for n in sorted({n for n, _ in pictures})}
     sheet = grid(pictures, [RENDER, *asked.methods], prompts)
     images = IMAGES if folder == RESULTS else folder
-    path = folder / f"quality-{result['setting']['model']}.json"
+    path = folder / f"{quality.file_name(result)}.json"
     write_files({path: as_json(result), images / quality.image_name(result, "grid"): sheet})
 
 
@@ -123,7 +137,8 @@ def write_quality(folder: Path = RESULTS, target: Path = QUALITY) -> Path:
         target.parent / "images" / quality.image_name(result, "pareto"): pareto(Study(result))
         for result in results
     }
-    text = "\n".join(filter(None, [quality.page(results, stored("bench")), calibrations(found)]))
+    parts = [quality.page(results, stored("bench")), plans(stored("plans", folder)), calibrations(found)]
+    text = "\n".join(filter(None, parts))
     write_files({target: text.encode(), **plots})
     return target
 
@@ -221,6 +236,38 @@ def _stages(result: Result) -> str:
 # --- calibration --------------------------------------------------------------------------------------------
 
 
+def plans(found: Sequence[Result]) -> str:
+    """The part of docs/quality.md about plans that were chosen; "" without any."""
+    if not found:
+        return ""
+    parts = [_text("plans").rstrip()]
+    for one in found:
+        names = _names({name: row["plan"] for name, row in one["plans"].items()})
+        setting, told = one["setting"], f"{len(one['tried'])} plans tried, {len(one['chosen'])} candidates"
+        parts += [
+            f"### {one['model']}, {one['scales']} scales",
+            f"    {one['command']}",
+            f"- {one['date'][:10]}; {one['hardware']['device']}, torch {one['versions']['torch']}; weights "
+            f"{one['model_id']}; {told}; prompts: {setting['prompts']} of the search, "
+            f"{setting['choice prompts']} of the choice; metric: {setting['metric']}",
+            table(
+                [
+                    ("name", lambda row, names=names: names.get(row["plan"], "")),
+                    ("plan", lambda row: f"`{row['plan']}`"),
+                    ("of dense's work", lambda row: f"{row['work']:.3f}"),
+                    ("drawing", lambda row: time(row["seconds"])),
+                    ("search", lambda row: f"{row['found']:.3f}"),
+                    ("choice", lambda row: span(Interval(**row["score"]))),
+                ],
+                one["chosen"],
+                "<<>>>>",
+            ),
+        ]
+        if one["plot"]:
+            parts.append(f"![All plans that were tried](images/{one['plot']})")
+    return "\n\n".join(parts) + "\n"
+
+
 def calibrations(found: Sequence[Result]) -> str:
     """The part of docs/quality.md about stored searches; "" without any."""
     if not found:
@@ -250,10 +297,36 @@ def calibrations(found: Sequence[Result]) -> str:
 
 
 def calibration_text(asked: calibrate.Calibrating, result: calibrate.Result) -> str:
-    """What `calibrate` prints: the bounds that were found, and how they stand at equal tokens."""
+    """What `calibrate` prints: what was found, and how it stands beside its rivals."""
+    return _bounds_text(asked, result) if result.found else _plans_text(asked, result)
+
+
+def _plans_text(asked: calibrate.Calibrating, result: calibrate.Result) -> str:
+    """The chosen plans, or before a choice those that no other beats."""
+    names = _names({name: one.plan for name, one in calibrate.named(result.chosen, asked.budgets).items()})
+    if not result.chosen:
+        return table([
+            ("share of dense's work", lambda one: f"{one.work:.3f}"),
+            (asked.metric, lambda one: f"{one.score:.3f}"), ("plan", lambda one: str(one.plan)),
+        ], planner.front(result.tried), ">><")
+    return table([
+        ("name", lambda one: names.get(one.plan, "")),
+        ("share of dense's work", lambda one: f"{one.work:.3f}"),
+        (f"{asked.metric}, search", lambda one: f"{one.found:.3f}"), ("choice", lambda one: span(one.score)),
+        ("drawing", lambda one: time(one.seconds)), ("plan", lambda one: one.plan),
+    ], result.chosen, "<>>>><")
+
+
+def _names(plans: Mapping[str, str]) -> dict[str, str]:
+    """By plan as text, the names that it got; one plan can be the best for several budgets."""
+    return {text: ", ".join(name for name, own in plans.items() if own == text) for text in plans.values()}
+
+
+def _bounds_text(asked: calibrate.Calibrating, result: calibrate.Result) -> str:
     found, rows = result.found, result.rows
     head = (
-        f"{asked.metric} on {len(asked.prompts)} prompts: {found.reference:.4g} with all tokens redrawn at "
+        f"{asked.metric} on {len(asked.sets['search'].texts)} prompts: {found.reference:.4g} with all tokens "
+        "redrawn at "
         f"the finest scale, {found.value:.4g} with the {result.tokens} refine tokens a picture of\n"
         f"--bounds {_bounds(found.bounds)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,7 +17,11 @@ from PIL import Image
 from .analysis import Interval, Study
 from .draw import CODEC
 
-COLOURS = {"dense": "#1f2328", "draft": "#0969da", "fastvar": "#bc4c00", "moss": "#cf222e"}
+COLOURS = {
+    "dense": "#1f2328", "draft": "#0969da", "fastvar": "#bc4c00", "moss": "#cf222e", "plan": "#1a7f37",
+    "sparse": "#1a7f37",
+}
+_SHORT = 16  # letters that still fit beside a dot
 QUIET, TRIED = "#59636e", "#94a0b2"
 MARKS = ("#d55e00", "#0072b2", "#009e73")  # Okabe and Ito: told apart with any colour vision
 
@@ -31,6 +36,8 @@ class Point:
 
     @property
     def colour(self) -> str:
+        if "@" in self.name:
+            return COLOURS["plan"]
         return next((colour for start, colour in COLOURS.items() if self.name.startswith(start)), QUIET)
 
 
@@ -50,15 +57,27 @@ def pareto(study: Study) -> bytes:
     panels = {"Score: mean of the six tasks": study.score}
     if study.textured("dense"):
         panels["Texture shown: share of the prompts that name one"] = study.textured
-    figure = Figure((7.2 * len(panels), 5.6), layout="constrained")
+    keys = short_names(study.methods)
+    long = [f"{key}: {name}" for name, key in keys.items() if key != name]
+    figure = Figure((7.2 * len(panels), 5.6 + 0.2 * len(long)), layout="constrained")
+    if long:
+        figure.supxlabel("\n".join(long), x=0.01, ha="left", fontsize="small", color=COLOURS["plan"])
     for axes, (
         title, value
     ) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _panel(axes, title, study, value)
+        _panel(axes, title, study, value, keys)
     return _png(figure)
 
 
-def _panel(axes: Axes, title: str, study: Study, value: Callable[[str], Interval]) -> None:
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names as they fit into plots: long ones, which are plans as text, by letter."""
+    long = [name for name in names if len(name) > _SHORT]
+    return {name: chr(ord("A") + long.index(name)) if name in long else name for name in names}
+
+
+def _panel(
+    axes: Axes, title: str, study: Study, value: Callable[[str], Interval], keys: Mapping[str, str]
+) -> None:
     points = [Point(name, study.seconds(name), value(name)) for name in study.methods]
     best = front(points)
     axes.plot(
@@ -79,16 +98,17 @@ def _panel(axes: Axes, title: str, study: Study, value: Callable[[str], Interval
     axes.set_title(title, loc="left")
     axes.grid(axis="y", color="#d1d9e0")
     axes.set_axisbelow(True)
-    _name(axes, points)
+    _name(axes, points, keys)
 
 
-def _name(axes: Axes, points: Sequence[Point]) -> None:
+def _name(axes: Axes, points: Sequence[Point], keys: Mapping[str, str]) -> None:
     """Names beside the dots, from the lowest up, each moved until it lies on no other."""
     axes.figure.draw_without_rendering()
     dots = axes.transData.transform([(p.seconds, p.value.value) for p in points])
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in dots]
     for (x, y), point in sorted(zip(dots, points, strict=True), key=lambda pair: tuple(pair[0])):
-        width = 8 * len(point.name)
+        name = keys[point.name]
+        width = 8 * len(name)
         spots = [(side, up) for up in (0, 15, -15, 30, -30, 45, -45) for side in ("left", "right")]
         boxes = {
             (side, up): (
@@ -99,7 +119,7 @@ def _name(axes: Axes, points: Sequence[Point]) -> None:
         best = min(spots, key=lambda spot: sum(_overlap(boxes[spot], other) for other in taken))
         taken.append(boxes[best])
         place = axes.transData.inverted().transform((x + (10 if best[0] == "left" else -10), y + best[1]))
-        axes.text(*place, point.name, color=point.colour, ha=best[0], va="center")
+        axes.text(*place, name, color=point.colour, ha=best[0], va="center")
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -111,7 +131,9 @@ def scatter(
     title: str, across: str, points: Sequence[tuple[float, float]], marks: Mapping[str, tuple[float, float]],
     lines: Mapping[str, float],
 ) -> bytes:
-    """Everything that was tried, with named points above the others and named heights.  A PNG file."""
+    """Everything that was tried, with named points above the others, named heights.  A PNG
+    file.
+    """
     figure = Figure((8.6, 5.2), layout="constrained")
     axes = figure.subplots()
     axes.scatter(*zip(*points, strict=True), color=TRIED)
@@ -139,10 +161,12 @@ def grid(
         tuple[int, str], bytes
     ], names: Sequence[str], prompts: Mapping[int, str], side: float = 1.36
 ) -> bytes:
-    """A row for every prompt, by number, and a column for every name, as a PNG file."""
-    figure = Figure((side * len(names), (side + 0.26) * len(prompts) + 0.2))
+    """A row for every prompt, by number, and a column for every name, plans line by line, as a PNG file."""
+    heads = [textwrap.fill(name.replace("; ", ";\n"), _SHORT, replace_whitespace=False) for name in names]
+    lines = max(head.count("\n") for head in heads) + 1
+    figure = Figure((side * len(names), (side + 0.26) * len(prompts) + 0.05 + 0.15 * lines))
     cells = figure.subplots(len(prompts), len(names), squeeze=False)
-    top = 1 - 0.44 / figure.get_figheight()
+    top = 1 - (0.29 + 0.15 * lines) / figure.get_figheight()
     figure.subplots_adjust(left=0.004, right=0.996, bottom=0.01, top=top, wspace=0.04, hspace=0.24)
     for row, (n, prompt) in zip(cells, prompts.items(), strict=True):
         for axes, name in zip(row, names, strict=True):
@@ -150,8 +174,10 @@ def grid(
                 axes.imshow(np.asarray(picture.convert("RGB")))
             axes.set_axis_off()
         row[0].set_title(prompt, loc="left", fontsize=9, color=QUIET)
-    for axes, name in zip(cells[0], names, strict=True):
-        axes.annotate(name, (0.5, 1.2), xycoords="axes fraction", ha="center", fontsize=9)
+    for axes, head in zip(cells[0], heads, strict=True):
+        axes.annotate(
+            head, (0.5, 1.2), xycoords="axes fraction", ha="center", fontsize=9 if lines == 1 else 8
+        )
     return _png(figure)
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/quality.md: what skipping, pruning and MoSs cost in quality."""
+"""The tables of docs/quality.md: what skipping, pruning, MoSs and plans cost; and the cells of all pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from .analysis import DRAWS, MARGIN, YARDSTICK, Interval, Mixture, Study
 from .draw import CODEC, RENDER
 from .suite import TASKS
-from .tables import Column, machine, span, table, time, versions
 
 INSTRUMENT = (
     "The instrument itself: the true rendering of every prompt, what the codec alone leaves of it, which is "
@@ -27,14 +26,19 @@ CHANCE = {RENDER: "true renderings", "dense": "dense"}
 Result = dict[str, Any]
 
 
+def file_name(result: Result) -> str:
+    """Of a stored result, without what it ends with; --name tells several of a model apart."""
+    return "-".join(filter(None, ["quality", result["setting"]["model"], result.get("name", "")]))
+
+
 def image_name(result: Result, kind: str) -> str:
     """File name of a result's picture in docs/images; kind is "pareto" or "grid"."""
-    return f"quality-{result['setting']['model']}-{kind}.png"
+    return f"{file_name(result)}-{kind}.png"
 
 
 def page(results: Sequence[Result], benches: Sequence[Result]) -> str:
     """The whole of docs/quality.md but its last section; `benches` are the stored results of `bench`."""
-    gates = [f"{result['setting']['model']}: {gate(Study(result))}" for result in results]
+    gates = [f"{_title(result)}: {gate(Study(result))}" for result in results]
     text = (Path(__file__).parent / "text" / "quality.md").read_text(encoding="utf-8").format(DRAWS=DRAWS)
     parts = ["# Quality", *(gates or ["No result is stored yet."]), text]
     return "\n\n".join(parts) + "".join(f"\n{section(result, benches)}" for result in results)
@@ -42,8 +46,8 @@ def page(results: Sequence[Result], benches: Sequence[Result]) -> str:
 
 def section(result: Result, benches: Sequence[Result] = ()) -> str:
     """One result of `evaluate`: whether it means anything, how it was measured, and its tables."""
-    study, setting = Study(result), result["setting"]
-    heading = f"## {setting['model']}, {setting['width']} x {setting['height']}, {setting['prompts']} prompts"
+    study = Study(result)
+    heading = f"## {_title(result)}"
     parts = [
         heading, gate(study), _asked(study),
         INSTRUMENT, _instrument(study), "Table 1, quality against cost:", _costs(study),
@@ -60,6 +64,12 @@ def section(result: Result, benches: Sequence[Result] = ()) -> str:
         parts.append(CORRELATION)
         parts.append(_correlations(study))
     return "\n\n".join(parts) + "\n"
+
+
+def _title(result: Result) -> str:
+    setting = result["setting"]
+    told = f"{setting['model']}, {setting['width']} x {setting['height']}, {setting['scales']} scales"
+    return f"{told}, guidance {setting['cfg']:g}, {setting['prompts']} prompts"
 
 
 def gate(study: Study) -> str:
@@ -82,8 +92,8 @@ def gate(study: Study) -> str:
 
 def _asked(study: Study) -> str:
     result, setting = study.result, study.result["setting"]
-    several = f"{setting['workers']} processes at once, so times are those of a busy machine"
-    shared = "one process" if setting["workers"] == 1 else several
+    several = f"{study.workers} processes at once, so times are those of a busy machine"
+    shared = "one process" if study.workers == 1 else several
     threads = f"threads of each process: {result['hardware']['threads']}; {shared}"
     bounds = {name: ", ".join(f"{b:g}" for b in setting["bounds"][name]) for name in study.mosses}
     shown = "; ".join(f"{name} {of}" for name, of in bounds.items())
@@ -94,6 +104,7 @@ def _asked(study: Study) -> str:
         f"- prompts: {setting['prompts']}, {result['distinct_prompts']} of them distinct, from seed "
         f"{setting['seed']}; picture n has seed n; batches of {setting['batch']}",
         *[f"- bounds in percent, coarsest refined scale first: {shown}"] * bool(shown),
+        *(f"- {name}: `{study.text(name)}`" for name in study.plans if study.text(name) != name),
     ])
 
 
@@ -119,9 +130,11 @@ def _costs(study: Study) -> str:
     def compared(cell: Callable[[str], str]) -> Callable[[str], str]:
         return lambda name: "" if name == "dense" else cell(name)
 
+    known = study.work("dense") is not None
+    work = [("of dense's work", lambda name: f"{study.work(name):.3f}")] * known
     return table([
         ("method", str),
-        ("tokens", lambda name: str(study.rows[name]["tokens"])),
+        ("tokens", lambda name: str(study.rows[name]["tokens"])), *work,
         ("KV cache", lambda name: f"{study.rows[name]['kv_bytes'] / 2**20:.2f} MiB"),
         ("drawing", lambda name: time(study.seconds(name))),
         ("with decoder", lambda name: time(study.whole_seconds(name))),
@@ -242,3 +255,65 @@ def _signed(interval: Interval | None) -> str:
 
 def _short(interval: Interval | None) -> str:
     return span(interval, ".2f")
+
+
+# --- cells and tables, in Markdown --------------------------------------------------------------------------
+
+Column = tuple[str, Callable[..., str]]
+
+
+def table(columns: Sequence[Column], rows: Sequence[Any], aligned: str = "") -> str:
+    """Rows in Markdown.
+
+    Args:
+        columns: heading, and what a row shows there.
+        rows: each a tuple of the cells' arguments, or a single one.
+        aligned: "<" or ">" a column, left or right; by default the first is left and all others are right.
+    """
+    cells = [row if isinstance(row, tuple) else (row,) for row in rows]
+    marks = ["---" if mark == "<" else "---:" for mark in aligned or "<".ljust(len(columns), ">")]
+    lines = [
+        [heading for heading, _ in columns], marks, *([cell(*row) for _, cell in columns] for row in cells)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def span(of: Interval | None, form: str = ".3f") -> str:
+    """A value with its interval; "" for None."""
+    return "" if of is None else f"{of.value:{form}} [{of.low:{form}}, {of.high:{form}}]"
+
+
+def time(seconds: float) -> str:
+    """Three digits, in ms below ten seconds; nothing for a stage that did not run."""
+    if seconds == 0:
+        return ""
+    return f"{digits(seconds)} s" if seconds >= 10 else f"{digits(1000 * seconds)} ms"
+
+
+def digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def memory(size: int) -> str:
+    return f"{digits(size / 2**30)} GiB" if size >= 2**30 else f"{digits(size / 2**20)} MiB"
+
+
+def prefixed(value: float) -> str:
+    """With the prefix of a unit."""
+    size, prefix = next(((10**n, p) for n, p in ((12, "T"), (9, "G")) if value >= 10**n), (10**6, "M"))
+    return f"{digits(value / size)} {prefix}"
+
+
+def spread(value: Mapping[str, float | None]) -> str:
+    """Median and, of several rounds, the interquartile range."""
+    return time(value["median"]) + ("" if value["iqr"] is None else f" ({time(value['iqr'])})")
+
+
+def machine(result: Mapping[str, Any], of: str, threads: str) -> str:
+    hardware = result["hardware"]
+    busy = "" if hardware["load_average"] is None else f", load average {hardware['load_average']:g} before"
+    return f"- {result['date'][:10]}; {hardware[of]}, cores: {hardware['cores']}, {threads}{busy}"
+
+
+def versions(result: Mapping[str, Any]) -> str:
+    return "- " + ", ".join(f"{name} {version}" for name, version in result["versions"].items())

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comfy_moss.images import write_files
 from comfy_moss.model.backbone import PAPER, Backbone, Published
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.plan import Method, Plan, parse_method, parse_plan
 from comfy_moss.request import Checked
 
+CLAIM = "run.json"  # in a folder of work: what it is
 DRAFTS = tuple(f"draft-{k}" for k in range(1, 6))  # what "draft" stands for in a list
 
 # --- methods by name ----------------------------------------------------------------------------------------
@@ -123,6 +125,26 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collecti
         if name not in ignored and old.get(name) != value:
             return f"{name} {old.get(name)!r}, not {value!r}"
     return None
+
+
+def claim(folder: Path, setting: Mapping[str, Any], facts: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Make a folder that of this work, or find that it is; returns its note.
+
+    Args:
+        setting: what decides what is drawn.
+        facts: of where and when that was, which may change on the way; those of the start are kept.
+        kind: "evaluation", ..., as the sentence names it.
+
+    Raises:
+        ValueError: the folder holds work of another setting.
+    """
+    path = folder / CLAIM
+    if not path.exists():
+        write_files({path: json_bytes({**facts, "setting": dict(setting)})})
+    note = read_note(path) or {}
+    if wrong := difference(note.get("setting", {}), setting):
+        raise ValueError(f"{folder} holds another {kind}, of {wrong}; name another folder")
+    return note
 
 
 def json_bytes(value: Any) -> bytes:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .captions import canonical_caption
-from .world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, STYLES, TEXTURES, Group, Scene, Thing, complete
+from .world import (
+    BACKGROUNDS,
+    COLORS,
+    RELATIONS,
+    SHAPES,
+    STYLES,
+    TEXTURES,
+    Group,
+    Scene,
+    Thing,
+    canonical_caption,
+    complete,
+)
 
 TASKS: tuple[str, ...] = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 _COLORED = ("colors", "color_attr")
@@ -47,8 +59,8 @@ def _texture(rng: np.random.Generator) -> str:
 
 def _scene(task: str, index: int, rng: np.random.Generator) -> Scene:
     """Case `index` of a task. Shapes, counts and relations take turns, so that each is tested equally often,
-    and each count
-    and relation with every shape."""
+    and each count and relation with every shape.
+    """
     turn = index + index // len(SHAPES)
     shapes = SHAPES[index % len(SHAPES)], SHAPES[(index + int(rng.integers(1, len(SHAPES)))) % len(SHAPES)]
     colors = rng.permutation(list(COLORS))[:2].tolist() if task in _COLORED else [None, None]
@@ -58,27 +70,38 @@ def _scene(task: str, index: int, rng: np.random.Generator) -> Scene:
         groups.append(Group(1, Thing(shapes[1], colors[1])))
     relation = RELATIONS[turn % len(RELATIONS)] if task == "position" else None
     background, style = (
-        list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))], STYLES[int(rng.integers(len(STYLES)))],
+        list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))],
+        STYLES[int(rng.integers(len(STYLES)))],
     )
     return Scene(tuple(groups), relation, background, style)
 
 
-def _held_out_scene(task: str, index: int, rng: np.random.Generator) -> Scene:
-    # every shape, count and relation has held-out scenes
-    while not held_out(scene := _scene(task, index, rng)):
-        pass
+_PATIENCE = (
+    400  # scenes to look at for one that is free; of each shape there are a dozen single ones or fewer
+)
+
+
+def _held_out_scene(task: str, index: int, rng: np.random.Generator, taken: Collection[str]) -> Scene:
+    """Case `index`, or the next one that has a scene whose prompt is not taken."""
+    tries = 0
+    while not held_out(scene := _scene(task, index, rng)) or canonical_caption(scene) in taken:
+        tries += 1  # every shape, count and relation has held-out scenes
+        index += bool(taken) and tries % _PATIENCE == 0
     return scene
 
 
-def prompts(per_task: int, seed: int) -> list[Case]:
+def prompts(per_task: int, seed: int, taken: Collection[str] = ()) -> list[Case]:
     """`per_task` cases of each of the six tasks, the same for the same seed, all of them held out from
     training.
 
     As in GenEval, prompts name colours only in the two colour tasks. Texture and background are named
     throughout, so that a picture can be compared with another one of the same prompt.
+
+    Args:
+        taken: prompts that must not be among them.
     """
     rng = np.random.default_rng(seed)
-    scenes = [(task, _held_out_scene(task, index, rng)) for task in TASKS for index in range(per_task)]
+    scenes = [(task, _held_out_scene(task, index, rng, taken)) for task in TASKS for index in range(per_task)]
     return [Case(task, canonical_caption(scene), scene) for task, scene in scenes]
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ import torch
 from torch import Tensor
 
 from . import __version__, typed
-from .editing import Input, picture_options, read_input, remembered, source_of
 from .images import check_writable, png, to_image, write_files
 from .model.backbone import Backbone, Published
 from .model.catalog import default_roots
@@ -25,9 +26,10 @@ from .model.library import ModelFiles, find_model
 from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
 from .model.schedule import Schedule, parse_aspect
 from .ops import choose
+from .pipeline.budget import Offer, check_budget, offers, plan_for, plan_within
 from .pipeline.draft import Recipe
 from .pipeline.heatmap import explain
-from .pipeline.plan import METHODS, Method, Picture, Plan, parse_method
+from .pipeline.plan import METHODS, Method, Picture, Plan, generate, parse_method
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,13 @@ class Request:
 
     Attributes:
         method, bounds, skip: see `parse_method`; `plan` says all three in one text.
+        budget, seconds: the best found plan within a share of dense's work, or that time here; see `settle`.
         models: folders to look for models in first.
         aspect: width:height.
         pixels: image area, a key of `schedule.PRESETS`.
         cfg, tau: one number or one a scale.
         strength: factor on what refine passes add, in [0, 1]; window: side of the frequency window.
         no_cssa, no_refine_guidance: refine passes without cross-scale attention, without guidance.
-        picture, mask: files of the picture to start from and of what may change in it; mode, fit: see
-            `editing`.
-        source: the prompt that the picture is of; taken: how many of its scales are taken whole.
-        follow, rule: see `Edit`.
-        sha256: what the files of picture and mask must be, by `editing.fingerprint`; () = anything.
         output, maps: where pictures and what explains them are written; None = nowhere.
     """
 
@@ -56,6 +54,8 @@ class Request:
     models: Sequence[Path] = ()
     method: str | None = None
     plan: str | None = None
+    budget: float | None = None
+    seconds: float | None = None
     bounds: float | Sequence[float] | None = None
     skip: int | None = None
     strength: float = 1.0
@@ -70,15 +70,6 @@ class Request:
     tau: float | Sequence[float] | None = None
     device: str = "auto"
     precision: str = "auto"
-    picture: Path | None = None
-    mask: Path | None = None
-    mode: str | None = None
-    fit: str = "crop"
-    source: str = ""
-    taken: int | None = None
-    follow: int | None = None
-    rule: str | None = None
-    sha256: Sequence[str] = ()
     output: Path | None = None
     maps: Path | None = None
 
@@ -102,7 +93,6 @@ class Checked:
 
     Attributes:
         dtype: of the transformer's blocks, the codec and the text encoder.
-        given: the picture to start from; None = from none.
     """
 
     request: Request
@@ -114,7 +104,6 @@ class Checked:
     pixels: str
     device: torch.device
     dtype: torch.dtype
-    given: Input | None = None
 
 
 def check(request: Request) -> Checked:
@@ -129,18 +118,16 @@ def check(request: Request) -> Checked:
         raise ValueError(f"the batch must hold at least 1 picture, got {request.batch}")
     if not 0 <= request.seed <= 2**64 - request.batch:
         raise ValueError(f"seeds lie between 0 and 2^64 - 1, got {request.seed} for {request.batch} pictures")
-    given = read_input(request)
+    ratio = parse_aspect(request.aspect)
     device, dtype = choose_device(request.device, request.precision)
     files = find_model(request.model, [*request.models, *default_roots()])
     pixels, method = request.pixels or files.area, method_of(request, files.published)
-    ratio = files.ratio_for(given.ratio) if given else parse_aspect(request.aspect)
     schedule = files.schedule(ratio, pixels)
     method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
     cfg = _scales(_guidance(request.cfg, files.cfg), schedule, "cfg")
     tau = _scales(files.tau if request.tau is None else request.tau, schedule, "tau")
     return Checked(
-        request, files, method, schedule, files.guidance(cfg), files.sampling(tau), pixels, device, dtype,
-        given,
+        request, files, method, schedule, files.guidance(cfg), files.sampling(tau), pixels, device, dtype
     )
 
 
@@ -151,15 +138,30 @@ def method_of(request: Request, published: Published) -> Method:
         ValueError: an unknown or impossible method, or a plan beside other names of one.
     """
     bounds = [request.bounds] if isinstance(request.bounds, (int, float)) else request.bounds
+    _check_budget(request)
     if request.plan is not None:
         if request.method or bounds or request.skip is not None:
             raise ValueError("a plan says all about the method; leave out method, bounds and skip")
         method = parse_method(request.plan, published=published)
     else:
-        usual = "sparse3" if request.picture else f"moss{published.k}"
-        short = "draft" if request.skip is not None else "moss" if bounds else usual
+        short = "draft" if request.skip is not None else "moss" if bounds else f"moss{published.k}"
         method = parse_method(_named(request.method) or short, bounds, request.skip, published)
     return _adjusted(method, request) if isinstance(method, Plan) else method
+
+
+def _check_budget(request: Request) -> None:
+    """A budget stands alone: the plan it stands for is chosen when the model is there, by `settle`."""
+    if request.budget is None and request.seconds is None:
+        return
+    named = (request.method, request.plan, request.bounds, request.skip)
+    if any(value is not None for value in named) or None not in (request.budget, request.seconds):
+        raise ValueError(
+            "a budget chooses the plan; give budget or seconds, and leave out method, plan, bounds and skip"
+        )
+    if request.budget is not None:
+        check_budget(request.budget)
+    elif not request.seconds > 0:
+        raise ValueError(f"seconds must be above 0, got {request.seconds:g}")
 
 
 def _named(method: str | None) -> str | None:
@@ -264,29 +266,61 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
     request, files, start = checked.request, checked.files, time.perf_counter()
     encoder = files.load_text(checked.device, checked.dtype)
     loaded = time.perf_counter()
-    prompts = [request.prompt, *(words for words in (request.negative, request.source) if words.strip())]
-    text, *others = encoder.encode(prompts)
-    before = others.pop() if request.source.strip() else None
+    text, *negative = encoder.encode(
+        [request.prompt] + ([request.negative] if request.negative.strip() else [])
+    )
     encoded = time.perf_counter()
     del encoder
     backbone = files.load(checked.device, checked.dtype)
     backbone = replace(backbone, kernels=choose("auto", checked.device)[0])
-    denied = tuple(others) * request.batch or None
+    denied = tuple(negative) * request.batch or None
     recipe = Recipe(
         (text,) * request.batch, denied, request.seeds, checked.schedule, checked.guidance, checked.sampling
     )
-    seconds = {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded}
-    if checked.given is None:
-        return backbone, recipe, seconds
-    start = time.perf_counter()
-    source = source_of(checked.given, request, backbone, checked.schedule, drafted(checked), before)
-    return backbone, replace(recipe, source=source), seconds | {"encode": time.perf_counter() - start}
+    return (
+        backbone, recipe, {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded},
+    )
 
 
-def drafted(checked: Checked) -> int:
-    """How many scales the method draws whole."""
-    method, schedule = checked.method, checked.schedule
-    return method.on(schedule).draft if isinstance(method, Plan) else len(schedule)
+def settle(checked: Checked, backbone: Backbone, recipe: Recipe) -> tuple[Checked, Offer | None]:
+    """With the plan that the request's budget stands for; the same where it has none.
+
+    Raises:
+        ValueError: no known plan is within the budget.
+    """
+    request, schedule = checked.request, checked.schedule
+    if request.budget is None and request.seconds is None:
+        return checked, None
+    guided, model = checked.guidance.active(len(schedule)), Path(checked.files.name).name
+    if request.budget is not None:
+        offer = plan_for(request.budget, backbone, schedule, guided, model)
+    else:
+        known = offers(backbone, schedule, guided, model)
+        key = _place(checked, backbone)
+        offer = plan_within(request.seconds, known, partial(_seconds, backbone, recipe), times_file(), key)
+    return replace(checked, method=_adjusted(offer.plan, request)), offer
+
+
+def _place(checked: Checked, backbone: Backbone) -> str:
+    """All that decides how long a plan takes."""
+    device, last = checked.device, "x".join(map(str, checked.schedule.grids[-1]))
+    chip = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    guided = "guided" if checked.guidance.active(len(checked.schedule)) else "unguided"
+    what = (backbone.model_id, last, guided, str(checked.dtype), f"batch {checked.request.batch}")
+    return ", ".join([platform.node(), str(device), chip, torch.__version__, *what])
+
+
+def _seconds(backbone: Backbone, recipe: Recipe, plan: Plan) -> float:
+    """That a batch takes, with its decoder; the first run is not counted."""
+    return [generate(backbone, recipe, plan).cost.total_seconds for _ in range(2)][1]
+
+
+def times_file() -> Path:
+    """Where this machine's times are kept."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "comfy_moss" / "seconds.json"
 
 
 def write(
@@ -321,16 +355,13 @@ def _maps(
             f"scale_{n:02d}": to_image(backbone.decode(total.to(backbone.device))) for n, total in previews
         }
     images["result"] = to_image(picture.image)
-    given, count, before = checked.given, len(picture.image), {}
-    if given:
-        before = given.panels(backbone, checked.schedule, picture.change, count)
-    if not picture.passes and not before:
+    if not picture.passes:
         return images
-    scales = picture.passes[0].draft.scales if picture.passes else previews[-1][0] + 1
+    scales = picture.passes[0].draft.scales
     images["draft"] = images[f"scale_{scales - 1:02d}"]
     notes = (f"{scales} scales in order, {checked.schedule.tokens(0, scales)} tokens", picture.cost.label)
-    heading = " -> ".join(words for words in (checked.request.source, checked.request.prompt) if words)
-    return images | explain(images["draft"], images["result"], picture.passes, heading, notes, before)
+    shown = explain(images["draft"], images["result"], picture.passes, checked.request.prompt, notes)
+    return images | shown
 
 
 # --- recipes ------------------------------------------------------------------------------------------------
@@ -341,12 +372,10 @@ _METHOD_OPTIONS = ("method", "bounds", "skip", "strength", "window")  # of pictu
 
 def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]:
     """All that decides one picture of the batch, for its metadata and for --json."""
-    request, given = checked.request, checked.given
-    aspect = f"{given.image.shape[2]}:{given.image.shape[1]}" if given else request.aspect
-    drawn_from = {"edit": remembered(given, request)} if given else {}
-    return drawn_from | {
+    request = checked.request
+    return {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
-        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": aspect,
+        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": request.aspect,
         "pixels": checked.pixels, "model": Path(checked.files.name).name, "model_id": backbone.model_id,
         "noise": NOISE_ID, "precision": "bf16" if checked.dtype == torch.bfloat16 else "fp32",
         "device": checked.device.type, "version": __version__, "torch": torch.__version__,
@@ -376,20 +405,14 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
     """
     for name in ("prompt", *_OPTIONS, *_METHOD_OPTIONS):
         _check_value(name, recipe.get(name, "" if name == "prompt" else None))
-    plan, edit = recipe.get("plan"), recipe.get("edit")
+    plan = recipe.get("plan")
     names = _OPTIONS if plan else (*_OPTIONS, *_METHOD_OPTIONS)
-    command, texts, chosen = "generate", [recipe.get("prompt") or ""], {}
-    if edit:
-        command, names = "edit", [name for name in names if name not in ("aspect", "strength")]
-        picture, chosen = picture_options(edit)
-        texts.insert(0, picture)
-    told = {name: recipe.get(name) for name in names} | chosen
-    options = [f"--{name}={_typed(value)}" for name, value in told.items() if value is not None]
+    options = [f"--{name}={_typed(recipe[name])}" for name in names if recipe.get(name) is not None]
     if plan:
-        return [command, f"--plan={plan}", *options, "--", *texts]
+        return ["generate", f"--plan={plan}", *options, "--", recipe.get("prompt") or ""]
     switches = ["--no-cssa"] * (not recipe.get("cssa", True))
     switches += ["--no-refine-guidance"] * (not recipe.get("refine_guidance", True))
-    return [command, *options, *switches, "--", *texts]
+    return ["generate", *options, *switches, "--", recipe.get("prompt") or ""]
 
 
 def _check_value(name: str, value: object) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from comfy_moss import benchmarks, cli
-from comfy_moss.benchmarks import captions, evaluate, pages, quality, rendering, suite, world
+from comfy_moss.benchmarks import evaluate, pages, quality, rendering, suite, world
 from comfy_moss.benchmarks.commands import EVALUATED
 from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.benchmarks.evaluate import read_rows
@@ -46,14 +42,15 @@ def test_one_combination_in_five_is_held_out() -> None:
 
 def test_every_prompt_is_held_out_and_none_is_left_when_training_drops_those() -> None:
     scenes = [world.complete(case.scene, np.random.default_rng(0)) for case in suite.prompts(20, seed=3)]
-    asked = {captions.canonical_caption(scene) for scene in scenes}
+    asked = {world.canonical_caption(scene) for scene in scenes}
     trained = {
-        captions.canonical_caption(scene) for scene in _training_scenes(3000) if not suite.held_out(scene)
+        world.canonical_caption(scene) for scene in _training_scenes(3000) if not suite.held_out(scene)
     }
     assert all(suite.held_out(case.scene) for case in suite.prompts(20, seed=3))
     assert not asked & trained
-    # which they are without it
-    assert asked & {captions.canonical_caption(scene) for scene in _training_scenes(3000)}
+    assert asked & {
+        world.canonical_caption(scene) for scene in _training_scenes(3000)
+    }  # which they are without it
 
 
 def test_the_split_is_the_one_that_the_embedded_model_was_trained_with() -> None:
@@ -71,7 +68,8 @@ def test_the_split_is_the_one_that_the_embedded_model_was_trained_with() -> None
 def test_where_things_stand_does_not_make_another_combination() -> None:
     for scene in (s for s in _training_scenes(400) if s.relation):
         others = [
-            replace(scene, groups=scene.groups[::-1]), replace(scene, relation=None),
+            replace(scene, groups=scene.groups[::-1]),
+            replace(scene, relation=None),
             replace(scene, relation="below"),
         ]
         assert {suite.held_out(other) for other in others} == {suite.held_out(scene)}
@@ -118,8 +116,16 @@ def test_renders_pass_and_shuffled_captions_score_at_chance() -> None:
 def test_names_of_methods_and_their_order() -> None:
     named = parse_methods("moss4-unguided, moss4,fastvar,moss2-sa-unguided,draft")
     assert list(named) == [
-        "dense", "fastvar", "draft-1", "draft-2", "moss2-sa-unguided", "draft-3", "draft-4", "moss4",
-        "moss4-unguided", "draft-5",
+        "dense",
+        "fastvar",
+        "draft-1",
+        "draft-2",
+        "moss2-sa-unguided",
+        "draft-3",
+        "draft-4",
+        "moss4",
+        "moss4-unguided",
+        "draft-5",
     ]
     assert named["moss2-sa-unguided"] == Plan.moss((50, 25), cross_scale=False, guidance=False)
     assert named["moss4"] == Plan.moss(PAPER.bounds[4]) and named["draft-5"] == Plan(-5)
@@ -154,8 +160,18 @@ def test_unknown_methods_are_refused(names: str) -> None:
 def command(model_dir: Path) -> list[str]:
     """An evaluation of a tiny random model: twelve prompts in three batches."""
     options = [
-        "--model", model_dir, "--pixels", "0.06M", "--per-task", 2, "--batch", 5, "--device", "cpu",
-        "--precision", "fp32",
+        "--model",
+        model_dir,
+        "--pixels",
+        "0.06M",
+        "--per-task",
+        2,
+        "--batch",
+        5,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
     ]
     return ["evaluate", *map(str, options), "--methods", METHODS]
 
@@ -215,53 +231,6 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     assert "holds another evaluation, of seed 0, not 1" in capsys.readouterr().err
 
 
-class _InProcess:
-    """A worker that runs when it is started, in this process."""
-
-    drawn: list[int] = []
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        assert command[:3] == [sys.executable, "-m", "comfy_moss"]
-        assert env["PYTHONPATH"].split(os.pathsep)[0] == str(benchmarks.ROOT)
-        folder = Path(command[command.index("--out") + 1])
-        before = len(read_rows(folder))
-        self.code = cli.main(command[3:])
-        self.drawn.append(len(read_rows(folder)) - before)
-
-    def wait(self) -> int:
-        return self.code
-
-    def terminate(self) -> None:
-        pass
-
-
-def test_there_are_as_many_workers_as_threads_batches_and_reason_allow(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(evaluate.torch, "get_num_threads", lambda: 8)
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [
-        evaluate.usual_workers(cpu, 100), evaluate.usual_workers(cpu, 3), evaluate.usual_workers(gpu, 100),
-    ] == [4, 3, 1]
-
-
-def test_two_workers_share_the_batches_and_draw_what_one_draws(
-    command: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate.subprocess, "Popen", _InProcess)
-    monkeypatch.setattr(_InProcess, "drawn", [])
-    assert _timeless(_numbers(capsys, [*command, "--workers", "2"])) == _timeless(_numbers(capsys, command))
-    assert _InProcess.drawn == [7 * 6, 5 * 6]
-
-
-def test_a_worker_that_fails_is_told(
-    command: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate.sys, "executable", shutil.which("false"))
-    assert cli.main([*command, "--workers", "2"]) == 2
-    assert "a worker stopped" in capsys.readouterr().err
-
-
 def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "00000.jsonl").write_text('{"n": 0}\n')
@@ -283,7 +252,10 @@ def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_orders_are_refused_before_anything_is_drawn(
-    command: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture,
+    command: list[str],
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("it was drawn"))

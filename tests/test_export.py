@@ -13,6 +13,9 @@ from PIL import Image
 from comfy_moss import cli
 from comfy_moss.benchmarks import export
 from comfy_moss.images import read_recipe
+from comfy_moss.model.backbone import Backbone
+from comfy_moss.pipeline.draft import Recipe
+from comfy_moss.pipeline.plan import Method, Picture
 
 TEXTS = ["a red cat", "two dogs"]
 SIDE = 32  # pixels of a picture of the tiny model
@@ -122,8 +125,12 @@ def test_imagereward_finds_numbered_pictures_by_id_and_infinitys_list_names_them
 ) -> None:
     assert cli.main(line("imagereward", "--per-prompt", "2", "--batch", "4")) == 0
     pictures = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
-    # its scorer counts them
-    assert pictures == ["000904-0035_0.png", "000904-0035_1.png", "7_0.png", "7_1.png"]
+    assert pictures == [
+        "000904-0035_0.png",
+        "000904-0035_1.png",
+        "7_0.png",
+        "7_1.png",
+    ]  # its scorer counts them
     entries = json.loads((tmp_path / "out" / "metadata.jsonl").read_text())
     assert [(entry["id"], entry["prompt"]) for entry in entries] == [("000904-0035", TEXTS[0]), (7, TEXTS[1])]
     assert entries[1]["gen_image_paths"] == ["images/7_0.png", "images/7_1.png"]
@@ -135,7 +142,8 @@ def test_a_style_of_its_own_file_or_a_folder_of_them_is_read_too(tmp_path: Path)
     (tmp_path / "photo.json").write_text(json.dumps(TEXTS[:1]))
     alone, folder = export.read_hpsv2(tmp_path / "anime.json"), export.read_hpsv2(tmp_path)
     assert [(p.folder, p.name, p.text) for p in alone.items] == [
-        ("anime", "00000", TEXTS[0]), ("anime", "00001", TEXTS[1]),
+        ("anime", "00000", TEXTS[0]),
+        ("anime", "00001", TEXTS[1]),
     ]
     assert [p.folder for p in folder.items] == ["anime", "anime", "photo"]
 
@@ -152,7 +160,12 @@ def test_the_note_holds_all_that_decides_the_pictures(line: Line, tmp_path: Path
     assert cli.main(line("hpsv2", "--seed", "3", "--cfg", "2", "--tau", "0.7", "--bounds", "40,20")) == 0
     note = _note(tmp_path)
     wanted = {
-        "suite": "hpsv2", "seed": 3, "cfg": 2.0, "tau": 0.7, "method": "moss", "bounds": [40.0, 20.0],
+        "suite": "hpsv2",
+        "seed": 3,
+        "cfg": 2.0,
+        "tau": 0.7,
+        "method": "moss",
+        "bounds": [40.0, 20.0],
         "per_prompt": 1,
     }
     assert {name: note[name] for name in wanted} == wanted
@@ -195,20 +208,21 @@ def _pixels(tmp_path: Path, out: str = "out") -> torch.Tensor:
 def test_an_interrupted_export_goes_on_where_it_stopped(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    order = export.check(cli._parser().parse_args(line("geneval")))
+    generate, drawn = export.generate, []
 
-    def stop(done: int, of: int) -> None:
-        if done == 3:
+    def interrupted(backbone: Backbone, recipe: Recipe, method: Method) -> Picture:
+        if len(drawn) == 3:
             raise KeyboardInterrupt
+        drawn.extend(recipe.seeds)
+        return generate(backbone, recipe, method)
 
-    with pytest.raises(KeyboardInterrupt):
-        export.export(order, stop)
+    monkeypatch.setattr(export, "generate", interrupted)
+    assert cli.main(line("geneval")) == 130
     before = _files(tmp_path)
     assert len([name for name in before if name.endswith(".png")]) == 3
     assert not [name for name in before if name.endswith(".part")]
 
-    drawn = []
-    generate = export.generate
+    drawn.clear()
     monkeypatch.setattr(
         export, "generate", lambda b, recipe, m: drawn.extend(recipe.seeds) or generate(b, recipe, m)
     )
@@ -314,14 +328,25 @@ BAD = [
 
 @pytest.mark.parametrize(("suite", "content", "message"), BAD)
 def test_bad_prompts_are_refused_in_one_sentence(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture, suite: str, content: str | bytes | None,
+    model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    suite: str,
+    content: str | bytes | None,
     message: str,
 ) -> None:
     prompts = tmp_path / "prompts.json"
     if content is not None:
         prompts.write_bytes(content if isinstance(content, bytes) else content.encode())
     line = [
-        "export", suite, "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--model", str(model_dir),
+        "export",
+        suite,
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+        str(model_dir),
     ]
     assert cli.main(line) == 2
     out, err = capsys.readouterr()

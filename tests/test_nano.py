@@ -11,9 +11,8 @@ import torch
 from safetensors import safe_open
 
 import comfy_moss
-from comfy_moss.benchmarks.detector import detect
+from comfy_moss.benchmarks.detector import detect, texture_of
 from comfy_moss.benchmarks.rendering import render
-from comfy_moss.benchmarks.texture import texture_of
 from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing
 from comfy_moss.model.backbone import NANO, PAPER_BOUNDS
 from comfy_moss.model.checkpoint import load_infinity

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from comfy_moss.benchmarks import captions, detector, rendering, suite, world
+from comfy_moss.benchmarks import detector, rendering, suite, world
 from comfy_moss.benchmarks.world import Group, Scene, Thing
 
 SIZES = [
@@ -82,7 +82,7 @@ def test_impossible_scenes_are_refused(build: Callable[[], object]) -> None:
 
 
 def test_complete_keeps_what_is_fixed_and_gives_usual_but_distinct_colors() -> None:
-    usual, taken = captions.parse("a red star and a square"), captions.parse("a red star and a circle")
+    usual, taken = world.parse("a red star and a square"), world.parse("a red star and a circle")
     for seed in range(30):
         assert world.complete(usual, np.random.default_rng(seed)).groups[1].thing.color == "blue"
         done = world.complete(taken, np.random.default_rng(seed))
@@ -180,13 +180,13 @@ def test_backgrounds_are_neutral_and_show_their_style(background: str, style: st
 
 def test_parse_inverts_the_canonical_caption() -> None:
     for scene in _scenes(500):
-        assert captions.parse(captions.canonical_caption(scene)) == scene
+        assert world.parse(world.canonical_caption(scene)) == scene
 
 
 def test_captions_are_true_of_their_scene() -> None:
     rng = np.random.default_rng(1)
     for scene in _scenes(500):
-        said = captions.parse(captions.caption(scene, rng))
+        said = world.parse(world.caption(scene, rng))
         assert said is not None and said.relation == scene.relation
         assert (said.background, said.style) in ((None, None), (scene.background, scene.style))
         for claim, truth in zip(said.groups, scene.groups, strict=True):
@@ -198,44 +198,44 @@ def test_captions_are_true_of_their_scene() -> None:
 def test_captions_vary_in_the_stated_proportions() -> None:
     rng = np.random.default_rng(2)
     scenes = _scenes(2000)
-    worded = [captions.caption(scene, rng) for scene in scenes]
+    worded = [world.caption(scene, rng) for scene in scenes]
     assert all(text == text.lower() for text in worded)
     assert np.mean(["background" in text for text in worded]) == pytest.approx(0.6, abs=0.05)
     assert np.mean([text.startswith("a photo of") for text in worded]) == pytest.approx(0.5, abs=0.05)
-    said = [captions.parse(text) for text in worded]
+    said = [world.parse(text) for text in worded]
     forgot = [any(group.thing.color is None for group in scene.groups) for scene in said]
     assert 0.1 < np.mean(forgot) < 0.2
 
 
 def test_the_vocabulary_covers_every_caption() -> None:
     rng = np.random.default_rng(3)
-    used = {word for scene in _scenes(1500) for word in captions.words(captions.caption(scene, rng))}
-    assert used <= set(captions.VOCABULARY)
-    assert list(captions.VOCABULARY) == sorted(set(captions.VOCABULARY))
+    used = {word for scene in _scenes(1500) for word in world.words(world.caption(scene, rng))}
+    assert used <= set(world.VOCABULARY)
+    assert list(world.VOCABULARY) == sorted(set(world.VOCABULARY))
     assert {"an", "the", "picture", "image", "drawing", "and", "with", "in", "photo", "of", ",", "."} <= set(
-        captions.VOCABULARY
+        world.VOCABULARY
     )
-    assert len(captions.VOCABULARY) - len(used) <= 6
+    assert len(world.VOCABULARY) - len(used) <= 6
 
 
 def test_words_separate_punctuation() -> None:
-    assert captions.words("A red circle, on white.") == ["a", "red", "circle", ",", "on", "white", "."]
+    assert world.words("A red circle, on white.") == ["a", "red", "circle", ",", "on", "white", "."]
 
 
 def test_grammar_of_numbers_and_articles() -> None:
     assert (
-        captions.canonical_caption(Scene((Group(1, Thing("circle", "orange")),)))
+        world.canonical_caption(Scene((Group(1, Thing("circle", "orange")),)))
         == "a photo of an orange circle"
     )
     scene = Scene(
         (Group(3, Thing("cross", "red", "dotted")), Group(1, Thing("star"))), None, "grey", "striped"
     )
     expected = "a photo of three red dotted crosses and a star on a striped grey background"
-    assert captions.canonical_caption(scene) == expected
+    assert world.canonical_caption(scene) == expected
 
 
 def test_parse_accepts_an_artists_wording() -> None:
-    scene = captions.parse("The Striped Blue star, to the left of a heart, in a black background.")
+    scene = world.parse("The Striped Blue star, to the left of a heart, in a black background.")
     groups = (Group(1, Thing("star", "blue", "striped")), Group(1, Thing("heart")))
     assert scene == Scene(groups, "left", "black", "plain")
 
@@ -257,7 +257,7 @@ def test_parse_accepts_an_artists_wording() -> None:
     ],
 )
 def test_parse_gives_none_outside_the_grammar(prompt: str) -> None:
-    assert captions.parse(prompt) is None
+    assert world.parse(prompt) is None
 
 
 # --- detector -----------------------------------------------------------------------------------------------
@@ -441,20 +441,20 @@ def test_pictures_of_other_prompts_score_at_chance(cases: list[suite.Case], imag
 
 
 def test_one_wrong_attribute_fails_its_task() -> None:
-    scene = captions.parse("a red star left of a blue heart on a white background")
+    scene = world.parse("a red star left of a blue heart on a white background")
     picture = _render(scene)
     mirrored, one = (
         replace(scene, relation="right"), _render(replace(scene, groups=scene.groups[:1], relation=None)),
     )
-    swapped = captions.parse("a blue star and a red heart")
+    swapped = world.parse("a blue star and a red heart")
     assert detector.score("position", scene, picture) and not detector.score("position", mirrored, picture)
     assert not detector.score("position", scene, one)
     assert detector.score("color_attr", scene, picture) and not detector.score("color_attr", swapped, picture)
     assert detector.score("two_object", swapped, picture) and not detector.score("two_object", swapped, one)
-    assert detector.score("single_object", captions.parse("a star"), one)
-    assert not detector.score("single_object", captions.parse("a heart"), one)
-    assert detector.score("colors", captions.parse("a red star"), one)
-    assert not detector.score("colors", captions.parse("a green star"), one)
+    assert detector.score("single_object", world.parse("a star"), one)
+    assert not detector.score("single_object", world.parse("a heart"), one)
+    assert detector.score("colors", world.parse("a red star"), one)
+    assert not detector.score("colors", world.parse("a green star"), one)
 
 
 def test_counting_wants_the_exact_number_and_nothing_else() -> None:
@@ -462,15 +462,15 @@ def test_counting_wants_the_exact_number_and_nothing_else() -> None:
         picture = _render(Scene((Group(count, Thing("heart", "purple")),)))
         hits = [detector.score("counting", Scene((Group(n, Thing("heart")),)), picture) for n in (2, 3, 4)]
         assert hits == [n == count for n in (2, 3, 4)]
-    mixed = _render(captions.parse("two red hearts and a blue star"))
-    assert not detector.score("counting", captions.parse("two hearts"), mixed)
+    mixed = _render(world.parse("two red hearts and a blue star"))
+    assert not detector.score("counting", world.parse("two hearts"), mixed)
 
 
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown task"):
-        detector.score("beauty", captions.parse("a star"), np.zeros((64, 64, 3), np.uint8))
+        detector.score("beauty", world.parse("a star"), np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="relation"):
-        detector.score("position", captions.parse("a star and a heart"), np.zeros((64, 64, 3), np.uint8))
+        detector.score("position", world.parse("a star and a heart"), np.zeros((64, 64, 3), np.uint8))
 
 
 # --- suite --------------------------------------------------------------------------------------------------
@@ -488,8 +488,8 @@ def test_the_suite_is_deterministic_and_balanced(cases: list[suite.Case]) -> Non
 
 def test_suite_prompts_describe_their_scenes_in_known_words(cases: list[suite.Case]) -> None:
     for case in cases:
-        assert captions.parse(case.prompt) == case.scene
-        assert set(captions.words(case.prompt)) <= set(captions.VOCABULARY)
+        assert world.parse(case.prompt) == case.scene
+        assert set(world.words(case.prompt)) <= set(world.VOCABULARY)
         colored = [group.thing.color is not None for group in case.scene.groups]
         assert all(colored) if case.task in ("colors", "color_attr") else not any(colored)
 

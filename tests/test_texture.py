@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comfy_moss.benchmarks import captions, rendering, world
-from comfy_moss.benchmarks.detector import detect
-from comfy_moss.benchmarks.texture import shows_texture, strengths, texture_of
+from comfy_moss.benchmarks import rendering, world
+from comfy_moss.benchmarks.detector import detect, shows_texture, strengths, texture_of
 from comfy_moss.benchmarks.world import Group, Scene, Thing
 
 
@@ -46,8 +45,8 @@ def test_half_the_contrast_is_half_the_strength() -> None:
 
 def test_a_scene_is_shown_with_its_texture_only_where_every_named_one_is_there() -> None:
     def shown(asked: str, drawn: str) -> bool | None:
-        picture = rendering.render(captions.parse(drawn), np.random.default_rng(0))
-        return shows_texture(captions.parse(asked), detect(picture), picture)
+        picture = rendering.render(world.parse(drawn), np.random.default_rng(0))
+        return shows_texture(world.parse(asked), detect(picture), picture)
 
     assert shown("a red striped star", "a red striped star") is True
     assert (

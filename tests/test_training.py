@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers  # noqa: F401  (imported before the root is on the path, see conftest)
 
-from comfy_moss.benchmarks import captions, rendering, world
+from comfy_moss.benchmarks import rendering, world
 from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.model.backbone import Step
 from comfy_moss.model.infinity import InfinityBackbone
@@ -174,7 +174,7 @@ def hints(training):
 
 
 def test_every_word_of_a_noun_phrase_is_labelled_with_its_thing(hints):
-    scene = captions.parse("a red circle above a dotted blue square on a plain white background")
+    scene = world.parse("a red circle above a dotted blue square on a plain white background")
     caption = "a photo of a red circle above a blue dotted square on a plain white background"
 
     labels = hints.word_labels(caption, scene)

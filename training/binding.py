@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from comfy_moss.benchmarks.captions import canonical_caption
 from comfy_moss.benchmarks.suite import held_out
-from comfy_moss.benchmarks.world import Scene
+from comfy_moss.benchmarks.world import Scene, canonical_caption
 
 from .forward import EARLY, Nano, look
 from .pool import encoded_part

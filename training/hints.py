@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comfy_moss.benchmarks.captions import words
 from comfy_moss.benchmarks.rendering import CHECK_HEIGHT, PERIOD
-from comfy_moss.benchmarks.world import COLORS, MAX_OBJECTS, NUMBERS, SHAPES, TEXTURES, Scene
+from comfy_moss.benchmarks.world import COLORS, MAX_OBJECTS, NUMBERS, SHAPES, TEXTURES, Scene, words
 from comfy_moss.model.rope import grid_positions
 from comfy_moss.model.schedule import Positions, Schedule
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from comfy_moss.benchmarks.captions import VOCABULARY
+from comfy_moss.benchmarks.world import VOCABULARY
 from comfy_moss.model.infinity import InfinityConfig, InfinityTransformer
 from comfy_moss.model.schedule import make_schedule
 

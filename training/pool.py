@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comfy_moss.benchmarks.captions import caption
 from comfy_moss.benchmarks.rendering import render
 from comfy_moss.benchmarks.suite import held_out
-from comfy_moss.benchmarks.world import USUAL_COLORS, Scene, sample_scene
+from comfy_moss.benchmarks.world import USUAL_COLORS, Scene, caption, sample_scene
 from comfy_moss.model.vae import VAE
 
 from .nano import SCHEDULE

@@ -19,10 +19,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from comfy_moss.benchmarks.detector import detect, judge
+from comfy_moss.benchmarks.detector import detect, judge, shows_texture
 from comfy_moss.benchmarks.rendering import render
 from comfy_moss.benchmarks.suite import TASKS, Case, prompts
-from comfy_moss.benchmarks.texture import shows_texture
 from comfy_moss.images import to_bytes, to_image
 from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.library import find_model

@@ -18,6 +18,7 @@ from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
 from .catalog import default_roots as default_roots
 from .checkpoint import RELEASED_VAES, fits_bits, load_infinity, open_transformer
 from .contents import CODEC, TRANSFORMER, listing
+from .found import found_plans
 from .hart import HartBackbone
 from .hart_checkpoint import (
     AVERAGED,
@@ -63,7 +64,10 @@ class ModelFiles:
     @property
     def published(self) -> Published:
         """Settings of the methods for this model."""
-        return NANO if self.name == "nano" else PAPER
+        if self.name != "nano":
+            return PAPER
+        chosen = {one.name: one.text for one in found_plans() if one.model == self.name}
+        return replace(NANO, plans={**NANO.plans, **chosen})
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -81,10 +85,6 @@ class ModelFiles:
             file for path in self.paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
         ]
         return repr([(str(file), (told := file.stat()).st_size, told.st_mtime_ns) for file in files])
-
-    def ratio_for(self, height_over_width: float) -> float:
-        """The ratio h/w that a picture of some ratio is drawn in."""
-        return height_over_width
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         """The scales of a picture.
@@ -138,9 +138,6 @@ class HartFiles(ModelFiles):
     @property
     def paths(self) -> tuple[Path, ...]:
         return (*super().paths, self.transformer.parent, self.folder / SYSTEM_FILE)
-
-    def ratio_for(self, height_over_width: float) -> float:
-        return 1.0
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         side = 16 * self.sides[-1]
