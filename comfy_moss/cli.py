@@ -1,5 +1,5 @@
-"""The command line: `python -m comfy_moss generate | bench | evaluate | export | calibrate | verify | models
-| doctor | convert`.
+"""The command line: `python -m comfy_moss generate | edit | bench | evaluate | export | calibrate | verify |
+models | doctor | convert`.
 
 Results go to stdout; progress and errors to stderr, an error as one sentence with exit code 2 and nothing
 written. torch and transformers are imported only by the commands that need them, so that --help is instant.
@@ -27,7 +27,13 @@ EXAMPLES = """examples:
   python -m comfy_moss generate "two red circles" -o circles.png
   python -m comfy_moss generate "a blue star" --method moss2 --aspect 16:9 --maps explained
   python -m comfy_moss generate "a blue star" --bounds 60,30,10 --json"""
+EDITS = """examples:
+  python -m comfy_moss edit star.png "a red star" --strength 3
+  python -m comfy_moss edit star.png "a red star" --source "a blue star" --maps explained
+  python -m comfy_moss edit star.png "a red star" --mask white_where_it_may_change.png
+  python -m comfy_moss edit star.png "a blue star" --mode refine"""
 
+EDIT_MODES = ("redraw", "inpaint", "edit", "refine")
 LABORATORY = ("bench", "evaluate", "export", "calibrate", "verify")
 # how torch's errors say it, on cuda and on the CPU
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
@@ -100,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands)
+    _add_edit(commands)
     _add_laboratory(commands)
     models = commands.add_parser("models", help="which models are found where, and what is missing")
     models.add_argument(
@@ -142,6 +149,53 @@ def _add_generate(commands: Any) -> None:
         help="the best plan found that takes so long or less here (drawing and decoder; measured once)",
     )
     add_drawing(parser)
+    _add_output(parser)
+    parser.set_defaults(run=_generate)
+
+
+def _add_edit(commands: Any) -> None:
+    parser = commands.add_parser(
+        "edit", help="draw a picture from another one", epilog=EDITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("picture", type=_path, metavar="PICTURE", help="PNG, JPEG or WebP of any size")
+    add("prompt", metavar="PROMPT", help="what to draw")
+    add("--source", default="", metavar="PROMPT", help="what PICTURE shows; it changes where PROMPT differs")
+    add("--mask", type=_path, metavar="PNG", help="white where PICTURE may change, of its size")
+    add(
+        "--mode", type=_read(typed.word, EDIT_MODES, "mode"), metavar="MODE",
+        help="redraw, inpaint (needs --mask), edit (needs --source) or refine, which adds detail alone "
+        "(default: by what is given)",
+    )
+    add(
+        "--strength", dest="taken", type=_read(typed.integer, "strength"), metavar="SCALES",
+        help="how many of the first scales stay PICTURE's: 0 = none, all = the picture (default: by mode)",
+    )
+    add(
+        "--follow", type=_read(typed.integer, "follow"), metavar="SCALE",
+        help="mode edit: from which scale on PROMPT alone draws, where something changed",
+    )
+    add(
+        "--rule", type=_read(typed.word, ("shift", "gate"), "rule"), metavar="RULE",
+        help="mode edit: how bits change, shift (EditMod) or gate (AREdit)",
+    )
+    add(
+        "--fit", type=_read(typed.word, ("crop", "pad", "stretch"), "fit"), default="crop", metavar="FIT",
+        help="crop, pad or stretch PICTURE to the nearest ratio the model knows (default: crop)",
+    )
+    add(
+        "--sha256", type=lambda text: [part for part in text.split(",") if part], default=(),
+        metavar="HASHES", help="refuse another picture and mask than those that a recipe names",
+    )
+    _add_method(parser, "sparse3")
+    add_drawing(parser, from_picture=True)
+    _add_output(parser)
+    parser.set_defaults(run=_generate)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--batch", type=_read(typed.integer, "batch"), default=1, metavar="N",
         help="number of pictures (default: 1)",
@@ -155,7 +209,6 @@ def _add_generate(commands: Any) -> None:
         help="also write draft, frequency, dispatch, every scale and a poster there",
     )
     add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
-    parser.set_defaults(run=_generate)
 
 
 def _add_laboratory(commands: Any) -> None:
@@ -183,12 +236,12 @@ def _absent(*_line: object) -> NoReturn:
     )
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
+def _add_method(parser: argparse.ArgumentParser, usual: str = "moss4") -> None:
     add = parser.add_argument
     add(
         "--method",
         help="dense, draft, fastvar, moss, or moss2 to moss5 with the model's or the paper's bounds "
-        "(default: moss4)",
+        f"(default: {usual})",
     )
     add(
         "--plan", metavar="TEXT",
@@ -204,8 +257,12 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """What else decides a picture, for every command that draws."""
+def add_drawing(parser: argparse.ArgumentParser, from_picture: bool = False) -> None:
+    """What else decides a picture, for every command that draws.
+
+    Args:
+        from_picture: another picture decides the ratio, and what "strength" is about.
+    """
     add = parser.add_argument
     add("--model", default="nano", help="name of an installed model, or its folder (default: nano)")
     add(
@@ -214,10 +271,15 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     seed = _read(typed.integer, "seed")
     add("--seed", type=seed, default=0, help="seed of the first picture; the next ones count up (default: 0)")
-    add(
-        "--aspect", default="1:1",
-        help="width:height, for example 16:9; the nearest ratio the model knows is used",
-    )
+    if not from_picture:
+        add(
+            "--aspect", default="1:1",
+            help="width:height, for example 16:9; the nearest ratio the model knows is used",
+        )
+        add(
+            "--strength", type=float, default=1.0,
+            help="moss: how much of the refinement is added, 0 to 1 (default: 1)",
+        )
     add(
         "--pixels", type=_read(typed.area, (*PRESETS,)), choices=PRESETS,
         help="image area (default: the model's own)",
@@ -230,10 +292,6 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     add(
         "--tau", type=_read(typed.numbers),
         help="temperature above 0; or one number a scale (default: the model's own)",
-    )
-    add(
-        "--strength", type=float, default=1.0,
-        help="moss: how much of the refinement is added, 0 to 1 (default: 1)",
     )
     add("--window", type=int, default=3, help="moss: side of the frequency window, odd (default: 3)")
     add("--no-cssa", action="store_true", help="moss: refined tokens see only their own scale")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, typed
+from .editing import Input, picture_options, read_input, remembered, source_of
 from .images import check_writable, png, to_image, write_files
 from .model.backbone import Backbone, Published
 from .model.catalog import default_roots
@@ -45,6 +46,11 @@ class Request:
         cfg, tau: one number or one a scale.
         strength: factor on what refine passes add, in [0, 1]; window: side of the frequency window.
         no_cssa, no_refine_guidance: refine passes without cross-scale attention, without guidance.
+        picture, mask: files of the picture to start from and of what may change in it; mode, fit: see
+            `editing`.
+        source: the prompt that the picture is of; taken: how many of its scales are taken whole.
+        follow, rule: see `Edit`.
+        sha256: what the files of picture and mask must be, by `editing.fingerprint`; () = anything.
         output, maps: where pictures and what explains them are written; None = nowhere.
     """
 
@@ -70,6 +76,15 @@ class Request:
     tau: float | Sequence[float] | None = None
     device: str = "auto"
     precision: str = "auto"
+    picture: Path | None = None
+    mask: Path | None = None
+    mode: str | None = None
+    fit: str = "crop"
+    source: str = ""
+    taken: int | None = None
+    follow: int | None = None
+    rule: str | None = None
+    sha256: Sequence[str] = ()
     output: Path | None = None
     maps: Path | None = None
 
@@ -93,6 +108,7 @@ class Checked:
 
     Attributes:
         dtype: of the transformer's blocks, the codec and the text encoder.
+        given: the picture to start from; None = from none.
     """
 
     request: Request
@@ -104,6 +120,7 @@ class Checked:
     pixels: str
     device: torch.device
     dtype: torch.dtype
+    given: Input | None = None
 
 
 def check(request: Request) -> Checked:
@@ -118,16 +135,18 @@ def check(request: Request) -> Checked:
         raise ValueError(f"the batch must hold at least 1 picture, got {request.batch}")
     if not 0 <= request.seed <= 2**64 - request.batch:
         raise ValueError(f"seeds lie between 0 and 2^64 - 1, got {request.seed} for {request.batch} pictures")
-    ratio = parse_aspect(request.aspect)
+    given = read_input(request)
     device, dtype = choose_device(request.device, request.precision)
     files = find_model(request.model, [*request.models, *default_roots()])
     pixels, method = request.pixels or files.area, method_of(request, files.published)
+    ratio = files.ratio_for(given.ratio) if given else parse_aspect(request.aspect)
     schedule = files.schedule(ratio, pixels)
     method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
     cfg = _scales(_guidance(request.cfg, files.cfg), schedule, "cfg")
     tau = _scales(files.tau if request.tau is None else request.tau, schedule, "tau")
     return Checked(
-        request, files, method, schedule, files.guidance(cfg), files.sampling(tau), pixels, device, dtype
+        request, files, method, schedule, files.guidance(cfg), files.sampling(tau), pixels, device, dtype,
+        given,
     )
 
 
@@ -144,7 +163,8 @@ def method_of(request: Request, published: Published) -> Method:
             raise ValueError("a plan says all about the method; leave out method, bounds and skip")
         method = parse_method(request.plan, published=published)
     else:
-        short = "draft" if request.skip is not None else "moss" if bounds else f"moss{published.k}"
+        usual = "sparse3" if request.picture else f"moss{published.k}"
+        short = "draft" if request.skip is not None else "moss" if bounds else usual
         method = parse_method(_named(request.method) or short, bounds, request.skip, published)
     return _adjusted(method, request) if isinstance(method, Plan) else method
 
@@ -266,20 +286,29 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
     request, files, start = checked.request, checked.files, time.perf_counter()
     encoder = files.load_text(checked.device, checked.dtype)
     loaded = time.perf_counter()
-    text, *negative = encoder.encode(
-        [request.prompt] + ([request.negative] if request.negative.strip() else [])
-    )
+    prompts = [request.prompt, *(words for words in (request.negative, request.source) if words.strip())]
+    text, *others = encoder.encode(prompts)
+    before = others.pop() if request.source.strip() else None
     encoded = time.perf_counter()
     del encoder
     backbone = files.load(checked.device, checked.dtype)
     backbone = replace(backbone, kernels=choose("auto", checked.device)[0])
-    denied = tuple(negative) * request.batch or None
+    denied = tuple(others) * request.batch or None
     recipe = Recipe(
         (text,) * request.batch, denied, request.seeds, checked.schedule, checked.guidance, checked.sampling
     )
-    return (
-        backbone, recipe, {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded},
-    )
+    seconds = {"load": loaded - start + time.perf_counter() - encoded, "text": encoded - loaded}
+    if checked.given is None:
+        return backbone, recipe, seconds
+    start = time.perf_counter()
+    source = source_of(checked.given, request, backbone, checked.schedule, drafted(checked), before)
+    return backbone, replace(recipe, source=source), seconds | {"encode": time.perf_counter() - start}
+
+
+def drafted(checked: Checked) -> int:
+    """How many scales the method draws whole."""
+    method, schedule = checked.method, checked.schedule
+    return method.on(schedule).draft if isinstance(method, Plan) else len(schedule)
 
 
 def settle(checked: Checked, backbone: Backbone, recipe: Recipe) -> tuple[Checked, Offer | None]:
@@ -355,13 +384,16 @@ def _maps(
             f"scale_{n:02d}": to_image(backbone.decode(total.to(backbone.device))) for n, total in previews
         }
     images["result"] = to_image(picture.image)
-    if not picture.passes:
+    given, count, before = checked.given, len(picture.image), {}
+    if given:
+        before = given.panels(backbone, checked.schedule, picture.change, count)
+    if not picture.passes and not before:
         return images
-    scales = picture.passes[0].draft.scales
+    scales = picture.passes[0].draft.scales if picture.passes else previews[-1][0] + 1
     images["draft"] = images[f"scale_{scales - 1:02d}"]
     notes = (f"{scales} scales in order, {checked.schedule.tokens(0, scales)} tokens", picture.cost.label)
-    shown = explain(images["draft"], images["result"], picture.passes, checked.request.prompt, notes)
-    return images | shown
+    heading = " -> ".join(words for words in (checked.request.source, checked.request.prompt) if words)
+    return images | explain(images["draft"], images["result"], picture.passes, heading, notes, before)
 
 
 # --- recipes ------------------------------------------------------------------------------------------------
@@ -372,10 +404,12 @@ _METHOD_OPTIONS = ("method", "bounds", "skip", "strength", "window")  # of pictu
 
 def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]:
     """All that decides one picture of the batch, for its metadata and for --json."""
-    request = checked.request
-    return {
+    request, given = checked.request, checked.given
+    aspect = f"{given.image.shape[2]}:{given.image.shape[1]}" if given else request.aspect
+    drawn_from = {"edit": remembered(given, request)} if given else {}
+    return drawn_from | {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
-        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": request.aspect,
+        "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": aspect,
         "pixels": checked.pixels, "model": Path(checked.files.name).name, "model_id": backbone.model_id,
         "noise": NOISE_ID, "precision": "bf16" if checked.dtype == torch.bfloat16 else "fp32",
         "device": checked.device.type, "version": __version__, "torch": torch.__version__,
@@ -405,14 +439,20 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
     """
     for name in ("prompt", *_OPTIONS, *_METHOD_OPTIONS):
         _check_value(name, recipe.get(name, "" if name == "prompt" else None))
-    plan = recipe.get("plan")
+    plan, edit = recipe.get("plan"), recipe.get("edit")
     names = _OPTIONS if plan else (*_OPTIONS, *_METHOD_OPTIONS)
-    options = [f"--{name}={_typed(recipe[name])}" for name in names if recipe.get(name) is not None]
+    command, texts, chosen = "generate", [recipe.get("prompt") or ""], {}
+    if edit:
+        command, names = "edit", [name for name in names if name not in ("aspect", "strength")]
+        picture, chosen = picture_options(edit)
+        texts.insert(0, picture)
+    told = {name: recipe.get(name) for name in names} | chosen
+    options = [f"--{name}={_typed(value)}" for name, value in told.items() if value is not None]
     if plan:
-        return ["generate", f"--plan={plan}", *options, "--", recipe.get("prompt") or ""]
+        return [command, f"--plan={plan}", *options, "--", *texts]
     switches = ["--no-cssa"] * (not recipe.get("cssa", True))
     switches += ["--no-refine-guidance"] * (not recipe.get("refine_guidance", True))
-    return ["generate", *options, *switches, "--", recipe.get("prompt") or ""]
+    return [command, *options, *switches, "--", *texts]
 
 
 def _check_value(name: str, value: object) -> None:

@@ -223,7 +223,7 @@ def mutate_json(chance: random.Random, value: Any) -> Any:
     for _ in range(chance.choice([1, 1, 2, 5])):
         places = list(_places(value))
         if not places:
-            return chance.choice(WILD)
+            return copy.deepcopy(chance.choice(WILD))
         holder, key = chance.choice(places)
         match chance.randrange(4):
             case 0:
@@ -235,7 +235,7 @@ def mutate_json(chance: random.Random, value: Any) -> Any:
                 number = holder[key]
                 holder[key] = chance.choice([-number, number + 1, number * 2, number * 10**6, str(number)])
             case _:
-                holder[key] = chance.choice(WILD)
+                holder[key] = copy.deepcopy(chance.choice(WILD))  # later rounds reach into it
     return value
 
 

@@ -86,6 +86,10 @@ class ModelFiles:
         ]
         return repr([(str(file), (told := file.stat()).st_size, told.st_mtime_ns) for file in files])
 
+    def ratio_for(self, height_over_width: float) -> float:
+        """The ratio h/w that a picture of some ratio is drawn in."""
+        return height_over_width
+
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         """The scales of a picture.
 
@@ -138,6 +142,9 @@ class HartFiles(ModelFiles):
     @property
     def paths(self) -> tuple[Path, ...]:
         return (*super().paths, self.transformer.parent, self.folder / SYSTEM_FILE)
+
+    def ratio_for(self, height_over_width: float) -> float:
+        return 1.0
 
     def schedule(self, height_over_width: float, area: str) -> Schedule:
         side = 16 * self.sides[-1]

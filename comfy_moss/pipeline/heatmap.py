@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from ..images import INK, PAPER, QUIET, from_pillow, poster, to_pillow
 from ..model.backbone import TokenWork
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
-from .dispatch import Dispatch, RefinePass, busiest_first, token_scores
+from .dispatch import Dispatch, RefinePass, busiest_first, open_scores, token_scores
 from .draft import Draft
 from .plan import PassMaps, Plan, plan_of
+from .source import Source
 
 # Nine even steps of "magma" (Smith and van der Walt, public domain): perceptually even, readable in grey as
 # well.
@@ -185,14 +187,15 @@ def colour_bar(width: int) -> Tensor:
 
 def explain(
     draft: Tensor, result: Tensor, passes: Sequence[PassMaps], heading: str = "",
-    notes: Sequence[str] = ("", ""),
+    notes: Sequence[str] = ("", ""), before: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """The pictures that show how a picture came about.
 
     Args:
         draft, result: images (B, H, W, 3).
-        passes: what explains each refine pass, one at least.
+        passes: what explains each refine pass.
         notes: quiet lines under the titles of draft and result.
+        before: images of the same kind by name, of what was there before the draft.
 
     Returns:
         Images "frequency" and "dispatch" of every pass ("frequency_2" and so on from the second) and
@@ -201,8 +204,9 @@ def explain(
     height, width = draft.shape[1:3]
     times = math.ceil(_READABLE / min(height, width))
     size = (height * times, width * times)
-    large, images = enlarge(result, size), {}
-    panels = [("Draft", notes[0], enlarge(draft, size), None)]
+    large, images = enlarge(result, size), {name: enlarge(image, size) for name, image in before.items()}
+    panels = [(name.capitalize(), "", image, None) for name, image in images.items()]
+    panels.append(("Draft", notes[0], enlarge(draft, size), None))
     for n, maps in enumerate(passes, start=1):
         schedule, tokens = maps.draft.recipe.schedule, sum(maps.dispatch.counts)
         number, end = (f" {n}", f"_{n}" if n > 1 else "") if len(passes) > 1 else ("", "")
@@ -249,6 +253,7 @@ def inspection(
         map: on the last scale's grid, one string a picture: float32 frequency, and its percentile as uint8
             (255 = 100 %).
         ranks: for every picture and refine scale, the uint16 rank of every cell, 0 = first to be taken.
+        open: for every refine scale how many tokens of a picture may change; ranks from there on never do.
         draft_tokens: in the cache: of all that the draft is made of, and of the prompt where the model keeps
             it there.
         work: multiply-adds a row; see `TokenWork` for linear and attention; draft and dense are sums over the
@@ -262,7 +267,8 @@ def inspection(
     drawn, dense = plan_of(draft), Plan(0)
     replace(drawn, passes=(*drawn.passes, step)).on(schedule)  # refuses scales that were drawn already
     grids = [schedule.grids[scale] for scale in step.scales]
-    ranks = [_ranks(frequency, grid, painted) for grid in grids]
+    ranked = [_ranks(frequency, s, schedule, painted, draft.recipe.source) for s in step.scales]
+    ranks, tokens = zip(*ranked, strict=True)
     shown = area_mean(frequency, grids[-1])
     return {
         "version": VERSION, "scales": list(step.scales), "grids": [list(grid) for grid in grids],
@@ -272,7 +278,7 @@ def inspection(
             "grid": list(grids[-1]), "frequency": _encode(shown, "<f4"),
             "percentile": _encode((255 * percentile(shown)).round(), "u1"),
         },
-        "ranks": [list(scales) for scales in zip(*ranks, strict=True)],
+        "ranks": [list(scales) for scales in zip(*ranks, strict=True)], "open": list(tokens),
         "draft_tokens": draft.cached_tokens + work.prefix, "kv_bytes": kv_bytes,
         "work": {
             "linear": work.linear, "attention": work.attention,
@@ -286,10 +292,12 @@ def _macs(plan: Plan, schedule: Schedule, work: TokenWork) -> float:
     return sum(step.macs(work) for step in plan.forward_passes(schedule, guided=False, prefix=work.prefix))
 
 
-def _ranks(frequency: Tensor, grid: Grid, painted: Tensor | None) -> list[str]:
-    """Rank of every cell of a grid, one string a picture."""
-    order = busiest_first(token_scores(frequency, grid, painted))
-    return _encode(order.argsort(dim=1), "<u2")
+def _ranks(
+    frequency: Tensor, scale: int, schedule: Schedule, painted: Tensor | None, source: Source | None
+) -> tuple[list[str], int]:
+    """Rank of every cell of a scale's grid, one string a picture, and how many of them may change."""
+    scores, tokens = open_scores(token_scores(frequency, schedule.grids[scale], painted), scale, source)
+    return _encode(busiest_first(scores).argsort(dim=1), "<u2"), tokens
 
 
 def _encode(values: Tensor, dtype: str) -> list[str]:
