@@ -101,7 +101,8 @@ def check(args: argparse.Namespace) -> Bench:
     return Bench(
         args.shape, pixels, args.aspect, schedule, device, dtype, kernels, reason, methods, args.runs,
         args.warmup,
-        args.cfg == "on", args.graphs == "on", _command(args, kind, pixels, device, dtype),
+        args.cfg == "on" and kind.guidance.active(len(schedule)), args.graphs == "on",
+        _command(args, kind, pixels, device, dtype),
     )
 
 
@@ -281,7 +282,8 @@ class Rows:
     def _work(self, variant: Variant, seconds: float) -> dict[str, float]:
         """Operations and bytes by arithmetic, and how much of the time they would take at the ceilings."""
         model, bench = self.model, self.bench
-        steps = variant.method.forward_passes(bench.schedule, bench.guided, model.work.prefix, model.depth)
+        before = model.work.before(bench.schedule)
+        steps = variant.method.forward_passes(bench.schedule, bench.guided, before, model.depth)
         roofline = model.seconds(steps, self.ceilings)
         return {
             "flops": sum(map(model.flops, steps)), "bytes": sum(map(model.bytes, steps)),
@@ -336,7 +338,8 @@ def bench(setup: Bench, say: Say) -> dict[str, Any]:
     extra = ablation(list(setup.methods.values()), setup.kernels, setup.guided, setup.graphs)
     kind = kind_of(setup.shape)
     guidance = kind.guidance if setup.guided else Guidance(1.0)
-    recipe = Recipe((text,), None, (0,), setup.schedule, guidance, kind.sampling)
+    prompt = kind.prompt(text, backbone, setup.schedule)
+    recipe = Recipe((prompt,), None, (0,), setup.schedule, guidance, kind.sampling)
     samples = run_rounds(
         setup.device, calls(backbone, recipe, [*main, *extra]), setup.runs, setup.warmup, say
     )

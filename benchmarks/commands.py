@@ -20,7 +20,9 @@ EVALUATED = "dense,draft,fastvar,moss2,moss3,moss4,moss5,moss4-sa,moss4-unguided
 # keys of `metrics.METRICS`
 METRICS = ("psnr", "latent", "ssim", "texture", "overall", "combined", "faithful")
 SUITES = ("geneval", "dpg", "hpsv2", "imagereward")  # keys of `export.LAYOUTS`
-SHAPES = ("nano", "125m", "2b", "8b", "hart-0.7b")  # nano and the keys of `shapes.SHAPES`
+SHAPES = (  # nano and the keys of `shapes.SHAPES`
+    "nano", "125m", "2b", "8b", "hart-0.7b", "varedit-8b", "nsarm-8b", "varedit-small", "nsarm-small",
+)
 ORDERS = ("finest", "coarsest")  # those of `topdown.ORDERS`
 SEARCHES = ("plans", "choice", "topdown")  # those of `calibrate.SEARCHES`
 Options = Callable[[argparse.ArgumentParser], None]

@@ -14,16 +14,18 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from comfy_moss.model.backbone import HART, PAPER, Backbone, PositionedText, Published
+from comfy_moss.model.backbone import HART, PAPER, Backbone, PicturedText, PositionedText, Published, Text
 from comfy_moss.model.hart import HartBackbone, HartConfig, HartTransformer
 from comfy_moss.model.hart_checkpoint import is_large
 from comfy_moss.model.infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
 from comfy_moss.model.library import HART_CFG, find_model
+from comfy_moss.model.nsarm import HEADS, SIDE, EnlargeBackbone, EnlargeTransformer, MapConfig
 from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.sampling import Guidance, Ramp, Sampling
-from comfy_moss.model.schedule import Schedule, make_schedule, square_schedule
+from comfy_moss.model.schedule import Grid, Schedule, make_schedule, square_schedule
 from comfy_moss.model.text import PromptEncoder, TextEncoder, empty_qwen, with_positions
 from comfy_moss.model.vae import VAE, Tokenizer, VAEConfig
+from comfy_moss.model.varedit import EditBackbone
 from comfy_moss.pipeline.draft import Recipe
 
 NANO = "nano"  # the embedded model, with its own weights
@@ -33,6 +35,8 @@ SEED = 0
 SMALL = make_schedule(1.5, "0.06M")
 SMALL_TEXT = 64  # numbers in a row of text features
 SMALL_CODEC = VAEConfig(32, (1, 1), 1, 1, 8)
+RELEASED_MAPS = MapConfig(14, (64, 128), tuple(HEADS), (4, 6, 8, 10, 12, 14, 16), tuple(HEADS.values()))
+SMALL_MAPS = MapConfig(8, (8, 8), (16,) * 7, (1,) * 7, (2,) * 7)
 CPU = torch.device("cpu")
 
 
@@ -51,6 +55,9 @@ class Kind(Protocol):
 
     def build_text(self, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
         """A call that encodes one prompt: features (L, Ct) float32 on the CPU."""
+
+    def prompt(self, text: Text, backbone: Backbone, schedule: Schedule) -> Text:
+        """All that a picture is drawn from: the text, and a random picture beside it where one is needed."""
 
     def small(self, head_dim: int) -> tuple[Backbone, Recipe]:
         """Two layers of two heads, float32, on the CPU, and a recipe for it: for the checks before a
@@ -82,6 +89,8 @@ class Shape:
     published = PAPER
     guidance = Guidance()
     sampling = Sampling()
+    small_schedule = SMALL
+    small_codec = SMALL_CODEC
 
     def schedule(self, height_over_width: float, pixels: str) -> Schedule:
         return make_schedule(height_over_width, pixels)
@@ -100,12 +109,66 @@ class Shape:
         encoder = TextEncoder(model, lambda _prompt: ids, self.text.d_model)
         return lambda: encoder.features(ids)
 
+    def prompt(self, text: Text, backbone: Backbone, schedule: Schedule) -> Text:
+        return text
+
     def small(self, head_dim: int) -> tuple[Backbone, Recipe]:
-        width = 2 * head_dim
+        width, schedule = 2 * head_dim, self.small_schedule
         config = InfinityConfig(2, width, 2, 2 * width, 8, SMALL_TEXT, 2, 32, 15)
-        model = random_backbone(config, SMALL_CODEC, CPU, torch.float32, "limits")
+        shape = replace(self, transformer=config, codec=self.small_codec)
+        model = shape.build(CPU, torch.float32, "limits")
         text = torch.randn(9, SMALL_TEXT, generator=torch.Generator().manual_seed(1))
-        return model, Recipe((text,), None, (7,), SMALL)
+        text = self.prompt(text, model, schedule)
+        return model, Recipe((text,), None, (7,), schedule, self.guidance, self.sampling)
+
+
+@dataclass(frozen=True)
+class EditShape(Shape):
+    """The same sizes, for changing a picture as an instruction says; see docs/fine-tunes.md, section 1."""
+
+    def build(self, device: torch.device, dtype: torch.dtype, name: str) -> Backbone:
+        plain = super().build(device, dtype, name)
+        return EditBackbone(plain.transformer, plain.vae, name)
+
+    def prompt(self, text: Text, backbone: Backbone, schedule: Schedule) -> Text:
+        return PicturedText(text, _random_features(backbone, backbone.map_grid(schedule.grids[-1])))
+
+
+@dataclass(frozen=True)
+class EnlargeShape(Shape):
+    """The same, for enlarging a picture; see docs/fine-tunes.md, section 2."""
+
+    maps: MapConfig = RELEASED_MAPS
+    guidance = Guidance(1.0)
+    sampling = Sampling(0.5)
+    small_schedule = make_schedule(1.0, "0.25M")  # one with scales that are not given
+    small_codec = VAEConfig(32, (1, 1), 1, 1, 2)  # a token is 2 x 2 cells, as the maps have them
+
+    def schedule(self, height_over_width: float, pixels: str) -> Schedule:
+        if height_over_width != 1 or pixels not in ("0.25M", "1M"):
+            raise ValueError(
+                "this shape draws squares only; leave --aspect at 1:1, and --pixels at 1M or 0.25M"
+            )
+        return make_schedule(height_over_width, pixels)
+
+    def build(self, device: torch.device, dtype: torch.dtype, name: str) -> Backbone:
+        maps = replace(self.maps, channels=self.codec.channels)
+        with torch.device("meta"):
+            model, vae = EnlargeTransformer(self.transformer, maps), VAE(self.codec).to(dtype)
+        model.blocks.to(dtype)
+        parts = fill_at_random(model, device, SEED), fill_at_random(vae, device, SEED + 1)
+        return EnlargeBackbone(*parts, name)
+
+    def prompt(self, text: Text, backbone: Backbone, schedule: Schedule) -> Text:
+        return PicturedText(text, _random_features(backbone, (SIDE, SIDE)))
+
+    def small(self, head_dim: int) -> tuple[Backbone, Recipe]:
+        return super(EnlargeShape, replace(self, maps=SMALL_MAPS)).small(head_dim)
+
+
+def _random_features(backbone: Backbone, grid: Grid) -> Tensor:
+    """(c, h, w) of a picture's size."""
+    return torch.randn(backbone.channels, *grid, generator=torch.Generator().manual_seed(SEED))
 
 
 SYSTEM_TOKENS = 139  # of the released system prompt
@@ -144,6 +207,9 @@ class HartShape:
         ids = random_prompt(vocabulary)[: self.transformer.text_length]
         return lambda: encoder.features(ids)
 
+    def prompt(self, text: Text, backbone: Backbone, schedule: Schedule) -> Text:
+        return text
+
     def small(self, head_dim: int) -> tuple[Backbone, Recipe]:
         width, sides = 2 * head_dim, (1, 2, 3, 4, 6, 8)
         config = HartConfig(2, width, 2, 2 * width, 64, 8, 16, 6, sides, 32, 1)
@@ -166,17 +232,22 @@ HART_07B = HartShape(
     VAEConfig(160, (1, 1, 2, 2, 4), 2, 3, 32),
     QWEN,
 )
+INFINITY_125M = InfinityConfig(12, 768, 8, 3072, 16, 2048, 16, 512, 15)
+INFINITY_8B = InfinityConfig(40, 3584, 28, 14336, 56, 2048, 16, 512, 15)
+CODEC_8B = VAEConfig(128, (1, 2, 4, 4), 2, 3, 14)
 SHAPES: dict[str, Kind] = {
-    "125m": Shape(
-        InfinityConfig(12, 768, 8, 3072, 16, 2048, 16, 512, 15), VAEConfig(128, (1, 2, 4, 4, 4), 2, 3, 16)
-    ),
+    "125m": Shape(INFINITY_125M, VAEConfig(128, (1, 2, 4, 4, 4), 2, 3, 16)),
     "2b": Shape(
         InfinityConfig(32, 2048, 16, 8192, 32, 2048, 16, 512, 15), VAEConfig(128, (1, 2, 4, 4, 4), 2, 3, 32)
     ),
-    "8b": Shape(
-        InfinityConfig(40, 3584, 28, 14336, 56, 2048, 16, 512, 15), VAEConfig(128, (1, 2, 4, 4), 2, 3, 14)
-    ),
+    "8b": Shape(INFINITY_8B, CODEC_8B),
     "hart-0.7b": HART_07B,
+    "varedit-8b": EditShape(INFINITY_8B, CODEC_8B),
+    "nsarm-8b": EnlargeShape(INFINITY_8B, CODEC_8B),
+    "varedit-small": EditShape(INFINITY_125M, VAEConfig(128, (1, 2, 4, 4, 4), 2, 3, 16)),
+    "nsarm-small": EnlargeShape(
+        replace(INFINITY_125M, bits=32), VAEConfig(64, (1, 2, 4, 4), 1, 1, 8), maps=SMALL_MAPS
+    ),
 }
 
 
@@ -242,6 +313,8 @@ def fill_at_random(model: nn.Module, device: torch.device, seed: int) -> nn.Modu
     """Make the parameters of a model from the meta device on a real one, and fill them so that signals keep
     their size."""
     model.to_empty(device=device).requires_grad_(False).eval()
+    if device.type == "meta":
+        return model  # for arithmetic: there are no values
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         matrix = parameter.dim() > 1 and name.endswith("weight")

@@ -128,6 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=_path, help=".pth file, safetensors file or directory of shards")
     convert.add_argument("target", type=_path, help="the .safetensors file to write")
     convert.add_argument("--bf16", action="store_true", help="store in bfloat16, half the size")
+    convert.add_argument(
+        "--family", metavar="NAME", help="what an Infinity transformer is, written into the file, where its "
+        "name does not say so: Infinity, VAREdit or NSARM",
+    )
     convert.set_defaults(run=_convert)
     return parser
 
@@ -402,8 +406,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from .model.family import facts
     from .model.tensors import convert
 
-    convert(args.source, args.target, args.bf16)
+    convert(args.source, args.target, args.bf16, lambda tensors: facts(tensors, args.family))
     print(args.target)
     return 0

@@ -20,6 +20,7 @@ from . import __version__
 from .model.catalog import holds_model, is_whole, kind_of, model_entries
 from .model.checkpoint import RELEASED_VAES, open_transformer, open_vae
 from .model.contents import CODEC, HART_TRANSFORMER, TRANSFORMER, reads_safely
+from .model.family import family_of, refuse_others
 from .model.hart_checkpoint import PARTS, is_hart
 from .model.library import RELEASES, TEXT_ENCODER, find_hart, survey
 from .model.tensors import CheckpointError, open_tensors
@@ -132,11 +133,14 @@ def _model(path: Path) -> Finding:
     """A file, or a folder of shards, by its content."""
     try:
         tensors = open_tensors(path)
+        refuse_others(tensors)
         size = sum(os.path.getsize(file) for file in tensors.files) / 2**20
         kind = kind_of(path) or ""
         if kind == TRANSFORMER:
             config = open_transformer(tensors)[1]
             words = f"{config.depth} blocks, {config.width} wide, {config.bits} bits a token, {size:.0f} MiB"
+            family = family_of(tensors)
+            words += f", taken for {family.name} {family.reason}"
             return Finding(path, f"{kind}, {words}", kind, config.bits, config.text_width)
         if kind == CODEC:
             channels = open_vae(tensors)[1].channels

@@ -138,6 +138,11 @@ def check(request: Request) -> Checked:
     given = read_input(request)
     device, dtype = choose_device(request.device, request.precision)
     files = find_model(request.model, [*request.models, *default_roots()])
+    if files.pictured:
+        raise ValueError(
+            f"the model {files.told}, draws from a picture as well as from words, and no command gives it "
+            "one; use its node in ComfyUI"
+        )
     pixels, method = request.pixels or files.area, method_of(request, files.published)
     ratio = files.ratio_for(given.ratio) if given else parse_aspect(request.aspect)
     schedule = files.schedule(ratio, pixels)

@@ -20,7 +20,7 @@ WORDS = (
 ).split()
 
 
-def _randomise(module: nn.Module, seed: int) -> None:
+def randomise(module: nn.Module, seed: int) -> None:
     """Fill every parameter: matrices keep the signal's size, vectors stay near what an untrained model has,
     but not on it.
     """
@@ -40,7 +40,7 @@ def _randomise(module: nn.Module, seed: int) -> None:
 def tiny_transformer(seed: int = 0, **sizes: int) -> InfinityTransformer:
     """A transformer of two narrow blocks; `sizes` are fields of InfinityConfig."""
     model = InfinityTransformer(InfinityConfig(**{**TINY.__dict__, **sizes}))
-    _randomise(model, seed)
+    randomise(model, seed)
     for block in model.blocks:
         block.sa.scale_mul_1H11.data += math.log(4.0)
         block.sa.scale_mul_1H11.data[0, 0] = 5.0  # above ln 100, so the clamp acts
@@ -55,7 +55,7 @@ def tiny_vae(
     model = VAE(
         VAEConfig(width=width, mult=mult, encoder_blocks=blocks, decoder_blocks=blocks, channels=channels)
     )
-    _randomise(model, seed)
+    randomise(model, seed)
     return model
 
 
@@ -113,7 +113,7 @@ def tiny_text_dir(path: Path, width: int = 32, seed: int = 2) -> Path:
         feed_forward_proj="gated-gelu",
     )
     model = T5EncoderModel(config)
-    _randomise(model, seed)
+    randomise(model, seed)
     model.save_pretrained(path)
     return path
 

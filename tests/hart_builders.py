@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from builders import WORDS, _randomise
+from builders import WORDS, randomise
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,7 +27,7 @@ SCHEDULE = square_schedule(TINY.sides)
 def tiny_hart(seed: int = 0, **sizes: Any) -> HartTransformer:
     """Two narrow blocks; `sizes` are fields of HartConfig."""
     model = HartTransformer(HartConfig(**{**TINY.__dict__, **sizes}))
-    _randomise(model, seed)
+    randomise(model, seed)
     for parameter in model.head_nm["ada_lin"].parameters():
         parameter.data *= 0.2  # so that tokens differ by what they are more than all of them by the prompt
     return model
@@ -36,7 +36,7 @@ def tiny_hart(seed: int = 0, **sizes: Any) -> HartTransformer:
 def tiny_tokenizer(codes: int = TINY.codes, channels: int = TINY.channels, seed: int = 1) -> Tokenizer:
     """A codec of stride 2, and its quantiser."""
     model = Tokenizer(VAEConfig(32, (1, 1), 1, 1, channels), Quantizer(codes, channels))
-    _randomise(model, seed)
+    randomise(model, seed)
     model.quantize.embedding.weight.data *= 3  # codes of unit size, about
     return model
 
@@ -101,7 +101,7 @@ def tiny_qwen_dir(path: Path, width: int = TINY.text_width, seed: int = 2) -> Pa
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
     )
     model = Qwen2Model(config)
-    _randomise(model, seed)
+    randomise(model, seed)
     save_file(
         {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, path / "model.safetensors"
     )

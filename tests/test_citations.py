@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("comfy_moss", "kernels", "benchmarks", "training", "tests")
 NUMBER = r"\d+(?:\.\d+)*"
-CITED = re.compile(rf"docs/(\w+)\.md,\s+sections?\s+({NUMBER}(?:(?:,\s+|\s+and\s+|\s+to\s+){NUMBER})*)")
+CITED = re.compile(rf"docs/([\w-]+)\.md,\s+sections?\s+({NUMBER}(?:(?:,\s+|\s+and\s+|\s+to\s+){NUMBER})*)")
 
 
 def citations() -> list[tuple[str, str, str]]:
@@ -23,12 +23,12 @@ def citations() -> list[tuple[str, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("page", ["infinity", "hart"])
-def test_every_cited_section_exists(page: str) -> None:
+@pytest.mark.parametrize("page, least", [("infinity", 9), ("hart", 9), ("fine-tunes", 3)])
+def test_every_cited_section_exists(page: str, least: int) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     sections = set(re.findall(rf"^##+ ({NUMBER})\.? ", text, re.MULTILINE))
     cited = {(file, number) for file, where, number in citations() if where == page}
-    assert len(cited) > 8
+    assert len(cited) >= least
     assert [entry for entry in sorted(cited) if entry[1] not in sections] == []
 
 

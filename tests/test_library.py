@@ -183,15 +183,15 @@ def test_the_embedded_model_is_looked_for_in_the_pack(
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match="no model '20b'; choose nano, 125m, 2b, 8b, 8b-512, hart-0.7b or a directory"
-    ):
+    names = "nano, 125m, 2b, 8b, 8b-512, varedit-8b-1024, varedit-8b-512, varedit-2b-512, nsarm, hart-0.7b"
+    with pytest.raises(CheckpointError, match=f"no model '20b'; choose {names} or a directory"):
         find_model("20b", [tmp_path])
 
 
 def test_a_survey_tells_found_from_missing(shelf: Path, own_model: Path) -> None:
     found = {status.name: status for status in survey([shelf])}
-    assert list(found) == ["nano", "125m", "2b", "8b", "8b-512", "hart-0.7b", str(own_model)]
+    tunes = ["varedit-8b-1024", "varedit-8b-512", "varedit-2b-512", "nsarm"]
+    assert list(found) == ["nano", "125m", "2b", "8b", "8b-512", *tunes, "hart-0.7b", str(own_model)]
     assert found["2b"].missing == () and found["2b"].vae == shelf / "vae" / "infinity_vae_d32reg.pth"
     assert found["8b"].missing == ("infinity_8b_weights", "infinity_vae_d56_f8_14_patchify.pth")
     assert found["125m"].expected == ("infinity_125M_256x256.pth", "infinity_vae_d16.pth", "flan-t5-xl")

@@ -30,12 +30,24 @@ class PositionedText(NamedTuple):
     positions: Tensor
 
 
-Text = Tensor | PositionedText  # features (L, Ct) of a prompt
+class PicturedText(NamedTuple):
+    """What a picture is to become, in words, for models that draw from a picture.
+
+    Attributes:
+        features: (L, Ct) of the words.
+        picture: (c, h, w) float32, the codec's features of the picture, not quantised.
+    """
+
+    features: Tensor
+    picture: Tensor
+
+
+Text = Tensor | PositionedText | PicturedText  # features (L, Ct) of a prompt
 
 
 def text_width(text: Text) -> int:
     """Ct."""
-    return (text.features if isinstance(text, PositionedText) else text).shape[1]
+    return (text if isinstance(text, Tensor) else text.features).shape[1]
 
 
 class Condition(Protocol):
@@ -43,9 +55,11 @@ class Condition(Protocol):
 
     Attributes:
         batch: B, number of pictures; R = 2B when guided, else B.
+        given: tokens of the first scales that need no drawing, each (B, h*w, d); most models know none.
     """
 
     batch: int
+    given: Sequence[Tensor]
 
     @property
     def guided(self) -> bool:
@@ -168,6 +182,10 @@ class Pass:
             return (self.step.cache.append(layer, k, v),)
         return ((k, v),) if self.step.cache is None else (self.step.cache.view(layer), (k, v))
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What new tokens take from all that they attend to, (R, H, N, D), as q, k and v are."""
+        return self.kernels.cross_scale_attention(q, self.context(layer, k, v), self.step.visible)
+
 
 def gather_tokens(x: Tensor, picked: Tensor) -> Tensor:
     """Tokens (R, K, C) of x (R, N, C) at indices (R, K)."""
@@ -242,11 +260,17 @@ class TokenWork:
             both of the feed-forward.
         attention: for each token attended to in self-attention, itself included: its score and its value.
         prefix: tokens of the prompt that run before the picture's first one and stay in the cache.
+        pictured: a picture runs before it as well, one token a cell of the last grid.
     """
 
     linear: float
     attention: float
     prefix: int = 0
+    pictured: bool = False
+
+    def before(self, schedule: Schedule) -> int:
+        """Tokens that run before the first one drawn: the prompt's, and a picture's."""
+        return self.prefix + (schedule.tokens(len(schedule) - 1) if self.pictured else 0)
 
 
 class PromptReader(Protocol):
@@ -288,8 +312,10 @@ class Backbone(Protocol):
     def is_empty(self, text: Text) -> bool:
         """Whether text features (L, Ct) are those of an empty prompt."""
 
-    def condition(self, text: Sequence[Text], negative: Sequence[Text] | None, guided: bool) -> Condition:
-        """Prepare text features (L_i, Ct) for every layer."""
+    def condition(
+        self, text: Sequence[Text], negative: Sequence[Text] | None, guided: bool, schedule: Schedule
+    ) -> Condition:
+        """Prepare text features (L_i, Ct) for every layer, for pictures of this schedule."""
 
     def new_cache(self, condition: Condition, capacity: int | Sequence[int]) -> KVCache:
         """An empty cache for that many tokens a layer, and for what the prompt itself takes."""

@@ -35,6 +35,7 @@ class KVCache:
         shapes = [(2, rows, heads, tokens, head_dim) for tokens in capacity]
         self.layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.lengths = [0] * len(self.layers)
+        self.prefix: KVCache | None = None  # of what came before the first token: its own memory, only read
         self.owner: KVCache | None = None  # whose memory this is, and which must live as long
         self._writes: list[object] = []  # a mark for every pass now in the memory; shared by all on it
         self._mine: list[object] = []  # the marks that this cache's tokens need
@@ -51,8 +52,9 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes really allocated, by whomever the memory is shared with."""
-        return sum(layer.untyped_storage().nbytes() for layer in self.layers)
+        """Bytes really allocated, by whomever the memory is shared with; with those of the prefix."""
+        prefix = self.prefix.nbytes if self.prefix else 0
+        return prefix + sum(layer.untyped_storage().nbytes() for layer in self.layers)
 
     def room(self, layer: int, tokens: int) -> Segment:
         """The next free memory of a layer, (R, H, tokens, D) each, for whoever can compute in place.
@@ -116,6 +118,7 @@ class KVCache:
         first = self.layers[0]
         _, rows, heads, _, head_dim = first.shape
         new = KVCache([capacity] * len(self.layers), rows, heads, head_dim, first.dtype, first.device)
+        new.prefix = self.prefix
         for layer in range(len(self.layers)):
             new.append(layer, *self.view(layer))
         return new

@@ -18,7 +18,8 @@ from .tensors import CheckpointError, open_tensors
 from .text import QWEN, is_t5, text_width
 
 REPOSITORIES = (  # of the hub
-    "FoundationVision/Infinity", "google/flan-t5-xl", "mit-han-lab/hart-0.7b-1024px", f"mit-han-lab/{QWEN}",
+    "FoundationVision/Infinity", "HiDream-ai/VAREdit", "google/flan-t5-xl", "mit-han-lab/hart-0.7b-1024px",
+    f"mit-han-lab/{QWEN}",
 )
 DEPTH = 6  # folders below a root that are searched; enough for the hub's cache layout
 SHARD = re.compile(r".*-\d+-of-\d+")

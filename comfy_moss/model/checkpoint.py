@@ -8,14 +8,16 @@ refused is refused from names and shapes, before memory is taken.  Facts: docs/i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .contents import CODEC, TRANSFORMER, identify
+from .family import BACKBONES, INFINITY, MAPS, family_of, map_heads, refuse_others
 from .infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
+from .nsarm import EnlargeTransformer, MapConfig
 from .tensors import CheckpointError, Tensors, build, fill_module, open_tensors, weights_id
 from .text import text_width
 from .vae import VAE, VAEConfig, plain_names
@@ -34,6 +36,7 @@ CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
 
 
 def _expect(tensors: Tensors, kind: str) -> None:
+    refuse_others(tensors)
     if (found := identify(tensors)) != kind:
         raise CheckpointError(f"{tensors.path} seems to be {found}, not {kind}; choose another file")
 
@@ -132,19 +135,30 @@ def _foreign(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def transformer_from_state(
-    state: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    state: Mapping[str, Tensor],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    heads: Sequence[int] | None = None,
 ) -> InfinityTransformer:
     """Build the transformer from tensors under released or canonical names.
 
     Args:
         device: where it goes; None = where the tensors are.
         dtype: of the blocks; everything around them is float32 (docs/infinity.md, section 4.1).
+        heads: of NSARM's maps, where there are some; None = as the file says, or as released.
 
     Raises:
         CheckpointError: see `open_transformer` and `tensors.fill_module`.
     """
     tensors, config = open_transformer(Tensors.of(state))
-    model = build(tensors.path, lambda: InfinityTransformer(config))
+    maps = {name.removeprefix(MAPS): tensors.shapes[name] for name in tensors if name.startswith(MAPS)}
+
+    def make() -> InfinityTransformer:
+        if not maps:
+            return InfinityTransformer(config)
+        return EnlargeTransformer(config, MapConfig.from_shapes(maps, heads or map_heads(tensors)))
+
+    model = build(tensors.path, make)
     fill_module(model, tensors, lambda name: dtype if name.startswith("blocks.") else torch.float32, device)
     return model
 
@@ -212,12 +226,14 @@ def load_infinity(
     text: Path | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    family: str | None = None,
 ) -> InfinityBackbone:
     """Load a transformer and its codec; a text encoder directory is only checked (load it with
     `text.TextEncoder`).
 
     Args:
         dtype: of the transformer's blocks and of the codec.
+        family: a key of `family.BACKBONES`; None = what the file is taken for.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another kind, or the files do not belong together.
@@ -231,7 +247,8 @@ def load_infinity(
     check_pair(config.bits, codec_config.channels, transformer, vae)
     if text is not None:
         check_text(config.text_width, transformer, Path(text))
-    return InfinityBackbone(
+    kind, told = family_of(weights, family).name, weights_id(named, codec_named)
+    return BACKBONES[kind](
         transformer_from_state(weights, device, dtype), vae_from_state(codec, device, dtype),
-        weights_id(named, codec_named),
+        told if kind == INFINITY else f"{told}-{kind.lower()}",
     )

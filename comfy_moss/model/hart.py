@@ -85,6 +85,7 @@ class HartCondition:
     scale: Tensor
     shift: Tensor
     batch: int
+    given = ()
 
     @property
     def guided(self) -> bool:
@@ -336,7 +337,11 @@ class HartBackbone:
         return bool((text.positions < 0).all())  # all of it is padding
 
     def condition(
-        self, text: Sequence[PositionedText], negative: Sequence[PositionedText] | None, guided: bool
+        self,
+        text: Sequence[PositionedText],
+        negative: Sequence[PositionedText] | None,
+        guided: bool,
+        schedule: Schedule,
     ) -> HartCondition:
         return self.transformer.condition(text, negative, guided)
 

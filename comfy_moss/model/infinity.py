@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,7 @@ class InfinityCondition:
     text: tuple[tuple[Tensor, Tensor], ...]
     text_mask: Tensor | None
     batch: int
+    given = ()
 
     @property
     def guided(self) -> bool:
@@ -115,8 +117,7 @@ class SelfAttention(nn.Module):
         qkv = rearrange(qkv, "r n (three h d) -> r n three h d", three=3, h=self.heads)
         scale, room = self.scale_mul_1H11.flatten(), now.room(layer, x.shape[1])
         q, k, v = now.kernels.cosine_rope2d(qkv, scale, *now.rotary(picked), room)
-        out = now.kernels.cross_scale_attention(q, now.context(layer, k, v), now.step.visible)
-        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
+        return self.proj(rearrange(now.attend(layer, q, k, v), "r h n d -> r n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -315,6 +316,7 @@ class InfinityBackbone:
     kernels: Kernels = field(default=TORCH, kw_only=True)
     graphs: Graphs | None = field(default=None, kw_only=True)
     published: Published = field(default=PAPER, kw_only=True)
+    pass_type: ClassVar[type[Pass]] = Pass
 
     @property
     def device(self) -> torch.device:
@@ -363,7 +365,7 @@ class InfinityBackbone:
         return len(text) == 1  # its end token alone
 
     def condition(
-        self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool
+        self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool, schedule: Schedule
     ) -> InfinityCondition:
         return self.transformer.condition(text, negative, guided)
 
@@ -381,13 +383,17 @@ class InfinityBackbone:
 
     def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
         x = self.transformer.embed(tokens, step.positions.scale, step.condition)
-        tables = rotation(step.positions, step.schedule, self.transformer.config.head_dim)
+        tables = self.rotation(step)
         if len(tables[0]) > 1:  # every picture has its own tokens: repeat for the unconditional rows
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
         mix = step.guidance.mixes(self.depth, step.guidance.at(step.positions, len(step.schedule)))
-        now = Pass(step, *tables, mix, self.kernels)
+        now = self.pass_type(step, *tables, mix, self.kernels)
         hidden = self.graphs.replay(self.transformer, x, now) if self.graphs else None
         return self.transformer(x, now) if hidden is None else hidden
+
+    def rotation(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Rotary tables of a step's tokens, each (B or 1, N, D / 2)."""
+        return rotation(step.positions, step.schedule, self.transformer.config.head_dim)
 
     def logits(self, hidden: Tensor, step: Step) -> Tensor:
         """Logits (B, N, d, 2) after temperature and guidance."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from .backbone import HART, NANO, PAPER, Backbone, PromptReader, Published
 from .catalog import default_roots as default_roots
 from .checkpoint import RELEASED_VAES, fits_bits, load_infinity, open_transformer
 from .contents import CODEC, TRANSFORMER, listing
+from .family import INFINITY, NSARM, PLAIN, VAREDIT, Family, family_of
 from .found import found_plans
 from .hart import HartBackbone
 from .hart_checkpoint import (
@@ -60,6 +61,17 @@ class ModelFiles:
     area: str  # that it was made for, a key of `schedule.PRESETS`
     cfg: float  # guidance that its authors use
     tau: float  # temperature
+    family: Family = field(default=PLAIN, kw_only=True)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it draws from a picture, not from words alone."""
+        return self.family.name != INFINITY
+
+    @property
+    def told(self) -> str:
+        """The model and what its file is taken for, in words for a report."""
+        return f"{Path(self.name).name}, taken for {self.family.name} {self.family.reason}"
 
     @property
     def published(self) -> Published:
@@ -122,9 +134,9 @@ class ModelFiles:
         Raises:
             CheckpointError: a file is missing or damaged, or the files do not belong together.
         """
-        return replace(
-            load_infinity(self.transformer, self.vae, self.text, device, dtype), published=self.published
-        )
+        files = (self.transformer, self.vae, self.text)
+        backbone = load_infinity(*files, device, dtype, self.family.name)
+        return replace(backbone, published=self.published)
 
 
 @dataclass(frozen=True)
@@ -248,17 +260,29 @@ class Release:
     area: str
     cfg: float
     tau: float
+    family: str = INFINITY
+    hub: str = "FoundationVision/Infinity"
 
-    def files(self, name: str, transformer: Path, vae: Path, text: Path) -> ModelFiles:
-        return ModelFiles(name, transformer, vae, text, self.area, self.cfg, self.tau)
+    def files(
+        self, name: str, transformer: Path, vae: Path, text: Path, family: Family | None = None
+    ) -> ModelFiles:
+        family = family or Family(self.family, "by its name", self.area)
+        return ModelFiles(name, transformer, vae, text, self.area, self.cfg, self.tau, family=family)
 
 
 VAE56 = "infinity_vae_d56_f8_14_patchify.pth"
+VAREDIT_HUB = "HiDream-ai/VAREdit"
 RELEASES = {
     "125m": Release("infinity_125M_256x256.pth", "infinity_vae_d16.pth", 768, "0.06M", 4.0, 0.5),
     "2b": Release("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", 2048, "1M", 3.0, 0.5),
     "8b": Release("infinity_8b_weights", VAE56, 3584, "1M", 3.0, 1.0),
     "8b-512": Release("infinity_8b_512x512_weights", VAE56, 3584, "0.25M", 3.0, 1.0),
+    "varedit-8b-1024": Release("8B-1024.pth", VAE56, 3584, "1M", 3.0, 0.1, VAREDIT, VAREDIT_HUB),
+    "varedit-8b-512": Release("8B-512.pth", VAE56, 3584, "0.25M", 3.0, 0.1, VAREDIT, VAREDIT_HUB),
+    "varedit-2b-512": Release(
+        "2B-512.pth", "infinity_vae_d32reg.pth", 2048, "0.25M", 3.0, 0.1, VAREDIT, VAREDIT_HUB
+    ),
+    "nsarm": Release("NSARM.pth", VAE56, 3584, "1M", 1.0, 0.5, NSARM, "the links of Xiangtaokong/NSARM"),
 }
 EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5, 0.5)
 # settings for models of one's own
@@ -339,11 +363,17 @@ def _unknown(name: str) -> CheckpointError:
     )
 
 
-def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequence[Path]) -> ModelFiles:
+def assemble(
+    transformer: Path, vae: Path | None, text: Path | None, roots: Sequence[Path], family: str | None = None
+) -> ModelFiles:
     """A model from a transformer of one's choice; what is None is looked for beside it, then below the roots.
 
+    Args:
+        family: a key of `family.BACKBONES`; None = what the file is taken for.
+
     Raises:
-        CheckpointError: no Infinity transformer, or no VAE or text encoder that belongs to it was found.
+        CheckpointError: no Infinity transformer, one that contradicts the family, or no VAE or text encoder
+            that belongs to it was found.
     """
     config = open_transformer(open_tensors(transformer))[1]
     beside, entries = (
@@ -361,7 +391,8 @@ def assemble(transformer: Path, vae: Path | None, text: Path | None, roots: Sequ
     ):
         message = f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it"
         raise CheckpointError(message + catalog.instead(beside))
-    return _settings(transformer).files(transformer.name, transformer, vae, text)
+    release, found = _settings(transformer, family)
+    return release.files(transformer.name, transformer, vae, text, found)
 
 
 def survey(roots: Sequence[Path]) -> list[ModelStatus]:
@@ -386,7 +417,7 @@ def _released(name: str, roots: Sequence[Path]) -> ModelFiles:
     if status.missing:
         raise CheckpointError(
             f"the model {name} is incomplete: {listing(status.missing)} not found below {_listed(roots)}; "
-            f"download from FoundationVision/Infinity and google/{TEXT_ENCODER}"
+            f"download from {RELEASES[name].hub} and google/{TEXT_ENCODER}"
         )
     return RELEASES[name].files(name, status.transformer, status.vae, status.text)
 
@@ -446,7 +477,8 @@ def _of_directory(
     ):
         message = f"the model folder {folder} lacks {missing}; put it there, or give another folder"
         raise CheckpointError(message + catalog.instead(inside))
-    return (release or _settings(transformer)).files(name, transformer, vae, text)
+    release, found = (release, PLAIN) if release else _settings(transformer)
+    return release.files(name, transformer, vae, text, found)
 
 
 def _in_role(kind: str, names: Sequence[str], inside: Sequence[Path]) -> list[Path]:
@@ -468,10 +500,17 @@ def _width(transformer: Path | None) -> int | None:
         return None
 
 
-def _settings(transformer: Path) -> Release:
-    """Settings of the release that a transformer is, by its name or else its width."""
+def _settings(transformer: Path, family: str | None = None) -> tuple[Release, Family]:
+    """Settings of the release that a transformer is, by its name or else its width, and its family."""
     stem = transformer.name.removesuffix(".safetensors").removesuffix(".pth")
-    if by_name := [r for r in RELEASES.values() if r.transformer.removesuffix(".pth") == stem]:
-        return by_name[0]
-    width = open_transformer(open_tensors(transformer))[1].width
-    return next((r for r in RELEASES.values() if r.width == width), UNKNOWN)
+    by_name = [release for release in RELEASES.values() if release.transformer.removesuffix(".pth") == stem]
+    if by_name and family is None and by_name[0].family == INFINITY:
+        return by_name[0], PLAIN
+    tensors = open_tensors(transformer)
+    found = family_of(tensors, family)
+    kin = [release for release in RELEASES.values() if release.family == found.name]
+    width = open_transformer(tensors)[1].width
+    fitting = [release for release in kin if release.width == width and found.area in (None, release.area)]
+    other = UNKNOWN if found.name == INFINITY else kin[0]
+    release = next((one for one in [*by_name, *fitting] if one in kin), other)
+    return replace(release, area=found.area or release.area), found

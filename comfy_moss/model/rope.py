@@ -31,9 +31,13 @@ def rotation(positions: Positions, schedule: Schedule, head_dim: int) -> tuple[T
     Raises:
         ValueError: head_dim is not a multiple of 4.
     """
-    frequency = _frequencies_2d(head_dim, positions.scale.device)
-    py, px = grid_positions(positions, schedule)
-    return _tables(py[..., None] * frequency, px[..., None] * frequency)
+    return rotation_at(*grid_positions(positions, schedule), head_dim)
+
+
+def rotation_at(y: Tensor, x: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """The same of tokens at whole coordinates, each (B, N)."""
+    frequency = _frequencies_2d(head_dim, y.device)
+    return _tables(y[..., None] * frequency, x[..., None] * frequency)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

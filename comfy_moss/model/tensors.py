@@ -64,13 +64,15 @@ class Tensors(Mapping[str, Tensor]):
         path: the file or directory, for messages.
         shapes: name -> shape; values come in these shapes.
         files: what they are read from.
+        metadata: what a safetensors file says about itself.
     """
 
     def __init__(
         self, path: Path, shapes: Mapping[str, Sequence[int]], read: Callable[[str], Tensor],
-        files: Iterable[Path] = (),
+        files: Iterable[Path] = (), metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
+        self.metadata = dict(metadata or {})
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.files = tuple(files)
         self._read = read
@@ -102,7 +104,7 @@ class Tensors(Mapping[str, Tensor]):
     def renamed(self, names: Mapping[str, str]) -> Tensors:
         """The tensors that `names` (new name -> present name) lists, and no others."""
         shapes = {new: self.shapes[old] for new, old in names.items()}
-        return Tensors(self.path, shapes, lambda name: self[names[name]], self.files)
+        return Tensors(self.path, shapes, lambda name: self[names[name]], self.files, self.metadata)
 
 
 @contextlib.contextmanager
@@ -184,7 +186,7 @@ def _open_safetensors(path: Path) -> Tensors:
     shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
     if not shapes:
         raise CheckpointError(f"{path} holds no weights; choose the model's weights file")
-    return Tensors(path, shapes, file.get_tensor, [path])
+    return Tensors(path, shapes, file.get_tensor, [path], file.metadata())
 
 
 def _open_torch(path: Path) -> Tensors:
@@ -358,18 +360,22 @@ def _finite(tensor: Tensor) -> bool:
     return all(math.isfinite(extreme) for extreme in torch.stack(tensor.aminmax()).tolist())
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], target: Path, dtype: torch.dtype | None = None) -> None:
+def write_safetensors(
+    tensors: Mapping[str, Tensor], target: Path, dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write one safetensors file, one tensor at a time; the file appears whole or not at all.
 
     Args:
         dtype: what floating-point tensors become; None = as they are.
+        metadata: what the file is to say about itself.
 
     Raises:
         CheckpointError: a dtype the format lacks, or the disk refused.
     """
     # big elements first: all are aligned
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header, end = {"__metadata__": {"format": "pt"} | dict(metadata or {})}, 0
     for name in order:
         kind, size = _stored_as(tensors[name], dtype), tensors[name].numel()
         if kind not in SAFETENSORS_TYPES:
@@ -427,7 +433,10 @@ def weights_id(*models: Tensors) -> str:
     return digest.hexdigest()[:12]
 
 
-def convert(source: Path, target: Path, bf16: bool = False) -> None:
+def convert(
+    source: Path, target: Path, bf16: bool = False,
+    facts: Callable[[Tensors], Mapping[str, str]] | None = None,
+) -> None:
     """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in
     the source.
 
@@ -437,6 +446,7 @@ def convert(source: Path, target: Path, bf16: bool = False) -> None:
 
     Args:
         bf16: store floating-point tensors in bfloat16, half the size of released files.
+        facts: what the file is to say about its tensors; None = what the source says.
 
     Raises:
         CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or
@@ -453,4 +463,5 @@ def convert(source: Path, target: Path, bf16: bool = False) -> None:
         tensors = tensors.renamed({n: n for n in tensors if n.startswith(kept)})
     elif kind == HART_TRANSFORMER:
         tensors = tensors.renamed({n: n for n in tensors if n != MASK})
-    write_safetensors(tensors, target, torch.bfloat16 if bf16 else None)
+    found = facts(tensors) if facts else tensors.metadata
+    write_safetensors(tensors, target, torch.bfloat16 if bf16 else None, found)

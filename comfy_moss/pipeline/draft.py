@@ -50,9 +50,26 @@ class Recipe:
                 "prompts do not pair up"
             )
 
+    def same_prompts(self, other: Recipe) -> bool:
+        """Whether both ask for the same pictures, but for chance: their conditions are interchangeable."""
+        facts = [(one.schedule, one.guidance.active(len(one.schedule))) for one in (self, other)]
+        return facts[0] == facts[1] and all(
+            _same(ours, theirs) for ours, theirs in ((self.text, other.text), (self.negative, other.negative))
+        )
+
     def condition(self, backbone: Backbone) -> Condition:
         """The prompts made ready for every layer of the model."""
-        return backbone.condition(self.text, self.negative, self.guidance.active(len(self.schedule)))
+        guided = self.guidance.active(len(self.schedule))
+        return backbone.condition(self.text, self.negative, guided, self.schedule)
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two texts, or tuples of such, say the same."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and torch.equal(a, b))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b
 
 
 @dataclass(frozen=True)
@@ -238,6 +255,38 @@ def draw_scales(
     return drawn, total
 
 
+def run_given(
+    run: Run, total: Tensor, given: Sequence[Tensor], on_scale: OnScale | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Run the first scales, whose tokens are all known beforehand, for their keys and values.
+
+    The first scale has no input of its own kind, so it runs alone; all others run in one pass, in which a
+    token sees its own scale and coarser ones, as when they are drawn one after the other.
+
+    Args:
+        total: (B, c, H, W) the sum of no codes.
+        given: tokens of the scales, each (B, h*w, d).
+
+    Returns:
+        as `draw_scales`.
+    """
+    schedule, backbone = run.recipe.schedule, run.backbone
+    known, inputs, positions = [bits.to(backbone.device) for bits in given], [], []
+    for scale, bits in enumerate(known):
+        inputs.append(backbone.tokens(total, schedule.grids[scale]) if scale else None)
+        positions.append(Positions.of_scale(schedule, scale, backbone.device))
+        total = total + backbone.code_map(backbone.codes(bits), scale, schedule)
+        if on_scale:
+            on_scale(scale + 1, len(schedule), total)
+    backbone.forward(None, run.step(positions[0], store=True))
+    stored = slice(1, min(len(known), len(schedule) - 1))  # nobody looks back at the last scale
+    if inputs[stored]:
+        together = Positions.concat(positions[stored])
+        visible = together.scale[:, :, None] >= together.scale[:, None, :]
+        backbone.forward(torch.cat(inputs[stored], dim=1), run.step(together, True, visible))
+    return known, total
+
+
 @torch.inference_mode()
 def draw_draft(
     backbone: Backbone,
@@ -273,6 +322,10 @@ def draft_of(
     run: Run, scales: int, given: Sequence[Tensor] = (), on_scale: OnScale | None = None
 ) -> Draft:
     """The draft of a run that has drawn nothing yet; arguments as of `draw_draft`."""
-    empty = empty_total(run.backbone, run.recipe)
-    bits, total = draw_scales(run, empty, range(scales), given, on_scale=on_scale)
+    bits, total = [], empty_total(run.backbone, run.recipe)
+    if at_once := min(len(run.condition.given), scales):
+        known = [*given, *run.condition.given[len(given) :]][:at_once]
+        bits, total = run_given(run, total, known, on_scale)
+    drawn, total = draw_scales(run, total, range(at_once, scales), given, on_scale=on_scale)
+    bits += drawn
     return Draft(run.recipe, tuple(b.cpu() for b in bits), total.cpu(), run.backbone.model_id)

@@ -180,6 +180,7 @@ def finish_fastvar(
         for layer in range(backbone.depth)
     ]
     condition = recipe.condition(backbone)
+    given = given or condition.given
     run = Run(backbone, recipe, condition, backbone.new_cache(condition, capacity))
     pruner = Pruner(config, schedule)
     bits, total = [], empty_total(backbone, recipe)

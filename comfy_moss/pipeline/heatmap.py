@@ -279,7 +279,7 @@ def inspection(
             "percentile": _encode((255 * percentile(shown)).round(), "u1"),
         },
         "ranks": [list(scales) for scales in zip(*ranks, strict=True)], "open": list(tokens),
-        "draft_tokens": draft.cached_tokens + work.prefix, "kv_bytes": kv_bytes,
+        "draft_tokens": draft.cached_tokens + work.before(draft.recipe.schedule), "kv_bytes": kv_bytes,
         "work": {
             "linear": work.linear, "attention": work.attention,
             **{name: _macs(plan, schedule, work) for name, plan in (("draft", drawn), ("dense", dense))},
@@ -289,7 +289,8 @@ def inspection(
 
 def _macs(plan: Plan, schedule: Schedule, work: TokenWork) -> float:
     """Of one row."""
-    return sum(step.macs(work) for step in plan.forward_passes(schedule, guided=False, prefix=work.prefix))
+    passes = plan.forward_passes(schedule, guided=False, prefix=work.before(schedule))
+    return sum(step.macs(work) for step in passes)
 
 
 def _ranks(

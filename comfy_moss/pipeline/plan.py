@@ -351,8 +351,9 @@ def share_of_dense(
     Args:
         guided: whether the recipe asks for guidance.
     """
+    before = work.before(schedule)
     ours, dense = (
-        sum(step.macs(work, depth) for step in plan.forward_passes(schedule, guided, work.prefix, depth))
+        sum(step.macs(work, depth) for step in plan.forward_passes(schedule, guided, before, depth))
         for plan in (method, Plan(0))
     )
     return ours / dense

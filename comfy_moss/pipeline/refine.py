@@ -19,7 +19,7 @@ from ..model.backbone import Backbone, Condition
 from ..model.cache import KVCache
 from ..model.schedule import Grid, Positions
 from .dispatch import Dispatch, RefinePass
-from .draft import Draft, OnScale, Residual, Run, draft_of, draw_scales
+from .draft import Draft, OnScale, Recipe, Residual, Run, draft_of, draw_scales
 
 
 def refine_sequence(backbone: Backbone, draft: Draft, dispatch: Dispatch) -> tuple[Tensor, Positions]:
@@ -263,6 +263,26 @@ class KVStore:
         self._run: Run | None = None  # whose cache holds the draft before its passes
         self._passes: tuple[Residual, ...] = ()
         self._extended: Run | None = None  # whose cache holds these passes too, in the same memory
+        self._prompts: tuple[Recipe, Condition] | None = None  # made ready for the last draft
+
+    def begin(self, backbone: Backbone, recipe: Recipe, tokens: int) -> Run:
+        """A run that has drawn nothing yet, with room for that many tokens a row.
+
+        Prompts (and pictures beside them) that are those of the last draft are not made ready anew: another
+        seed begins where they end.
+        """
+        condition = self.prompts_of(recipe) or recipe.condition(backbone)
+        self._prompts = recipe, condition
+        return Run.begin(backbone, recipe, tokens, condition)
+
+    def prompts_of(self, recipe: Recipe) -> Condition | None:
+        """The prompts of a recipe, if they were made ready for the last draft."""
+        return self._prompts[1] if self._prompts and self._prompts[0].same_prompts(recipe) else None
+
+    def make_room(self, recipe: Recipe) -> None:
+        """Let everything go that is of no use for drawing this."""
+        self.drop()
+        self._prompts = self._prompts if self.prompts_of(recipe) else None
 
     def keep(self, draft: Draft, run: Run) -> None:
         """Own what a run left behind for a draft without passes, until another's takes its place or the draft
@@ -290,8 +310,10 @@ class KVStore:
         """
         base = draft.base or draft
         if not self.holds(draft):
-            self.clear()  # first, so that two caches never stand side by side
-            self.keep(base, rebuild(backbone, base, on_scale)[1])
+            self.make_room(base.recipe)  # first, so that two caches never stand side by side
+            run = self.begin(backbone, base.recipe, base.cached_tokens)
+            draft_of(run, base.scales, given=base.bits, on_scale=on_scale)
+            self.keep(base, run)
         if not self._has(draft.passes):
             start = self.with_room(base, draft.cached_tokens - base.cached_tokens)
             self._passes, self._extended = draft.passes, extend(start, base, draft.passes)[1]
@@ -311,10 +333,15 @@ class KVStore:
         """Own a run whose cache holds one more pass over a draft that is here."""
         self._passes, self._extended = (*draft.passes, residual), run
 
-    def clear(self) -> None:
-        """Let everything go."""
+    def drop(self) -> None:
+        """Let the draft go, but not its prompts."""
         self._draft = self._run = self._extended = None
         self._passes = ()
+
+    def clear(self) -> None:
+        """Let everything go."""
+        self.drop()
+        self._prompts = None
 
     @property
     def nbytes(self) -> int:
@@ -332,4 +359,4 @@ class KVStore:
 
     def _forget(self, dead: weakref.ref[Draft]) -> None:
         if self._draft is dead:
-            self.clear()
+            self.drop()
