@@ -1,6 +1,7 @@
 /** The brush: paints or erases cells of the map by dragging, and the small panel with its settings. */
 
 import { button, element } from "./dom.mjs";
+import { say } from "./words.mjs";
 
 const SIZES = [1, 3, 5]; // cells
 
@@ -16,13 +17,24 @@ export class Brush {
    */
   constructor(picture, events) {
     Object.assign(this, { picture, events, on: false, size: SIZES[1] });
-    const title = "Paint places that come first; with Shift erase";
-    this.toggle = button("Paint", { title, onclick: () => this.#switch(!this.on) });
-    this.sizes = SIZES.map((size) => button(String(size), { value: size, title: `Brush of ${size} cells`, onclick: () => this.#resize(size) }));
-    this.clear = button("Clear", { title: "Erase all that is painted", onclick: events.clear });
-    this.panel = element("div", "moss-brush", {}, "Brush", ...this.sizes, this.clear);
+    const flip = () => this.#switch(!this.on);
+    this.toggle = button(say("brush.paint"), { title: say("brush.paint.title"), onclick: flip });
+    this.sizes = SIZES.map((size) => this.#sizeButton(size));
+    this.clear = button(say("brush.clear"), { title: say("brush.clear.title"), onclick: events.clear });
+    this.panel = element("div", "moss-brush", {}, say("brush.size"), ...this.sizes, this.clear);
     picture.frame.addEventListener("pointerdown", (event) => this.#begin(event));
     picture.frame.addEventListener("keydown", (event) => this.#press(event));
+    this.#show();
+  }
+
+  #sizeButton(size) {
+    const title = say("brush.size.title", { size });
+    return button(String(size), { value: size, title, onclick: () => this.#resize(size) });
+  }
+
+  /** Go on as another brush was: of the same node, after undo. */
+  resume({ on, size }) {
+    Object.assign(this, { on, size });
     this.#show();
   }
 
@@ -59,7 +71,8 @@ export class Brush {
     };
     this.picture.frame.setPointerCapture(event.pointerId);
     this.picture.frame.addEventListener("pointermove", move, { signal: grip.signal });
-    for (const type of ["pointerup", "pointercancel"]) { // on the window, since the node may be removed meanwhile
+    // on the window, since the node may be removed meanwhile
+    for (const type of ["pointerup", "pointercancel"]) {
       window.addEventListener(type, release, { capture: true, signal: grip.signal });
     }
     this.events.start();

@@ -1,4 +1,7 @@
-/** What belongs to the host's canvas although it happens over the inspector: zooming with the wheel, moving with the middle button. */
+/**
+ * What belongs to the host's canvas although it happens over the inspector: zooming with the wheel, moving
+ * with the middle button.
+ */
 
 import { app } from "../../scripts/app.js";
 
@@ -6,7 +9,8 @@ const MIDDLE = 1;
 const MIDDLE_HELD = 4;
 
 /**
- * Hand these events on. The classic renderer puts widgets above its canvas, which then does not see them; the other
+ * Hand these events on. The classic renderer puts widgets above its canvas, which then does not see them; the
+ * other
  * renderer takes them before they come here.
  * @param {HTMLElement} root of the inspector
  */

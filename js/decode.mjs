@@ -1,6 +1,8 @@
 /** The inspection that the nodes send, decoded once: base64 to typed arrays. */
 
-const VERSION = 2;
+import { say } from "./words.mjs";
+
+const VERSION = 3;
 
 function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -14,24 +16,36 @@ const uint16 = (text) => new Uint16Array(bytes(text).buffer);
  * @typedef {object} Picture of a batch
  * @property {Float32Array} frequency per cell of the final grid, row-major
  * @property {Uint8Array} percentile 0 (calmest) to 255, of the same cells
- * @property {Uint16Array[]} ranks per refine scale, of the cells of its own grid, 0 = busiest
+ * @property {Uint16Array[]} ranks per scale that is left, of the cells of its own grid, 0 = busiest
  * @property {{filename: string, subfolder: string, type: string} | undefined} file the drafted picture
  */
 
 /**
  * @typedef {object} Inspection
  * @property {"frequency" | "dispatch"} kind
- * @property {[number, number][]} grids of the refine scales, height and width, coarsest first
- * @property {[number, number]} final grid
- * @property {number[]} bounds in use when the node ran, percent
- * @property {Object<string, number[] | null>} known by preset its bounds for this model and number of scales; null: none
- * @property {string[]} colours of the refine scales
+ * @property {number[]} left scales that the draft leaves, counted from the end (-1 = the last), coarsest
+ *     first
+ * @property {[number, number][]} grids of these, height and width
+ * @property {number[]} open how many tokens of each may change; ranks from there on never do
+ * @property {string[]} colours of these
+ * @property {string} drafted colour of what stays as drafted
+ * @property {import("./pass.mjs").Pass} ran the pass of the run; of Frequency Map one that suits the model
+ * @property {string} painting that the ranks were made with, as text
+ * @property {boolean} masked whether a mask was part of it
+ * @property {Object<string, Object<number, number[] | null>>} known see pass.mjs
+ * @property {import("./pass.mjs").Pass | null} planned see pass.mjs
+ * @property {[number, number]} final grid of the map: the last of the schedule
  * @property {string[]} palette of the heatmap, low to high
  * @property {Picture[]} pictures
  * @property {number} draftTokens in the KV cache
  * @property {number} kvBytes
- * @property {{linear: number, attention: number, draft: number, dense: number}} work
+ * @property {{linear: number, attention: number, rows: number, draft: number, dense: number}} work
  */
+
+const decoded = new WeakMap(); // by payload
+
+/** Whether two payloads are about one map. */
+export const sameMap = (one, other) => String(one.map.frequency) === String(other.map.frequency);
 
 /**
  * @param {object} payload `ui.moss_inspector[0]` of an executed node
@@ -39,20 +53,20 @@ const uint16 = (text) => new Uint16Array(bytes(text).buffer);
  * @throws {Error} the payload is of another version than this front-end reads
  */
 export function decode(payload) {
-  if (payload.version !== VERSION) {
-    throw new Error("The server sent a map of another version; reload the page.");
-  }
+  if (!decoded.has(payload)) decoded.set(payload, read(payload));
+  return decoded.get(payload);
+}
+
+function read(payload) {
+  if (payload.version !== VERSION) throw new Error(say("inspector.version"));
+  const { kind, grids, open, colours, drafted, painting, masked, known, planned, palette, work } = payload;
   return {
-    kind: payload.kind,
-    grids: payload.grids,
+    kind, grids, open, colours, drafted, painting, masked, known, planned, palette, work,
+    left: payload.scales.map((scale) => scale - payload.length),
+    ran: payload.pass,
     final: payload.map.grid,
-    bounds: payload.bounds,
-    known: payload.known,
-    colours: payload.colours,
-    palette: payload.palette,
     draftTokens: payload.draft_tokens,
     kvBytes: payload.kv_bytes,
-    work: payload.work,
     pictures: payload.map.frequency.map((text, n) => ({
       frequency: float32(text),
       percentile: bytes(payload.map.percentile[n]),

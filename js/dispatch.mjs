@@ -1,7 +1,8 @@
 /**
  * Dispatch: how percentile bounds share the tokens out, and what that costs.
  *
- * The same arithmetic as comfy_moss/pipeline/dispatch.py, in the same order, so that both round alike. No DOM, no host.
+ * The same arithmetic as comfy_moss/pipeline/dispatch.py, in the same order, so that both round alike. No
+ * DOM, no host.
  */
 
 const roundHalfUp = (value) => Math.floor(value + 0.5);
@@ -21,30 +22,33 @@ export function band(tokens, upper, lower) {
 
 /**
  * The band of every refine scale, on its own grid.
- * @param {[number, number][]} grids height and width, coarsest first
+ * @param {number[]} open tokens of each scale that may change, coarsest first
  * @param {number[]} bounds percent, coarsest first
  */
-export function bands(grids, bounds) {
-  return grids.map(([height, width], i) => band(height * width, bounds[i], bounds[i + 1] ?? 0));
+export function bands(open, bounds) {
+  return open.map((tokens, i) => band(tokens, bounds[i], bounds[i + 1] ?? 0));
 }
 
 /**
  * Tokens that each refine scale redraws.
  * @returns {number[]} coarsest first
  */
-export function counts(grids, bounds) {
-  return bands(grids, bounds).map(({ start, stop }) => stop - start);
+export function counts(open, bounds) {
+  return bands(open, bounds).map(({ start, stop }) => stop - start);
 }
 
 /**
  * The part of the plain model's work that a draft and this many refined tokens need.
- * @param {{linear: number, attention: number, draft: number, dense: number}} work per token, per pair of tokens, totals
+ * @param {{linear: number, attention: number, rows: number, draft: number, dense: number}} work per token,
+ *     per pair
+ *     of tokens, rows of the refine pass, totals
  * @param {number} draftTokens in the KV cache
  * @param {number} refined tokens of all refine scales
  * @returns {number} 0 to 1, and above where refining costs more than it saves
  */
 export function shareOfDense(work, draftTokens, refined) {
-  return (work.draft + refined * (work.linear + work.attention * (draftTokens + refined))) / work.dense;
+  const row = refined * (work.linear + work.attention * (draftTokens + refined));
+  return (work.draft + work.rows * row) / work.dense;
 }
 
 /**
@@ -59,15 +63,13 @@ export function samePlace(place, from, to) {
 
 /**
  * Which refine scales redraw a place of the final grid.
- * @param {[number, number][]} grids coarsest first
- * @param {Uint16Array[]} ranks of each grid's cells, 0 = busiest
- * @param {number[]} bounds percent
+ * @param {import("./state.mjs").State} state
  * @param {[number, number]} final height and width of the final grid
  * @param {{row: number, column: number}} cell on the final grid
- * @returns {number[]} indices into grids, coarsest first; empty: stays as drafted
+ * @returns {number[]} indices into the scales of the state, coarsest first; empty: stays as drafted
  */
-export function redrawnBy(grids, ranks, bounds, final, cell) {
-  return bands(grids, bounds).flatMap(({ start, stop }, i) => {
+export function redrawnBy({ grids, open, ranks, bounds }, final, cell) {
+  return bands(open, bounds).flatMap(({ start, stop }, i) => {
     const [height, width] = grids[i];
     const row = samePlace(cell.row, final[0], height);
     const rank = ranks[i][row * width + samePlace(cell.column, final[1], width)];
@@ -83,52 +85,6 @@ export function boundsFromShares(shares) {
   return shares.map((_, i) => Math.min(100, shares.slice(i).reduce((sum, share) => sum + share, 0)));
 }
 
-const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
-
-/**
- * Numbers separated by commas or semicolons; percent signs are ignored.
- * @returns {number[] | null} null where something else is in the text
- */
-export function parseNumbers(text) {
-  const words = String(text).replaceAll("%", "").split(/[,;]/).map((word) => word.trim());
-  return words.every((word) => NUMBER.test(word)) ? words.map(Number) : null;
-}
-
-/**
- * The bounds that a Token Dispatch node's widgets mean.
- * @param {string} preset "custom bounds", "custom shares", or one of known
- * @param {string} values the numbers of the two custom presets
- * @param {number} k number of refine scales
- * @param {Object<string, number[] | null>} known by preset its bounds for this model and k; null: there are none
- * @returns {{bounds: number[]} | {problem: string}} the problem is one clear sentence
- */
-export function resolveBounds(preset, values, k, known) {
-  if (preset in known) {
-    return known[preset]
-      ? { bounds: known[preset] }
-      : { problem: `The paper has no bounds for ${k} refine scales; choose custom bounds.` };
-  }
-  const numbers = parseNumbers(values);
-  if (!numbers) return { problem: `"${values}" is not a list of percentages; the last bounds are shown.` };
-  if (numbers.length !== k) return { problem: `${numbers.length} of ${k} percentages given; the last bounds are shown.` };
-  return preset === "custom shares" ? fromShares(numbers) : fromBounds(numbers);
-}
-
-function fromShares(shares) {
-  const sum = shares.reduce((total, share) => total + share, 0);
-  if (Math.min(...shares) < 0 || sum > 100 + 1e-6) {
-    return { problem: "Shares must be 0 or more and sum to at most 100; the last bounds are shown." };
-  }
-  return { bounds: boundsFromShares(shares) };
-}
-
-function fromBounds(bounds) {
-  const inRange = bounds.every((bound) => bound >= 0 && bound <= 100);
-  const falling = bounds.every((bound, i) => i === 0 || bound <= bounds[i - 1]);
-  if (inRange && falling) return { bounds };
-  return { problem: "Bounds must fall from 100 to 0, coarsest scale first; the last bounds are shown." };
-}
-
 /**
  * One bound moved, no further than its neighbours.
  * @param {number[]} bounds percent, coarsest first
@@ -142,12 +98,4 @@ export function moveBound(bounds, index, percent, step) {
   const rounded = Number((Math.round(percent / step) * step).toFixed(1));
   const clamped = Math.min(upper, Math.max(lower, rounded));
   return bounds.map((bound, i) => (i === index ? clamped : bound));
-}
-
-/**
- * Bounds as text for the `values` widget.
- * @param {number[]} bounds percent
- */
-export function formatBounds(bounds) {
-  return bounds.map((bound) => String(Number(bound.toFixed(4)))).join(", ");
 }

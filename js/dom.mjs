@@ -1,8 +1,5 @@
 /** Small helpers for building the inspector's elements. */
 
-/** Colour of what stays as drafted. */
-export const DRAFTED = "#7f7f7f";
-
 /**
  * @param {string} tag
  * @param {string} className
@@ -30,7 +27,7 @@ export function swatch(colour, text) {
 /** @param {[number, number]} grid height and width; shown as width and height */
 export const gridName = ([height, width]) => `${width} \u00d7 ${height}`;
 
-const SHARPNESS = 2; // pixels of a canvas for one of the page, so that it stays sharp when the graph is zoomed in
+const SHARPNESS = 2; // pixels of a canvas for one of the page: sharp when the graph is zoomed in, too
 const LARGEST = 1536; // pixels of a canvas' side
 
 /**
@@ -42,6 +39,7 @@ export function fitCanvas(canvas) {
   if (!width || !height) return 0;
   const scale = Math.min(SHARPNESS, LARGEST / Math.max(width, height));
   const [pixels, rows] = [Math.round(width * scale), Math.round(height * scale)];
-  if (canvas.width !== pixels || canvas.height !== rows) Object.assign(canvas, { width: pixels, height: rows });
+  const fits = canvas.width === pixels && canvas.height === rows;
+  if (!fits) Object.assign(canvas, { width: pixels, height: rows });
   return scale;
 }

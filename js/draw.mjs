@@ -102,13 +102,11 @@ function edges(pixels, cells) {
 }
 
 function cellsPath(ranks, [height, width], { start, stop }, canvas) {
-  const rows = edges(canvas.height, height);
-  const columns = edges(canvas.width, width);
+  const [rows, columns] = [edges(canvas.height, height), edges(canvas.width, width)];
   const path = new Path2D();
   ranks.forEach((rank, cell) => {
     if (rank < start || rank >= stop) return;
-    const row = Math.floor(cell / width);
-    const column = cell % width;
+    const [row, column] = [Math.floor(cell / width), cell % width];
     path.rect(columns[column], rows[row], columns[column + 1] - columns[column], rows[row + 1] - rows[row]);
   });
   return path;
@@ -118,20 +116,20 @@ function cellsPath(ranks, [height, width], { start, stop }, canvas) {
  * Which scale redraws which place: one colour a scale, finest on top, the rest dimmed and grey.
  * @param {HTMLCanvasElement} canvas
  * @param {ReturnType<typeof overlayLayers>} layers of the canvas' size
- * @param {import("./decode.mjs").Inspection} inspection
- * @param {Uint16Array[]} ranks of the picture
- * @param {number[]} bounds percent
+ * @param {import("./state.mjs").State} state
  * @param {number} line width of an outline in pixels of the canvas
  */
-export function paintOverlay(canvas, layers, inspection, ranks, bounds, line) {
+export function paintOverlay(canvas, layers, { grids, open, colours, ranks, bounds }, line) {
   const context = canvas.getContext("2d");
   context.drawImage(layers.dimmed, 0, 0);
   context.lineWidth = line;
-  bands(inspection.grids, bounds).forEach((range, i) => {
-    const path = cellsPath(ranks[i], inspection.grids[i], range, canvas);
-    context.fillStyle = context.createPattern(layers.tinted[i], "no-repeat");
-    context.fill(path);
-    context.strokeStyle = `rgb(${mix(channels(inspection.colours[i]), [255, 255, 255], OUTLINE)})`;
+  bands(open, bounds).forEach((range, i) => {
+    const path = cellsPath(ranks[i], grids[i], range, canvas);
+    context.save();
+    context.clip(path); // many times as fast as filling with a pattern
+    context.drawImage(layers.tinted[i], 0, 0);
+    context.restore();
+    context.strokeStyle = `rgb(${mix(channels(colours[i]), [255, 255, 255], OUTLINE)})`;
     context.stroke(path);
   });
 }

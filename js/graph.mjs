@@ -1,71 +1,115 @@
 /** The host's graph: where the bounds are kept, how they are read and written, what a node was last sent. */
 
 import { app } from "../../scripts/app.js";
-import { formatBounds, resolveBounds } from "./dispatch.mjs";
+import { allNodes, isActive, isLinked, originOf } from "./origin.mjs";
+import { CUSTOM_BOUNDS, formatNumbers, readPass } from "./pass.mjs";
 
-const DISPATCH = "MoSs_TokenDispatch";
+export const MAP = "MoSs_FrequencyMap";
+export const DISPATCH = "MoSs_TokenDispatch";
+export const DRAFT = "MoSs_InfinityDraft";
 
 /**
- * The Token Dispatch node whose bounds a node shows: itself, or the first that is connected to its first output.
+ * The Token Dispatch node whose pass a node shows: itself, or the first that takes its map, by whatever way.
  * @returns {object | null}
  */
 export function dispatchOf(node) {
   if (node.comfyClass === DISPATCH) return node;
-  for (const next of node.getOutputNodes?.(0) ?? []) {
-    const found = next.comfyClass === DISPATCH ? next : next.type === "Reroute" ? dispatchOf(next) : null;
-    if (found) return found;
-  }
-  return null;
+  const dispatches = allNodes(node).filter((other) => other.comfyClass === DISPATCH && isActive(other));
+  return dispatches.find((other) => originOf(other, "frequency").node === node) ?? null;
 }
 
 const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-function isLinked(node, name) {
-  const input = node.inputs?.findIndex((slot) => slot.widget?.name === name) ?? -1;
-  return input >= 0 && node.isInputConnected(input);
+/** A text that a node will run with; undefined where only the run can tell. */
+export function readText(node, name) {
+  const { value } = originOf(node, name);
+  return value === undefined ? undefined : String(value ?? "");
 }
 
 /**
- * Whether the bounds are set on the node itself, and not through an input that is connected.
+ * @typedef {object} Said by the widgets of a Token Dispatch node
+ * @property {{preset: string, values: string, scales: string} | null} pass null: only the run can tell
+ * @property {boolean} own whether the numbers are set on the node itself, and can be written there
+ * @property {string | undefined} painting as text; undefined: only the run can tell
+ * @property {boolean} masked whether a mask is connected: what is in it, only the server knows
+ * @property {number | null} k scales that the draft will leave; null: not to be seen from here
+ */
+
+/**
  * @param {object} dispatch a Token Dispatch node
+ * @returns {Said}
  */
-export function isEditable(dispatch) {
-  return !isLinked(dispatch, "preset") && !isLinked(dispatch, "values");
+export function readDispatch(dispatch) {
+  const [preset, values] = ["preset", "values"].map((name) => readText(dispatch, name));
+  const scales = widgetOf(dispatch, "scales") ? readText(dispatch, "scales") : "all";
+  const known = [preset, values, scales].every((text) => text !== undefined);
+  return {
+    pass: known ? { preset, values, scales } : null,
+    own: !isLinked(dispatch, "preset") && !isLinked(dispatch, "values"),
+    painting: readText(dispatch, "painting"),
+    masked: Boolean(originOf(dispatch, "mask").node),
+    k: refineScales(dispatch),
+  };
 }
 
-/**
- * The bounds that a Token Dispatch node's widgets mean.
- * @param {object} dispatch
- * @param {number} k number of refine scales
- * @param {Object<string, number[] | null>} known see resolveBounds
- * @returns {{bounds: number[]} | {problem: string}}
- */
-export function readBounds(dispatch, k, known) {
-  return resolveBounds(widgetOf(dispatch, "preset").value, widgetOf(dispatch, "values").value, k, known);
+/** Scales that the draft in front of a Token Dispatch node will leave, where a number on it says so. */
+function refineScales(dispatch) {
+  const map = originOf(dispatch, "frequency").node;
+  const draft = map && originOf(map, "draft").node;
+  if (draft?.comfyClass !== DRAFT) return null;
+  const method = originOf(draft, "method").value;
+  const { value } = originOf(draft, "refine_scales");
+  return (method === undefined || method === "custom") && Number.isInteger(value) ? value : null;
 }
 
 function setWidget(node, name, value) {
   const widget = widgetOf(node, name);
+  if (!widget || isLinked(node, name)) return;
   const old = widget.value;
   if (old === value) return;
   widget.value = value;
   widget.callback?.(value, app.canvas, node, app.canvas?.graph_mouse);
   node.onWidgetChanged?.(name, value, old, widget);
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** Write a text to a widget of a node, unless something is connected to it. */
+export const writeText = setWidget;
+
+/**
+ * Grey out the numbers of a Token Dispatch node while its preset does not take them; they can still be read.
+ */
+export function greyValues(dispatch, grey) {
+  const widget = widgetOf(dispatch, "values");
+  if (!widget || Boolean(widget.disabled) === grey) return;
+  widget.disabled = grey;
+  // the classic renderer would leave a disabled widget empty
+  Object.defineProperty(widget, "_displayValue", { get: () => String(widget.value), configurable: true });
+  dispatch.setDirtyCanvas?.(true, true);
 }
 
 /**
- * @param {object} dispatch a Token Dispatch node
- * @returns {string} what is painted on it, as text
+ * Write a pass to a Token Dispatch node's widgets.
+ * @param {object} dispatch
+ * @param {import("./pass.mjs").Pass} pass
+ * @param {import("./pass.mjs").Choices} choices of the draft
  */
-export function paintingText(dispatch) {
-  return isLinked(dispatch, "painting") ? "" : String(widgetOf(dispatch, "painting")?.value ?? "");
+export function writePass(dispatch, { scales, bounds }, choices) {
+  const named = readText(dispatch, "scales") ?? "all";
+  const widgets = { preset: CUSTOM_BOUNDS, values: formatNumbers(bounds), scales: named };
+  const meant = readPass(widgets, choices).scales ?? [];
+  setWidget(dispatch, "preset", widgets.preset); // first, since other presets have numbers of their own
+  if (String(meant) !== String(scales)) setWidget(dispatch, "scales", scales.join(", "));
+  setWidget(dispatch, "values", widgets.values);
 }
 
-/** Whether a mask is connected, or a painting through an input: what is in it, only the server knows. */
-export function isMasked(dispatch) {
-  const input = dispatch.inputs?.findIndex(({ name }) => name === "mask") ?? -1;
-  return (input >= 0 && dispatch.isInputConnected(input)) || isLinked(dispatch, "painting");
+/** Go back to the first preset: the bounds for the model. */
+export function resetPass(dispatch) {
+  setWidget(dispatch, "preset", widgetOf(dispatch, "preset").options.values[0]);
 }
+
+/** What is painted on a node, as text. */
+export const paintingText = (node) => String(widgetOf(node, "painting")?.value ?? "");
 
 /** Whether cells can be painted on a node. */
 export function isPaintable(node) {
@@ -83,19 +127,6 @@ export function hidePaintingText(node) {
   if (!widget) return;
   widget.hidden = true; // for the classic renderer
   widget.options.hidden = true; // for the other one
-}
-
-/** Write bounds to a Token Dispatch node's widgets. */
-export function writeBounds(dispatch, bounds) {
-  setWidget(dispatch, "values", formatBounds(bounds));
-  setWidget(dispatch, "preset", "custom bounds");
-  dispatch.setDirtyCanvas?.(true, true);
-}
-
-/** Go back to the bounds for the model. */
-export function resetBounds(dispatch) {
-  setWidget(dispatch, "preset", "automatic");
-  dispatch.setDirtyCanvas?.(true, true);
 }
 
 /** Open and close a step of the undo history; what happens in between is undone at once. */

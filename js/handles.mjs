@@ -4,10 +4,13 @@
  * Labels keep a distance from each other, so that each can be taken also where bounds lie close together.
  */
 
+import { say } from "./words.mjs";
+
 const LABEL = 36; // least distance of two labels, pixels
 const COARSE = 1; // percent a step
 const FINE = 0.1; // with Shift
-const KEYS = { ArrowLeft: 1, ArrowUp: 1, ArrowRight: -1, ArrowDown: -1 }; // left is calmer: a higher percentage
+// left is calmer: a higher percentage
+const KEYS = { ArrowLeft: 1, ArrowUp: 1, ArrowRight: -1, ArrowDown: -1 };
 
 /**
  * Centres of labels as near as possible to their places, in the same order and within the width.
@@ -31,7 +34,8 @@ export class Handles {
    * @param {HTMLElement} box positioned element above the histogram, as wide as it
    * @param {object} events
    * @param {() => void} events.start a change begins
-   * @param {(index: number, move: {place?: number, by?: number}, step: number) => void} events.move to a place on the
+   * @param {(index: number, move: {place?: number, by?: number}, step: number) => void} events.move to a
+   *     place on the
    *     axis, or by so many percent
    * @param {() => void} events.end a change is complete
    */
@@ -58,10 +62,12 @@ export class Handles {
       handle.style.setProperty("--moss-colour", colour);
       handle.disabled = !editable;
       handle.textContent = `${Number(percent.toFixed(1))} %`;
-      const limits = { valuemin: bounds[i + 1]?.percent ?? 0, valuemax: bounds[i - 1]?.percent ?? 100, valuenow: percent };
+      const [least, most] = [bounds[i + 1]?.percent ?? 0, bounds[i - 1]?.percent ?? 100];
+      const limits = { valuemin: least, valuemax: most, valuenow: percent };
       for (const [key, value] of Object.entries(limits)) handle.setAttribute(`aria-${key}`, value);
-      handle.setAttribute("aria-label", `Bound of scale ${name}`);
-      handle.setAttribute("aria-valuetext", `busiest ${Number(percent.toFixed(1))} percent`);
+      handle.setAttribute("aria-label", say("bound.label", { name }));
+      handle.setAttribute("aria-valuetext", say("bound.value", { percent: Number(percent.toFixed(1)) }));
+      handle.title = say(editable ? "bound.drag" : "bound.locked");
     });
     return centres.map((centre) => centre / width);
   }
@@ -71,13 +77,14 @@ export class Handles {
     handle.type = "button";
     handle.className = "moss-handle";
     handle.setAttribute("role", "slider");
-    handle.title = "Drag to move this bound; with Shift in steps of 0.1 %";
     handle.addEventListener("pointerdown", (event) => this.grab(index, event));
     handle.addEventListener("keydown", (event) => this.#press(index, event));
     return handle;
   }
 
-  /** The handle whose line is nearest to a place; of lines on one spot the one that can follow the pointer. */
+  /**
+   * The handle whose line is nearest to a place; of lines on one spot the one that can follow the pointer.
+   */
   nearest(place) {
     const distances = this.places.map((line) => Math.abs(line - place));
     const near = distances.flatMap((distance, i) => (distance <= Math.min(...distances) + 1e-9 ? [i] : []));
@@ -102,7 +109,8 @@ export class Handles {
     handle.focus({ preventScroll: true });
     handle.setPointerCapture(event.pointerId);
     handle.addEventListener("pointermove", move, { signal: grip.signal });
-    for (const type of ["pointerup", "pointercancel"]) { // on the window, since a new run may remove the handle meanwhile
+    // on the window, since a new run may remove the handle meanwhile
+    for (const type of ["pointerup", "pointercancel"]) {
       window.addEventListener(type, release, { capture: true, signal: grip.signal });
     }
     this.events.start();

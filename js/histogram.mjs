@@ -1,11 +1,13 @@
 /**
- * The histogram of a picture's frequencies: where a frequency, or a percentile, lies on its axis, and its bars.
+ * The histogram of a picture's frequencies: where a frequency, or a percentile, lies on its axis, and its
+ * bars.
  *
- * The axis runs from 0 (left, calm) to 1 (right, busy). It is logarithmic, and has no place there for zeros and for what is
+ * The axis runs from 0 (left, calm) to 1 (right, busy). It is logarithmic, and has no place there for zeros
+ * and for what is
  * too small to matter: these share a strip at the left end, in order of rank.
  */
 
-import { band } from "./dispatch.mjs";
+import { bands, samePlace } from "./dispatch.mjs";
 
 const DECADES = 3; // of the logarithmic part, below the largest frequency
 const STRIP = 0.08; // width of the place for smaller ones
@@ -74,22 +76,38 @@ export function percentOfPlace(axis, place) {
  * Bars, each a stack of the scales that its cells go to.
  * @param {Axis} axis
  * @param {Float32Array} frequency of every cell of the final grid
- * @param {Uint16Array} ranks of the same cells
- * @param {number[]} bounds percent
- * @returns {{left: number, right: number, stack: number[]}[]} stack: cells of each scale, coarsest first, then as drafted
+ * @param {[number, number]} final grid
+ * @param {import("./state.mjs").State} state whose finest scale decides
+ * @returns {{left: number, right: number, stack: number[]}[]} stack: cells of each scale, coarsest first,
+ *     then as drafted
  */
-export function bars(axis, frequency, ranks, bounds) {
+export function bars(axis, frequency, final, { grids, open, ranks, bounds }) {
   const width = (1 - axis.strip) / BARS;
-  const places = Array.from({ length: BARS }, (_, n) => [axis.strip + n * width, axis.strip + (n + 1) * width]);
-  const found = [[0, axis.strip], ...places].map(([left, right]) => ({ left, right, stack: Array(bounds.length + 1).fill(0) }));
-  const ranges = bounds.map((upper, i) => band(frequency.length, upper, bounds[i + 1] ?? 0));
+  const left = (n) => axis.strip + n * width;
+  const places = Array.from({ length: BARS }, (_, n) => [left(n), left(n + 1)]);
+  const empty = () => Array(bounds.length + 1).fill(0);
+  const found = [[0, axis.strip], ...places].map(([left, right]) => ({ left, right, stack: empty() }));
+  const ranges = bands(bounds.map(() => open.at(-1)), bounds);
+  const scaleOf = finestScale(final, grids.at(-1), ranks.at(-1), ranges);
   frequency.forEach((value, cell) => {
     const isFaint = axis.faint === frequency.length || value < axis.sorted[axis.faint];
     const column = isFaint ? -1 : Math.floor((placeOfFrequency(axis, value) - axis.strip) / width);
-    const scale = ranges.findIndex(({ start, stop }) => ranks[cell] >= start && ranks[cell] < stop);
-    found[1 + Math.min(column, BARS - 1)].stack[scale < 0 ? bounds.length : scale] += 1;
+    found[1 + Math.min(column, BARS - 1)].stack[scaleOf(cell)] += 1;
   });
   return found.filter(({ left, right }) => right > left);
+}
+
+/**
+ * Which scale a cell of the final grid goes to by its rank on the finest grid of the pass; the last number:
+ * none.
+ */
+function finestScale(final, grid, ranks, ranges) {
+  return (cell) => {
+    const row = samePlace(Math.floor(cell / final[1]), final[0], grid[0]);
+    const rank = ranks[row * grid[1] + samePlace(cell % final[1], final[1], grid[1])];
+    const scale = ranges.findIndex(({ start, stop }) => rank >= start && rank < stop);
+    return scale < 0 ? ranges.length : scale;
+  };
 }
 
 /**

@@ -1,65 +1,65 @@
-/** ComfyUI's entry: the inspector on Frequency Map and Token Dispatch, the text of MoSs Report and Contribution Map. */
+/**
+ * ComfyUI's entry: the inspector on Frequency Map and Token Dispatch, the text of MoSs Report and
+ * Contribution Map.
+ */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { hidePaintingText, lastOutput, locator } from "./graph.mjs";
+import { chain } from "./chain.mjs";
+import { repeat } from "./failure.mjs";
+import { onceAFrame } from "./frame.mjs";
+import { DISPATCH, DRAFT, hidePaintingText, lastOutput, locator, MAP } from "./graph.mjs";
 import { Inspector } from "./inspector.mjs";
-import { attachReport } from "./report.mjs";
+import { nameChoices } from "./labels.mjs";
+import { Report } from "./report.mjs";
+import { Sheet } from "./sheet.mjs";
 import { addStyle } from "./style.mjs";
+import { addElement } from "./widget.mjs";
+import { learn, say, translated } from "./words.mjs";
 
-const FIRST_VIEW = { MoSs_FrequencyMap: "heatmap", MoSs_TokenDispatch: "overlay" };
-const REPORTING = ["MoSs_Report", "MoSs_ContributionMap"];
-const FOLLOWED = ["preset", "values", "painting"]; // widgets that the inspector shows
+const OURS = "MoSs_";
+const FIRST_VIEW = { [MAP]: "heatmap", [DISPATCH]: "overlay" };
+const SHOWING = { MoSs_Report: Report, MoSs_ContributionMap: Report, MoSs_PickDrafts: Sheet };
+const FOLLOWED = { // widgets that the inspectors show, or that decide about what they show
+  [DISPATCH]: ["preset", "values", "painting", "scales"],
+  [DRAFT]: ["refine_scales", "method"],
+  MoSs_PickDrafts: ["picks"],
+};
 const MARGIN = 10; // pixels that the host leaves around a DOM widget
-const MIN_HEIGHT = 300; // of the inspector, in pixels
+const HEIGHT = 300; // of the inspector, the least, in pixels
+const WIDTH = 300; // of its node, the least
 const NEW_WIDTH = 330; // of a new node
 const NEW_ROOM = 200; // more than the least height, so that a square picture is as wide as the node
 
 const live = new Map(); // inspectors by node, of the nodes that are in a graph
-const reports = new WeakMap(); // what shows an output, by node
-const resting = new Map(); // inspectors by place, of nodes that were removed just now
-
-let refreshing = false;
+const shown = new Map(); // reports and sheets by node, likewise
+const removed = new Map(); // inspectors by place, of nodes that were removed just now
 
 /** Bounds or painting may have changed: at the next frame, show them everywhere. */
-function refreshAll() {
-  if (refreshing) return;
-  refreshing = true;
-  requestAnimationFrame(() => {
-    refreshing = false;
-    for (const inspector of live.values()) inspector.refresh();
-  });
-}
-
-function chain(object, method, after) {
-  const before = object[method];
-  object[method] = function (...values) {
-    const result = before?.apply(this, values);
-    after(...values);
-    return result;
-  };
-}
+const refreshAll = onceAFrame(() => {
+  for (const inspector of live.values()) inspector.refresh();
+  for (const each of shown.values()) each.refresh?.();
+});
 
 function showOutput(inspector, output) {
   const payload = output?.moss_inspector?.[0];
-  if (payload) inspector.show(payload);
+  if (payload) inspector?.show(payload);
 }
 
+/** Whether the host is putting an earlier graph of the same workflow back. */
+const isUndoing = () => {
+  const workflow = app.extensionManager?.workflow?.activeWorkflow;
+  return Boolean(workflow?.changeTracker?._restoringState);
+};
+
 /**
- * Keep a node's inspector in `live` while the node is in a graph.
- *
- * Undo removes all nodes and makes new ones in their places. Each then takes over the inspector of the one before it, so that
- * it stays as it was; besides, a front-end may go on showing the old element.
+ * Keep a node's inspector in `live` while the node is in a graph. Undo removes all nodes and makes new ones.
  */
-function keepLive(node, widget, own) {
-  let inspector = own;
+function keepLive(node, inspector) {
   let place = null;
   chain(node, "onAdded", () => {
     place = `${node.comfyClass} ${locator(node)}`;
-    inspector = resting.get(place) ?? inspector;
-    resting.delete(place);
-    inspector.node = node;
-    widget.element = inspector.root;
+    if (removed.has(place) && isUndoing()) inspector.resume(removed.get(place));
     live.set(node, inspector);
     inspector.watch();
     refreshAll();
@@ -67,55 +67,75 @@ function keepLive(node, widget, own) {
   chain(node, "onRemoved", () => {
     live.delete(node);
     inspector.rest();
-    resting.set(place, inspector);
-    setTimeout(() => resting.delete(place));
+    removed.set(place, inspector);
+    setTimeout(() => removed.delete(place));
   });
 }
 
 function attach(node) {
   const inspector = new Inspector(node, FIRST_VIEW[node.comfyClass]);
-  const widget = node.addDOMWidget("moss_inspector", "MOSS_INSPECTOR", inspector.root, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT + 2 * MARGIN, getValue: () => "", setValue: () => {},
-  });
-  widget.serialize = false;
-  keepLive(node, widget, inspector);
+  const settings = { label: say("inspector.label"), height: HEIGHT + 2 * MARGIN, width: WIDTH };
+  addElement(node, "moss_inspector", inspector.root, settings);
+  keepLive(node, inspector);
   hidePaintingText(node);
-  for (const each of node.widgets) {
-    if (FOLLOWED.includes(each.name)) chain(each, "callback", refreshAll);
-  }
-  chain(node, "onExecuted", (output) => showOutput(live.get(node), output));
+  chain(node, "onExecuted", (output) => showOutput(inspector, output));
   chain(node, "onConnectionsChange", refreshAll);
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, NEW_WIDTH), height + NEW_ROOM]);
 }
 
-function attachText(node) {
-  const show = attachReport(node);
-  reports.set(node, show);
-  chain(node, "onExecuted", show);
+function attachShown(node) {
+  const each = new SHOWING[node.comfyClass](node);
+  chain(node, "onAdded", () => shown.set(node, each));
+  chain(node, "onRemoved", () => shown.delete(node));
+  chain(node, "onExecuted", (output) => each.show(output));
+}
+
+/** Keep the numbers within the event that changes what they are for, and show the rest at the next frame. */
+function follow(node) {
+  for (const widget of node.widgets ?? []) {
+    if (!FOLLOWED[node.comfyClass].includes(widget.name)) continue;
+    chain(widget, "callback", () => {
+      for (const inspector of live.values()) inspector.keep();
+      refreshAll();
+    });
+  }
+}
+
+/** What the nodes cannot follow, such as an area or a prompt weight. */
+function showWarning({ detail }) {
+  const text = translated(detail.text);
+  app.extensionManager?.toast?.add({ severity: "warn", summary: "MoSs", detail: text, life: 10000 });
+}
+
+function forgetFailure() {
+  for (const each of [...live.values(), ...shown.values()]) each.fail("");
 }
 
 addStyle();
 
-/** What the nodes cannot follow, such as an area or a prompt weight. */
-function showWarning({ detail }) {
-  app.extensionManager?.toast?.add({ severity: "warn", summary: "MoSs", detail: detail.text, life: 10000 });
-}
-
 app.registerExtension({
   name: "MoSs.Inspector",
+  async init() {
+    await learn(api, app.extensionManager?.setting?.get("Comfy.Locale"));
+  },
   setup() {
     api.addEventListener("moss.warning", showWarning);
+    api.addEventListener("execution_start", forgetFailure);
+    api.addEventListener("execution_error", ({ detail }) => repeat(detail, new Map([...live, ...shown])));
   },
   nodeCreated(node) {
+    if (!node.comfyClass?.startsWith(OURS)) return;
     if (node.comfyClass in FIRST_VIEW) attach(node);
-    else if (REPORTING.includes(node.comfyClass)) attachText(node);
+    else if (node.comfyClass in SHOWING) attachShown(node);
+    if (node.comfyClass in FOLLOWED) follow(node);
+    nameChoices(node);
   },
   loadedGraphNode(node) {
     const output = lastOutput(node);
-    reports.get(node)?.(output);
+    shown.get(node)?.show(output);
     if (!output) live.get(node)?.clear();
-    else if (live.has(node)) showOutput(live.get(node), output);
+    else showOutput(live.get(node), output);
   },
   onNodeOutputsUpdated() {
     for (const [node, inspector] of live) showOutput(inspector, lastOutput(node));

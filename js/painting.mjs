@@ -1,4 +1,6 @@
-/** Painted cells, and the text that the `painting` widget keeps them in (see comfy_moss/pipeline/dispatch.py). */
+/**
+ * Painted cells, and the text that the `painting` widget keeps them in (see comfy_moss/pipeline/dispatch.py).
+ */
 
 import { samePlace } from "./dispatch.mjs";
 
@@ -11,7 +13,8 @@ const FORM = /^(\d{1,4})x(\d{1,4}):([A-Za-z0-9+/]*={0,2})$/;
  */
 
 /**
- * @param {string} text "ROWSxCOLUMNS:" and base64 of one bit a cell, the first cell in the highest bit; "" = nothing
+ * @param {string} text "ROWSxCOLUMNS:" and base64 of one bit a cell, the first cell in the highest bit; "" =
+ *     nothing
  * @returns {Painting | null} null where nothing is painted, or the text is of another form
  */
 export function readPainting(text) {
@@ -19,7 +22,8 @@ export function readPainting(text) {
   if (!match) return null;
   const grid = [Number(match[1]), Number(match[2])];
   const bits = Uint8Array.from(atob(match[3]), (letter) => letter.charCodeAt(0));
-  const cells = Uint8Array.from({ length: grid[0] * grid[1] }, (_, cell) => (bits[cell >> 3] >> (7 - (cell & 7))) & 1);
+  const bit = (_, cell) => (bits[cell >> 3] >> (7 - (cell & 7))) & 1;
+  const cells = Uint8Array.from({ length: grid[0] * grid[1] }, bit);
   return cells.includes(1) ? { grid, cells } : null;
 }
 
@@ -65,7 +69,8 @@ export function stroke({ grid: [height, width], cells }, from, to, size, value) 
   const reach = (size - 1) / 2;
   const steps = Math.max(1, Math.abs(to.row - from.row), Math.abs(to.column - from.column));
   for (let step = 0; step <= steps; step += 1) {
-    const [row, column] = ["row", "column"].map((axis) => Math.round(from[axis] + ((to[axis] - from[axis]) * step) / steps));
+    const along = (axis) => Math.round(from[axis] + ((to[axis] - from[axis]) * step) / steps);
+    const [row, column] = ["row", "column"].map(along);
     for (let y = Math.max(0, row - reach); y <= Math.min(height - 1, row + reach); y += 1) {
       for (let x = Math.max(0, column - reach); x <= Math.min(width - 1, column + reach); x += 1) {
         if ((y - row) ** 2 + (x - column) ** 2 <= reach ** 2 + reach) cells[y * width + x] = value;

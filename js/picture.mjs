@@ -1,23 +1,26 @@
 /** The picture of the inspector: three views of one picture, and the token that is looked at in it. */
 
 import { element, fitCanvas } from "./dom.mjs";
-import { colourTable, overlayLayers, paintBorder, paintHeatmap, paintOverlay, paintPicture } from "./draw.mjs";
+import * as draw from "./draw.mjs";
 import { onGrid } from "./painting.mjs";
+import { say } from "./words.mjs";
 
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-const LABEL = "Map of the tokens. Point at a token to read it, or move with the arrow keys.";
 
 export class PictureView {
-  /** @param {(cell: {row: number, column: number} | null) => void} onCell another token is looked at, or none */
-  constructor(onCell) {
-    this.onCell = onCell;
+  /**
+   * @param {() => void} onCell another token is looked at, or none: `cell`
+   * @param {() => void} onLoad the drafted picture has come, or failed to
+   */
+  constructor(onCell, onLoad) {
+    Object.assign(this, { onCell, onLoad });
     this.cell = null;
     this.reach = 0; // of the outline, in cells around the one that is looked at
     this.canvas = element("canvas", "");
     this.outline = element("div", "moss-cell", { hidden: true });
     this.frame = element("div", "moss-picture", { tabIndex: 0 }, this.canvas, this.outline);
     this.frame.setAttribute("role", "application");
-    this.frame.setAttribute("aria-label", LABEL);
+    this.frame.setAttribute("aria-label", say("picture.label"));
     this.hint = element("div", "moss-hint");
     this.element = element("div", "moss-stage", {}, this.hint, this.frame);
     this.#listen();
@@ -38,39 +41,43 @@ export class PictureView {
   show(inspection, picture, url) {
     if (String(this.inspection?.final) !== String(inspection.final)) this.look(null);
     Object.assign(this, { inspection, picture, layers: null });
-    this.table = colourTable(inspection.palette);
+    this.table = draw.colourTable(inspection.palette);
     this.frame.style.setProperty("--moss-aspect", inspection.final[1] / inspection.final[0]);
-    this.image = Object.assign(new Image(), { onload: () => this.#loaded(), onerror: () => this.#loaded(), src: url });
+    const loaded = () => this.#loaded();
+    this.image = Object.assign(new Image(), { onload: loaded, onerror: loaded, src: url });
   }
 
   #loaded() {
     this.layers = null;
-    if (this.view) this.paint(this.view, this.state);
+    this.onLoad();
   }
 
   /**
    * @param {"heatmap" | "overlay" | "image"} view
-   * @param {import("./reading.mjs").State} state
+   * @param {import("./state.mjs").State} state
    */
   paint(view, state) {
-    Object.assign(this, { view, state });
+    this.state = state;
     const ready = this.image.complete;
     const image = ready && this.image.naturalWidth ? this.image : null;
-    this.say(view === "image" && ready && !image ? "The picture is no longer there. Run the graph again." : "");
+    this.say(view === "image" && ready && !image ? say("picture.gone") : "");
     const scale = fitCanvas(this.canvas);
     if (!scale) return;
-    if (view === "heatmap") paintHeatmap(this.canvas, this.picture.percentile, this.inspection.final, this.table);
+    const { final } = this.inspection;
+    if (view === "heatmap") draw.paintHeatmap(this.canvas, this.picture.percentile, final, this.table);
     else if (view === "overlay") this.#paintOverlay(image, scale);
-    else if (image) paintPicture(this.canvas, image);
-    if (state.painting) paintBorder(this.canvas, onGrid(state.painting, this.inspection.final), scale);
+    else if (image) draw.paintPicture(this.canvas, image);
+    if (state.painting) draw.paintBorder(this.canvas, onGrid(state.painting, final), scale);
   }
 
   #paintOverlay(image, scale) {
     const { width, height } = this.canvas;
-    if (this.layers?.dimmed.width !== width || this.layers?.dimmed.height !== height) {
-      this.layers = overlayLayers(image, width, height, this.inspection.colours);
+    const made = String([width, height, this.state.colours]);
+    if (!this.layers || this.made !== made) {
+      this.made = made;
+      this.layers = draw.overlayLayers(image, width, height, this.state.colours);
     }
-    paintOverlay(this.canvas, this.layers, this.inspection, this.state.ranks, this.state.bounds, scale);
+    draw.paintOverlay(this.canvas, this.layers, this.state, scale);
   }
 
   /** Look at a token, or at none. */
@@ -85,7 +92,7 @@ export class PictureView {
       const box = { ...corner, width: side / width, height: side / height };
       for (const [side, part] of Object.entries(box)) this.outline.style[side] = `${100 * part}%`;
     }
-    this.onCell(cell);
+    this.onCell();
   }
 
   #listen() {
@@ -101,12 +108,16 @@ export class PictureView {
   cellAt({ clientX, clientY }) {
     const [height, width] = this.inspection.final;
     const area = this.frame.getBoundingClientRect();
-    const part = (at, from, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor(((at - from) / size) * cells)));
-    return { row: part(clientY, area.top, area.height, height), column: part(clientX, area.left, area.width, width) };
+    const part = (at, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor((at / size) * cells)));
+    return {
+      row: part(clientY - area.top, area.height, height),
+      column: part(clientX - area.left, area.width, width),
+    };
   }
 
   #press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in STEPS || event.key === "Escape")) return;
+    const known = event.key in STEPS || event.key === "Escape";
+    if (!known || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation();
     if (event.key === "Escape") return this.look(null);

@@ -1,7 +1,8 @@
 /**
  * Ranks of the tokens: which is redrawn first, from the frequencies and what is painted.
  *
- * The same arithmetic as `token_scores` in comfy_moss/pipeline/dispatch.py, in single precision, so that both rank alike.
+ * The same arithmetic as `token_scores` in comfy_moss/pipeline/dispatch.py, in single precision, so that both
+ * rank alike.
  */
 
 const TINY = 1e-20;
@@ -42,16 +43,17 @@ function scores(frequency, final, grid, painting) {
 }
 
 /**
- * Rank of every cell of every refine scale, 0 = redrawn first; ties in raster order.
- * @param {Float32Array} frequency of the final grid
- * @param {[number, number]} final grid
- * @param {[number, number][]} grids of the refine scales
+ * Rank of every cell of every refine scale, 0 = redrawn first; ties in raster order. What never changes stays
+ * last.
+ * @param {import("./decode.mjs").Inspection} inspection
+ * @param {import("./decode.mjs").Picture} picture
  * @param {import("./painting.mjs").Painting | null} painting
  * @returns {Uint16Array[]}
  */
-export function rankTokens(frequency, final, grids, painting) {
-  return grids.map((grid) => {
-    const score = scores(frequency, final, grid, painting);
+export function rankTokens({ final, grids, open }, { frequency, ranks: sent }, painting) {
+  return grids.map((grid, i) => {
+    const found = scores(frequency, final, grid, painting);
+    const score = found.map((value, cell) => (sent[i][cell] < open[i] ? value : -1));
     const order = Array.from(score.keys()).sort((a, b) => score[b] - score[a]);
     const ranks = new Uint16Array(order.length);
     order.forEach((cell, rank) => {

@@ -1,57 +1,55 @@
 /** What the inspector says in words: the token under the pointer, the scales, the cost. */
 
 import { counts, redrawnBy, shareOfDense } from "./dispatch.mjs";
-import { DRAFTED, gridName, swatch } from "./dom.mjs";
+import { gridName, swatch } from "./dom.mjs";
+import { say } from "./words.mjs";
 
 const thousands = (number) => number.toLocaleString("en-US");
-
-/**
- * @typedef {object} State what is shown now, and not what was sent
- * @property {number[]} bounds percent, coarsest first
- * @property {Uint16Array[]} ranks of each refine scale's cells
- * @property {import("./painting.mjs").Painting | null} painting
- */
 
 /**
  * Two lines about a token.
  * @param {import("./decode.mjs").Inspection} inspection
  * @param {import("./decode.mjs").Picture} picture
- * @param {State} state
+ * @param {import("./state.mjs").State} state
  * @param {{row: number, column: number}} cell of the final grid, from 0; shown from 1
  * @returns {(Node | string)[][]}
  */
-export function describeToken({ grids, final, colours }, { frequency, percentile }, { bounds, ranks }, cell) {
-  const at = cell.row * final[1] + cell.column;
-  const busier = Math.min(99, Math.round((100 * percentile[at]) / 255)); // no token is busier than itself
-  const scales = redrawnBy(grids, ranks, bounds, final, cell).map((i) => swatch(colours[i], gridName(grids[i])));
+export function describeToken({ final, drafted }, picture, state, { row, column }) {
+  const { grids, colours } = state;
+  const at = row * final[1] + column;
+  const share = Math.round((100 * picture.percentile[at]) / 255);
+  const busier = Math.min(99, share); // no token is busier than itself
+  const frequency = picture.frequency[at].toPrecision(3);
+  const taken = redrawnBy(state, final, { row, column });
+  const scales = taken.map((i) => swatch(colours[i], gridName(grids[i])));
   return [
-    [`Row ${cell.row + 1}, col ${cell.column + 1} \u00b7 frequency ${frequency[at].toPrecision(3)} \u00b7 busier than ${busier} %`],
-    scales.length ? ["Redrawn at", ...scales] : [swatch(DRAFTED, "Stays as drafted")],
+    [say("token.place", { row: row + 1, column: column + 1, frequency, busier })],
+    scales.length ? [say("token.redrawn"), ...scales] : [swatch(drafted, say("token.drafted"))],
   ];
 }
 
 /**
  * The scales' colours, grids and numbers of tokens.
  * @param {import("./decode.mjs").Inspection} inspection
- * @param {number[]} bounds percent
+ * @param {import("./state.mjs").State} state
  * @returns {Node[]}
  */
-export function legend({ grids, colours }, bounds) {
-  const tokens = counts(grids, bounds);
+export function legend({ drafted }, { grids, colours, open, bounds }) {
+  const tokens = counts(open, bounds);
   const scales = grids.map((grid, i) => swatch(colours[i], `${gridName(grid)}: ${thousands(tokens[i])}`));
-  return [...scales, swatch(DRAFTED, "as drafted")];
+  return [...scales, swatch(drafted, say("legend.drafted"))];
 }
 
 /**
  * Tokens that are redrawn, memory of the draft, predicted work.
  * @param {import("./decode.mjs").Inspection} inspection
- * @param {number[]} bounds percent
+ * @param {import("./state.mjs").State} state
  * @returns {string}
  */
-export function costLine({ grids, work, draftTokens, kvBytes }, bounds) {
-  const refined = counts(grids, bounds).reduce((sum, tokens) => sum + tokens, 0);
+export function costLine({ work, draftTokens, kvBytes }, { open, bounds }) {
+  const refined = counts(open, bounds).reduce((sum, tokens) => sum + tokens, 0);
   const share = Math.round(100 * shareOfDense(work, draftTokens, refined));
   const mebibytes = kvBytes / 2 ** 20;
   const kv = mebibytes < 100 ? mebibytes.toPrecision(3) : thousands(Math.round(mebibytes));
-  return `${thousands(refined)} tokens \u00b7 KV ${kv} MiB \u00b7 ${share} % of dense`;
+  return say("cost.line", { tokens: thousands(refined), kv, share });
 }

@@ -99,7 +99,18 @@ class Inspector:
     @property
     def reading(self) -> str:
         """The lines about a token, or the legend."""
-        return self.root.locator(".moss-words").inner_text()
+        return self.root.locator(".moss-read").inner_text()
+
+    @property
+    def note(self) -> str:
+        """What is not as one would think; "" = nothing."""
+        note = self.root.locator(".moss-note")
+        return note.inner_text().strip() if note.is_visible() else ""
+
+    @property
+    def locked(self) -> bool:
+        """Whether no bound can be moved."""
+        return all(handle.is_disabled() for handle in self.root.locator(".moss-handle").all())
 
     @property
     def cost(self) -> str:
@@ -119,6 +130,12 @@ class Inspector:
     def press(self, name: str) -> None:
         self.root.get_by_role("button", name=name, exact=True).click()
 
+    @property
+    def painting(self) -> bool:
+        """Whether the brush is in the hand."""
+        brush = self.root.get_by_role("button", name="Paint", exact=True)
+        return brush.get_attribute("aria-pressed") == "true"
+
     def pressed(self) -> list[str]:
         return self.root.locator('.moss-views [aria-pressed="true"]').all_inner_texts()
 
@@ -137,6 +154,11 @@ class Page:
         self.page = page
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    @property
+    def version(self) -> str:
+        """Of the front-end."""
+        return self.page.evaluate("window.__COMFYUI_FRONTEND_VERSION__")
 
     def away(self) -> None:
         """Move the pointer to a place where there is nothing."""
@@ -193,6 +215,17 @@ class Page:
         find = f'const widget = node.widgets.find(({{ name }}) => name === "{name}")'
         self.change("MoSs_TokenDispatch", f"{find}; widget.value = {value!r}; widget.callback?.({value!r})")
 
+    def draft_widget(self, name: str, value: Any) -> None:
+        """Change a widget of the draft as an edit by hand does."""
+        find = f'const widget = node.widgets.find(({{ name }}) => name === "{name}")'
+        self.change("MoSs_InfinityDraft", f"{find}; widget.value = {value!r}; widget.callback?.({value!r})")
+
+    def set(self, setting: str, value: Any) -> None:
+        """Change a setting of the host."""
+        code = "async ([id, value]) => app.extensionManager.setting.set(id, value)"
+        self.page.evaluate(code, [setting, value])
+        self.wait(500)
+
     def sent(self, kind: str) -> Sent:
         """What the server sent to a node in the last run."""
         return Sent.read(self.node(kind, "app.nodeOutputs[node.id].moss_inspector[0]"))
@@ -228,14 +261,15 @@ class Page:
 
 
 @contextmanager
-def opened(browser: Any, host: Host, nodes2: bool) -> Iterator[Page]:
+def opened(browser: Any, host: Host, nodes2: bool, language: str = "en") -> Iterator[Page]:
     """A new page on a host.
 
     Args:
         browser: of playwright.
         nodes2: ComfyUI's newer renderer ("Nodes 2.0") instead of the classic canvas.
+        language: of the page, such as "zh".
     """
-    host.post("/api/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2})
+    host.post("/api/settings", {**SETTINGS, "Comfy.VueNodes.Enabled": nodes2, "Comfy.Locale": language})
     page = Page(browser.new_page(viewport={"width": 1300, "height": 900}))
     page.page.set_default_timeout(60_000)
     page.page.goto(host.url, wait_until="domcontentloaded")

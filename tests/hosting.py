@@ -38,6 +38,18 @@ def interpreter(comfyui: Path) -> str:
     return os.environ.get("COMFYUI_PYTHON") or next(iter(found), sys.executable)
 
 
+def front_end() -> Path | None:
+    """The front-end's `static` folder in MOSS_FRONT_END; None = the host's own.
+
+    Raises:
+        FileNotFoundError: there is none in that folder.
+    """
+    path = os.environ.get("MOSS_FRONT_END")
+    if path and not (Path(path) / "index.html").is_file():
+        raise FileNotFoundError(f"MOSS_FRONT_END is {path}, which is no front-end: it has no index.html")
+    return Path(path) if path else None
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -72,7 +84,10 @@ class Host:
         self._comfyui = comfyui or checkout()
         if self._comfyui is None:
             raise FileNotFoundError("no ComfyUI checkout; set COMFYUI_PATH to one")
-        self._arguments, self._packs, self._seconds = (memory, *arguments), packs, seconds
+        self._packs, self._seconds = packs, seconds
+        shown = front_end()
+        page = ("--front-end-root", str(shown)) if shown else ()
+        self._arguments = (memory, *page, *arguments)
         self.client = uuid.uuid4().hex
 
     def __enter__(self) -> Host:

@@ -1,4 +1,7 @@
-/** What the page computes for itself, against the numbers of the pipeline: node --test tests/page.test.mjs, by tests/test_page.py. */
+/**
+ * What the page computes for itself, against the numbers of the pipeline: node --test tests/page.test.mjs, by
+ * tests/test_page.py.
+ */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -7,9 +10,18 @@ import { test } from "node:test";
 import { decode } from "../js/decode.mjs";
 import { band, boundsFromShares, counts, redrawnBy, shareOfDense } from "../js/dispatch.mjs";
 import { readPainting, writePainting } from "../js/painting.mjs";
+import { readPass, resample } from "../js/pass.mjs";
 import { rankTokens } from "../js/ranks.mjs";
 
 const vectors = JSON.parse(readFileSync(process.env.MOSS_VECTORS, "utf8"));
+
+test("patterns of the server's sentences", () => {
+  const { moss } = JSON.parse(readFileSync(new URL("../locales/zh/main.json", import.meta.url), "utf8"));
+  for (const [pattern, replacement] of moss.errors ?? []) {
+    const groups = new RegExp(`${pattern}|`, "u").exec("").length - 1;
+    for (const [, group] of replacement.matchAll(/\$(\d)/g)) assert.ok(Number(group) <= groups, pattern);
+  }
+});
 
 test("bands of ranks", () => {
   for (const [tokens, upper, lower, start, stop] of vectors.bands) {
@@ -29,18 +41,46 @@ test("paintings as text", () => {
   }
 });
 
+test("what the widgets of Token Dispatch mean", () => {
+  for (const { widgets, known, left, pass } of vectors.widgets) {
+    const found = readPass(widgets, { known, left, planned: null });
+    assert.deepEqual(found.problem ? null : found, pass, JSON.stringify(widgets));
+  }
+});
+
+test("bounds for another number of scales share the tokens out alike", () => {
+  assert.deepEqual(resample([80, 70, 30, 10], 4), [80, 70, 30, 10]);
+  assert.deepEqual(resample([80, 70, 30, 10], 2), [80, 30]);
+  assert.deepEqual(resample([45], 3), [45, 30, 15]);
+  for (const [tokens] of vectors.bands.slice(0, 50)) {
+    const bounds = [100, 60, 60, 0].map((bound) => (bound * tokens) / 9000);
+    for (let k = 1; k < 9; k += 1) {
+      const found = resample(bounds, k);
+      assert.equal(found.length, k);
+      assert.ok(found.every((bound, i) => bound <= (found[i - 1] ?? 100) && bound >= 0));
+    }
+  }
+});
+
 test("ranks, places, counts and the share of dense", () => {
-  for (const { payload, painting, bounds, tokens, taken, share } of vectors.dispatches) {
+  for (const { payload, painting, scales, bounds, tokens, taken, share } of vectors.dispatches) {
     const inspection = decode(payload);
-    const { grids, final } = inspection;
-    const refined = counts(grids, bounds);
+    const { final, left } = inspection;
+    const places = scales.map((scale) => left.indexOf(scale));
+    const pick = (list) => places.map((place) => list[place]);
+    const [grids, open] = [pick(inspection.grids), pick(inspection.open)];
+    assert.deepEqual(inspection.ran, { scales, bounds });
+    const refined = counts(open, bounds);
+    const sum = refined.reduce((a, b) => a + b, 0);
     assert.deepEqual(refined, tokens);
-    assert.equal(shareOfDense(inspection.work, inspection.draftTokens, refined.reduce((a, b) => a + b, 0)), share);
-    inspection.pictures.forEach(({ frequency, ranks }, n) => {
-      assert.deepEqual(rankTokens(frequency, final, grids, readPainting(painting)), ranks);
+    assert.equal(shareOfDense(inspection.work, inspection.draftTokens, sum), share);
+    inspection.pictures.forEach((picture, n) => {
+      const { ranks: all } = picture;
+      assert.deepEqual(rankTokens(inspection, picture, readPainting(painting)), all);
+      const ranks = places.map((place) => all[place]);
       for (let row = 0; row < final[0]; row += 1) {
         for (let column = 0; column < final[1]; column += 1) {
-          const found = redrawnBy(grids, ranks, bounds, final, { row, column });
+          const found = redrawnBy({ grids, open, ranks, bounds }, final, { row, column });
           assert.deepEqual(found, taken[n][row][column]);
         }
       }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Page, chromium, opened
-from hosting import Host, checkout
+from hosting import Host, checkout, front_end
 
 from comfy_moss.model.backbone import NANO
-from comfy_moss.pipeline.dispatch import band, bounds_of_shares, read_painting
+from comfy_moss.pipeline.dispatch import band, read_painting
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="NO PLAYWRIGHT: THE BROWSER'S PART WAS NOT TESTED; pip install playwright"
@@ -33,6 +32,50 @@ pytestmark = [
 ]
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 MAP, DISPATCH = "MoSs_FrequencyMap", "MoSs_TokenDispatch"
+SELECT_OURS = "() => app.canvas.selectItems(app.graph.nodes.filter(({ type }) => /MoSs_/.test(type)))"
+GRAPH = "() => [app.graph.nodes.length, app.canvas.ds.scale, ...app.canvas.ds.offset]"
+GREY = 'Boolean(node.widgets.find(({ name }) => name === "values").disabled)'
+_AGAIN = """const dispatch = app.graph.nodes.find(({ type }) => type === "MoSs_TokenDispatch");
+  const slot = dispatch.inputs.findIndex(({ name }) => name === "frequency");"""
+DETOURS = {  # of the wire from the map to its dispatch
+    "Reroute": f"""{_AGAIN}
+      const way = LiteGraph.createNode("Reroute");
+      way.pos = [380, 20];
+      app.graph.add(way);
+      node.connect(0, way, 0);
+      way.connect(0, dispatch, slot);""",
+    "native": f"""{_AGAIN}
+      app.graph.createReroute([380, 60], dispatch.getInputLink(slot));""",
+    "Set and Get": f"""{_AGAIN}
+      class Setter extends LiteGraph.LGraphNode {{
+        constructor(title) {{
+          super(title);
+          this.addInput("*", "*");
+          this.isVirtualNode = true;
+        }}
+      }}
+      class Getter extends LiteGraph.LGraphNode {{
+        constructor(title) {{
+          super(title);
+          this.addOutput("*", "*");
+          this.isVirtualNode = true;
+        }}
+        getInputLink() {{
+          return this.graph.nodes.find(({{ type }}) => type === "test/Setter").getInputLink(0);
+        }}
+      }}
+      LiteGraph.registerNodeType("test/Setter", Setter);
+      LiteGraph.registerNodeType("test/Getter", Getter);
+      const set = LiteGraph.createNode("test/Setter"), get = LiteGraph.createNode("test/Getter");
+      set.pos = [20, 800];
+      get.pos = [420, 850];
+      app.graph.add(set);
+      app.graph.add(get);
+      node.connect(0, set, 0);
+      get.connect(0, dispatch, slot);""",
+    "subgraph": """app.canvas.selectItems([node]);
+      app.graph.convertToSubgraph(app.canvas.selectedItems);""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +95,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])
 def opened_page(request: pytest.FixtureRequest, browser: Any, host: Host) -> Iterator[Page]:
     with opened(browser, host, request.param) as page:
+        said = request.config.pluginmanager.get_plugin("terminalreporter")
+        source = "MOSS_FRONT_END" if front_end() else "the host's own; for another one set MOSS_FRONT_END"
+        said.write_line(f"\nBROWSER TESTS RUN ON FRONT-END {page.version} ({source})")
         yield page
 
 
@@ -73,18 +119,16 @@ def counts(grids: list[list[int]], bounds: list[float]) -> list[int]:
 
 def cost_line(payload: dict[str, Any], tokens: int) -> str:
     work, cache = payload["work"], payload["draft_tokens"]
-    share = (work["draft"] + tokens * (work["linear"] + work["attention"] * (cache + tokens))) / work["dense"]
+    row = tokens * (work["linear"] + work["attention"] * (cache + tokens))
+    share = (work["draft"] + work["rows"] * row) / work["dense"]
     return f"{tokens:,} tokens · KV {payload['kv_bytes'] / 2**20:#.3g} MiB · {100 * share:.0f} % of dense"
-
-
-def random_bounds(rng: random.Random) -> list[float]:
-    digits = rng.choice([0, 1, 3])
-    return sorted((round(rng.uniform(0, 100), digits) for _ in range(rng.randint(1, 7))), reverse=True)
 
 
 def test_a_report_shows_its_text_on_the_node_and_the_saved_graph_has_none_of_it(opened_page: Page) -> None:
     workflow = json.loads((WORKFLOWS / "moss4_text_to_image.json").read_text(encoding="utf-8"))
     opened_page.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", workflow)
+    # a front-end may show no elements outside the window
+    opened_page.change("MoSs_Report", "app.canvas.ds.scale = 1; app.canvas.centerOnNode(node)")
     opened_page.run()
     text = opened_page.page.locator(".moss-report").first
     assert "moss4" in text.inner_text() and "KV cache" in text.inner_text()
@@ -92,63 +136,6 @@ def test_a_report_shows_its_text_on_the_node_and_the_saved_graph_has_none_of_it(
         "() => app.graph.serialize().nodes.find((n) => n.type === 'MoSs_Report')"
     )
     assert not saved.get("widgets_values")
-
-
-def test_bands_round_as_in_python(opened_page: Page) -> None:
-    rng = random.Random(5)
-    cases = [[rng.randint(1, 9000), random_bounds(rng)] for _ in range(3000)]
-    # halves
-    cases += [[n, [t, t / 2]] for n in (1, 2, 8, 1000, 4096) for t in (0, 0.05, 12.5, 50, 99.95, 100)]
-    code = "value.map(([tokens, bounds]) => bounds.map((t, i) => module.band(tokens, t, bounds[i + 1] ?? 0)))"
-    found = opened_page.module("dispatch", code, cases)
-    for (tokens, bounds), ranges in zip(cases, found, strict=True):
-        ours = [band(tokens, up, low) for up, low in zip(bounds, [*bounds[1:], 0], strict=True)]
-        assert ranges == [{"start": r.start, "stop": max(r.start, r.stop)} for r in ours], (tokens, bounds)
-
-
-def test_shares_mean_the_same_bounds_as_in_python(opened_page: Page) -> None:
-    rng = random.Random(6)
-    cases = [[round(rng.uniform(0, 100 / 5), 1) for _ in range(rng.randint(1, 5))] for _ in range(300)]
-    found = opened_page.module("dispatch", "value.map(module.boundsFromShares)", cases)
-    for shares, bounds in zip(cases, found, strict=True):
-        assert bounds == pytest.approx(bounds_of_shares(shares), abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("preset", "values", "bounds"),
-    [
-        ("automatic", "anything", [90, 30, 5, 1]),
-        ("paper", "anything", [80, 70, 30, 10]),
-        ("custom bounds", "60; 50.5%, 20,0", [60, 50.5, 20, 0]),
-        ("custom shares", "10, 40, 20, 10", [80, 70, 30, 10]),
-        ("custom bounds", "60 50 20 10", None),
-        ("custom bounds", "60, 50, 20", None),
-        ("custom bounds", "50, 60, 20, 10", None),
-        ("custom bounds", "101, 60, 20, 10", None),
-        ("custom bounds", "60, 50, 20, 0x1", None),
-        ("custom bounds", "60, 50, 20,", None),
-        ("custom shares", "60, 50, 20, 10", None),
-        ("custom shares", "60, -1, 20, 10", None),
-    ],
-)
-def test_widgets_are_read_as_the_node_reads_them(
-    opened_page: Page, preset: str, values: str, bounds: list[float] | None
-) -> None:
-    known = {"automatic": [90, 30, 5, 1], "paper": [80, 70, 30, 10]}
-    found = opened_page.module("dispatch", "module.resolveBounds(...value)", [preset, values, 4, known])
-    assert found.get("bounds") == bounds
-    assert bool(found.get("problem")) == (bounds is None)
-
-
-@pytest.mark.parametrize("paper", [[80, 55], None])
-def test_the_papers_bounds_are_those_that_the_node_sends_for_its_model(
-    opened_page: Page, paper: list[float] | None
-) -> None:
-    found = opened_page.module(
-        "dispatch", 'module.resolveBounds("paper", "1, 2", 2, value)', {"paper": paper}
-    )
-    assert found.get("bounds") == paper
-    assert bool(found.get("problem")) == (paper is None)
 
 
 def test_before_the_first_run_there_is_one_quiet_line(opened_page: Page) -> None:
@@ -161,7 +148,7 @@ def test_before_the_first_run_there_is_one_quiet_line(opened_page: Page) -> None
 def test_the_token_under_the_pointer_is_described(page: Page, kind: str) -> None:
     sent, inspector = page.sent(kind), page.inspector(kind)
     grid, grids = sent.payload["map"]["grid"], sent.payload["grids"]
-    bounds = page.sent(DISPATCH).payload["bounds"]  # of the node behind, also on the map
+    bounds = page.sent(DISPATCH).payload["pass"]["bounds"]  # of the node behind, also on the map
     for row, column in ((0, 0), (grid[0] - 1, 3), (9, grid[1] - 1), (12, 11)):
         page.point(inspector, row, column, grid)
         text = inspector.reading.replace("\n", " ")
@@ -191,7 +178,7 @@ def test_the_views_show_what_they_are_named_after(page: Page) -> None:
     sent, inspector = page.sent(DISPATCH), page.inspector(DISPATCH)
     grid, payload = sent.payload["map"]["grid"], sent.payload
     assert inspector.pressed() == ["Overlay"] and page.inspector(MAP).pressed() == ["Heatmap"]
-    finest = np.argwhere(sent.ranks[-1][0] < payload["bounds"][-1] / 100 * grid[0] * grid[1])[0]
+    finest = np.argwhere(sent.ranks[-1][0] < payload["pass"]["bounds"][-1] / 100 * grid[0] * grid[1])[0]
     colour = np.array(list(bytes.fromhex(payload["colours"][-1][1:])))
     shown = np.array(inspector.pixel(*finest, grid))  # the colour, between half and fully bright
     assert np.all(shown <= colour + 2) and np.all(shown >= colour / 2 - 2)
@@ -214,7 +201,7 @@ def test_the_views_show_what_they_are_named_after(page: Page) -> None:
 @pytest.mark.parametrize("kind", [MAP, DISPATCH])
 def test_dragging_a_bound_predicts_what_the_next_run_does(page: Page, kind: str) -> None:
     inspector, payload = page.inspector(kind), page.sent(kind).payload
-    assert inspector.counts == counts(payload["grids"], page.sent(DISPATCH).payload["bounds"])
+    assert inspector.counts == counts(payload["grids"], page.sent(DISPATCH).payload["pass"]["bounds"])
     page.drag(inspector, 2, -50)  # to the calm side: a higher percentage
 
     bounds = [float(part) for part in page.widget("values").split(",")]
@@ -227,7 +214,7 @@ def test_dragging_a_bound_predicts_what_the_next_run_does(page: Page, kind: str)
 
     page.run()
     after = page.sent(DISPATCH)
-    assert after.payload["bounds"] == bounds
+    assert after.payload["pass"]["bounds"] == bounds
     assert page.inspector(DISPATCH).counts == predicted
 
 
@@ -250,7 +237,7 @@ def test_the_inspector_follows_edits_by_hand(page: Page) -> None:
     page.set_widget("values", "10, 40, 20, 5")
     assert inspector.bounds == page.inspector(MAP).bounds == [75, 65, 25, 5]
     page.set_widget("values", "10, 40, twenty, 5")
-    assert "twenty" in inspector.reading and inspector.bounds == [75, 65, 25, 5]
+    assert "twenty" in inspector.note and inspector.bounds == [75, 65, 25, 5]
     inspector.press("Reset")
     page.wait()
     assert page.widget("preset") == "automatic" and inspector.bounds == [*NANO.best[4]]
@@ -275,11 +262,18 @@ def test_painting_predicts_what_the_next_run_does(page: Page) -> None:
     assert painted[27:30, 4:21].all() and not painted[:26].any()
 
     before = page.sent(DISPATCH)
-    told = {"frequency": before.frequency[0].ravel().tolist(), "grid": grid, "grids": before.payload["grids"]}
+    told = {
+        "frequency": before.frequency[0].ravel().tolist(),
+        "ranks": [ranks[0].tolist() for ranks in before.ranks],
+        "grid": grid, "cells": painted.int().ravel().tolist(), "grids": before.payload["grids"],
+        "open": before.payload["open"],
+    }
     code = """module.rankTokens(
-        Float32Array.from(value.frequency), value.grid, value.grids, { grid: value.grid, cells: value.cells }
+        { final: value.grid, grids: value.grids, open: value.open },
+        { frequency: Float32Array.from(value.frequency), ranks: value.ranks.map((rows) => rows.flat()) },
+        { grid: value.grid, cells: value.cells },
     ).map((ranks) => [...ranks])"""
-    predicted = page.module("ranks", code, {**told, "cells": painted.int().ravel().tolist()})
+    predicted = page.module("ranks", code, told)
     page.run()
     after = page.sent(DISPATCH)
     assert [ranks[0].ravel().tolist() for ranks in after.ranks] == predicted
@@ -291,7 +285,8 @@ def test_painting_predicts_what_the_next_run_does(page: Page) -> None:
     assert page.widget("painting") == ""
 
 
-def test_with_a_mask_the_ranks_are_those_of_the_run(page: Page) -> None:
+def mask_with_its_own_inverse(page: Page) -> None:
+    """Connect a mask to Token Dispatch in which what is calm comes first."""
     page.change(
         DISPATCH,
         """const map = app.graph.nodes.find(({ type }) => type === "MoSs_FrequencyMap");
@@ -301,6 +296,10 @@ def test_with_a_mask_the_ranks_are_those_of_the_run(page: Page) -> None:
         map.connect(2, invert, 0);
         invert.connect(0, node, node.inputs.findIndex(({ name }) => name === "mask"))""",
     )
+
+
+def test_with_a_mask_the_ranks_are_those_of_the_run(page: Page) -> None:
+    mask_with_its_own_inverse(page)
     page.run()
     sent, inspector = page.sent(DISPATCH), page.inspector(DISPATCH)
     grid, finest = sent.payload["map"]["grid"], sent.ranks[-1][0]
@@ -430,3 +429,220 @@ def test_the_wheel_over_the_inspector_zooms_the_graph(page: Page) -> None:
     page.page.mouse.wheel(0, -240)
     page.wait(400)
     assert page.page.evaluate("() => app.canvas.ds.scale") > 1
+
+
+def link(page: Page, source: str, kind: str, name: str, settings: str = "{}") -> None:
+    """Wire a new node's first output into an input of the first node of a kind."""
+    page.change(
+        kind,
+        f"""const other = LiteGraph.createNode({source!r});
+        other.pos = [-400, 640];
+        node.graph.add(other);
+        other.connect(0, node, node.inputs.findIndex(({{ name }}) => name === {name!r}));
+        for (const [key, value] of Object.entries({settings})) {{
+          const widget = other.widgets.find((each) => each.name === key);
+          widget.value = value;
+          widget.callback?.(value);
+        }}""",
+    )
+
+
+@pytest.mark.parametrize("key", ["Delete", "Backspace", "q", ".", "Escape"])
+def test_keys_pressed_on_a_handle_stay_in_the_inspector(page: Page, key: str) -> None:
+    page.page.evaluate(SELECT_OURS)
+    before = page.page.evaluate(GRAPH)
+    for part in (".moss-handle", ".moss-picture", ".moss-views button"):
+        page.inspector(DISPATCH).root.locator(part).first.focus()
+        page.page.keyboard.press(key)
+    page.wait(400)
+    assert page.page.evaluate(GRAPH) == before
+
+
+def test_the_inspector_is_as_wide_as_its_node_after_the_panel_was_open(page: Page) -> None:
+    page.page.evaluate(SELECT_OURS)
+    page.set("Comfy.RightSidePanel.IsOpen", True)
+    page.change(DISPATCH, "app.canvas.selectItems([node])")
+    page.wait(800)
+    panel = page.page.locator("body").inner_text()
+    assert "moss_inspector" not in panel and "Map (on the node)" in panel
+    page.set("Comfy.RightSidePanel.IsOpen", False)
+    for width in (300, 420):
+        for kind in (MAP, DISPATCH):
+            page.change(kind, f"node.setSize([{width}, node.size[1]]); app.canvas.setDirty(true, true)")
+        page.wait(600)
+        for kind in (MAP, DISPATCH):
+            box = page.inspector(kind).root.bounding_box()
+            assert width - 40 <= box["width"] <= width, (kind, width, box)
+
+
+def test_a_narrow_node_cuts_nothing_off(page: Page) -> None:
+    narrow = "node.setSize([200, node.size[1]]); node.setSize(node.computeSize())"
+    page.change(DISPATCH, f"{narrow}; app.canvas.setDirty(true, true)")
+    page.wait(600)
+    for kind in (MAP, DISPATCH):
+        inspector = page.inspector(kind)
+        for part in (".moss-bar", ".moss-read", ".moss-histogram", ".moss-foot"):
+            cut = inspector.root.locator(part).evaluate("(part) => part.scrollWidth - part.clientWidth")
+            assert cut <= 0, (kind, part)
+        assert inspector.root.bounding_box()["width"] >= 225 - 40
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_the_legend_names_every_scale(opened_page: Page, k: int) -> None:
+    opened_page.build()
+    opened_page.draft_widget("refine_scales", k)
+    opened_page.set_widget("preset", "custom bounds")
+    opened_page.set_widget("values", ", ".join(str(10 * n + 5) for n in reversed(range(k))))
+    opened_page.run()
+    inspector, payload = opened_page.inspector(DISPATCH), opened_page.sent(DISPATCH).payload
+    opened_page.away()
+    assert len(inspector.counts) == k
+    assert inspector.counts == counts(payload["grids"], payload["pass"]["bounds"])
+    outer, swatches = inspector.root.bounding_box(), inspector.root.locator(".moss-legend .moss-scale").all()
+    reading = inspector.root.locator(".moss-read").bounding_box()
+    for each in (swatch.bounding_box() for swatch in swatches):
+        assert each["x"] + each["width"] <= outer["x"] + outer["width"]
+        assert each["y"] + each["height"] <= reading["y"] + reading["height"] + 1
+
+
+def test_values_hold_the_bounds_in_use_and_are_grey_while_they_are_not_their_own(page: Page) -> None:
+    best = ", ".join(f"{bound:g}" for bound in NANO.best[4])
+    assert page.widget("values") == "80, 70, 30, 10" and page.node(DISPATCH, GREY)
+    page.set_widget("preset", "automatic")
+    assert page.widget("values") == best and page.node(DISPATCH, GREY)
+    page.drag(page.inspector(DISPATCH), 3, 20)
+    assert page.widget("preset") == "custom bounds" and not page.node(DISPATCH, GREY)
+    page.inspector(DISPATCH).press("Reset")
+    page.wait()
+    assert page.widget("values") == best and page.node(DISPATCH, GREY)
+
+
+def test_another_number_of_scales_takes_the_same_sharing_out(page: Page) -> None:
+    page.set_widget("preset", "custom bounds")
+    page.draft_widget("refine_scales", 2)
+    assert page.widget("values") == "80, 30"
+    inspector = page.inspector(DISPATCH)
+    assert "2 scales" in inspector.note and inspector.locked  # of another draft, this page cannot know
+    page.run()
+    assert page.sent(DISPATCH).payload["pass"] == {"scales": [-2, -1], "bounds": [80, 30]}
+    assert inspector.bounds == [80, 30] and not inspector.locked and not inspector.note
+    page.set_widget("preset", "paper")
+    assert page.widget("values") == "50, 25"
+    page.draft_widget("refine_scales", 5)
+    page.run()
+    assert page.widget("values") == "90, 50, 15, 10, 5"
+
+
+def test_a_pass_of_some_scales_is_shown_on_the_map_too(page: Page) -> None:
+    page.set_widget("scales", "-3, -1")
+    page.set_widget("preset", "custom bounds")
+    page.set_widget("values", "70, 20")
+    grids = page.sent(MAP).payload["grids"]
+    for _ in range(2):  # before and after the run
+        for kind in (MAP, DISPATCH):
+            inspector = page.inspector(kind)
+            assert inspector.bounds == [70, 20] and not inspector.locked
+            assert inspector.counts == counts([grids[1], grids[3]], [70, 20])
+        page.run()
+    assert page.sent(DISPATCH).payload["pass"] == {"scales": [-3, -1], "bounds": [70, 20]}
+    page.set_widget("scales", "-9")
+    assert "-9" in page.inspector(MAP).note
+
+
+def test_linked_values_show_the_run_and_lock_the_handles_visibly(page: Page) -> None:
+    page.set_widget("preset", "custom bounds")
+    link(page, "PrimitiveString", DISPATCH, "values", '{ value: "70, 40, 20, 10" }')
+    page.run()
+    for kind in (MAP, DISPATCH):
+        inspector = page.inspector(kind)
+        assert inspector.bounds == [70, 40, 20, 10]
+        assert inspector.locked and "connected input" in inspector.note
+        handle = inspector.root.locator(".moss-handle").first
+        assert handle.evaluate("(it) => getComputedStyle(it).cursor") == "not-allowed"
+
+
+def test_a_mask_counts_on_the_map_too(page: Page) -> None:
+    mask_with_its_own_inverse(page)
+    assert "mask" in page.inspector(MAP).note  # not run yet
+    page.run()
+    sent = page.sent(DISPATCH)
+    grid, finest = sent.payload["map"]["grid"], sent.ranks[-1][0]
+    calm = np.argwhere((finest < 50) & (sent.percentile[0] < 80))[0]
+    for kind in (MAP, DISPATCH):
+        page.point(page.inspector(kind), *calm, grid)
+        assert f"Redrawn at {grid[1]} × {grid[0]}" in page.inspector(kind).reading.replace("\n", " ")
+        assert not page.inspector(kind).note
+
+
+@pytest.mark.parametrize("way", ["Reroute", "native", "Set and Get", "subgraph"])
+def test_the_map_finds_its_dispatch_by_every_way(page: Page, way: str) -> None:
+    page.change(MAP, DETOURS[way])
+    page.wait(500)
+    page.set_widget("preset", "custom bounds")
+    page.set_widget("values", "70, 40, 20, 10")
+    page.wait(300)
+    inspector = page.inspector(MAP)
+    assert inspector.bounds == [70, 40, 20, 10] and not inspector.locked
+    page.run()
+    assert inspector.bounds == [70, 40, 20, 10]
+
+
+def test_a_bypassed_dispatch_is_not_the_maps(page: Page) -> None:
+    page.set_widget("preset", "custom bounds")
+    page.set_widget("values", "70, 40, 20, 10")
+    page.change(DISPATCH, "node.mode = 4; node.onConnectionsChange?.()")
+    inspector = page.inspector(MAP)
+    assert inspector.bounds == [*NANO.best[4]] and inspector.locked and "No Token Dispatch" in inspector.note
+
+
+def test_why_a_run_stopped_is_repeated_in_the_inspector(page: Page) -> None:
+    page.set_widget("preset", "custom bounds")
+    page.set_widget("values", "10, 40, 20, 10")
+    with pytest.raises(RuntimeError) as error:
+        page.run()
+    sentence = str(error.value).strip()
+    assert page.inspector(DISPATCH).note == sentence and page.inspector(MAP).note != sentence
+    page.set_widget("values", "40, 30, 20, 10")
+    page.run()
+    assert page.inspector(DISPATCH).note == ""
+
+
+def test_rebuilt_nodes_show_their_own_map(page: Page) -> None:
+    page.inspector(DISPATCH).press("Paint")
+    kept = page.page.evaluate("() => app.graph.serialize()")
+    page.page.evaluate("(saved) => { app.graph.clear(); app.graph.configure(saved); }", kept)
+    page.wait(600)
+    assert page.page.locator(".moss-inspector").count() == 2
+    assert "Run the graph" in page.inspector(DISPATCH).root.inner_text()
+    page.page.evaluate("async (saved) => { await app.loadGraphData(saved); }", kept)
+    page.wait(800)
+    inspector = page.inspector(DISPATCH)
+    assert "Run the graph" in inspector.root.inner_text()
+    page.run()
+    assert not inspector.painting
+
+
+def test_undo_keeps_the_brush_in_the_hand(page: Page) -> None:
+    inspector, grid = page.inspector(DISPATCH), page.sent(DISPATCH).payload["map"]["grid"]
+    page.page.mouse.click(1150, 650)
+    page.wait()
+    inspector.press("Paint")
+    page.point(inspector, 28, 4, grid)
+    page.page.mouse.down()
+    page.point(inspector, 28, 20, grid)
+    page.page.mouse.up()
+    page.away()
+    assert page.widget("painting")
+    page.page.keyboard.press("Control+z")
+    page.until("painting", "")
+    inspector = page.inspector(DISPATCH)
+    assert page.widget("painting") == ""
+    assert inspector.painting and "Drag to paint" in inspector.reading
+
+
+def test_a_warning_is_said_in_the_page(opened_page: Page) -> None:
+    opened_page.build()
+    opened_page.change("CLIPTextEncode", 'node.widgets[0].value = "a (red:1.2) square"')
+    opened_page.run()
+    toast = opened_page.page.locator(".p-toast-message, [data-sonner-toast], [role=alert], [role=status]")
+    assert any("(red:1.2)" in text for text in toast.all_inner_texts())

@@ -75,8 +75,9 @@ def test_the_papers_bounds_are_those_for_this_model(host: FakeHost, parts: tuple
     dispatched = host.run("MoSs_TokenDispatch", frequency=measured.result[0])
 
     assert dispatched.result[0].step.bounds == (80.0, 55.0)
-    known = {"automatic": (80.0, 55.0), "paper": (80.0, 55.0)}
-    assert [shown.ui["moss_inspector"][0]["known"] for shown in (measured, dispatched)] == [known] * 2
+    for shown in (measured, dispatched):
+        known = shown.ui["moss_inspector"][0]["known"]
+        assert (known["automatic"][2], known["paper"][2]) == ((80.0, 55.0), (80.0, 55.0))
     assert dispatched.ui["moss_inspector"][0]["draft_tokens"] == TINY.text_length + 4 + 9 + 16
 
 
@@ -85,7 +86,8 @@ def test_where_the_paper_has_no_bounds_this_is_said(host: FakeHost, parts: tuple
         "MoSs_InfinityDraft", model=parts[0], positive=parts[1].encode(PROMPT), refine_scales=3
     ).result[0]
     frequency = host.run("MoSs_FrequencyMap", draft=draft)
-    assert frequency.ui["moss_inspector"][0]["known"] == {"automatic": None, "paper": None}
+    known = frequency.ui["moss_inspector"][0]["known"]
+    assert (known["automatic"][3], known["paper"][3]) == (None, None)
     with pytest.raises(
         ValueError, match="no bounds for 3 refine scales of this model; set refine_scales to 2, or"
     ):

@@ -83,6 +83,7 @@ def test_the_dispatch_is_redone_from_the_payload_alone_for_any_bounds(
     assert _redo(payload, list(bounds)) == expected
     assert expected[0] != expected[1]
     assert payload["scales"] == list(dispatch.scales)
+    assert payload["pass"]["scales"] == [-4, -3, -2, -1]
 
 
 def test_painting_changes_the_ranks_and_not_the_map() -> None:
@@ -101,11 +102,10 @@ def test_every_cell_has_a_rank_of_its_own_and_the_busiest_the_first() -> None:
 def test_the_share_of_dense_is_computed_from_the_payloads_numbers() -> None:
     payload = _payload(_frequency())
     work, drafted = payload["work"], payload["draft_tokens"]
-    refined = sum(map(len, _redo(payload, payload["bounds"])[0]))
+    refined = sum(map(len, _redo(payload, payload["pass"]["bounds"])[0]))
 
-    share = (work["draft"] + refined * (work["linear"] + work["attention"] * (drafted + refined))) / work[
-        "dense"
-    ]
+    row = refined * (work["linear"] + work["attention"] * (drafted + refined))
+    share = (work["draft"] + work["rows"] * row) / work["dense"]
 
     plan = Plan(-4, (CONFIG,))
     assert refined == sum(CONFIG.counts(SCHEDULE))
@@ -117,7 +117,7 @@ def test_the_share_of_dense_is_computed_from_the_payloads_numbers() -> None:
 def test_the_settings_are_those_given_coarsest_scale_first(k: int) -> None:
     bounds = [60.0 - 10 * n for n in range(k)]
     payload = _payload(_frequency(1), RefinePass.of_last(tuple(bounds)))
-    assert (payload["version"], payload["kv_bytes"], payload["bounds"]) == (2, 12345, bounds)
+    assert (payload["version"], payload["kv_bytes"], payload["pass"]["bounds"]) == (3, 12345, bounds)
     assert payload["grids"] == [list(grid) for grid in SCHEDULE.grids[-k:]]
     assert [len(scales) for scales in payload["ranks"]] == [k]
     assert (

@@ -281,8 +281,11 @@ def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost
     )
     assert (found.result[0].step.bounds, printed.result[0].step.bounds) == (own, (80.0, 70.0, 30.0, 10.0))
     shown = [output.ui["moss_inspector"][0] for output in (measured, found, printed)]
-    assert [data["known"] for data in shown] == [{"automatic": own, "paper": (80.0, 70.0, 30.0, 10.0)}] * 3
-    assert shown[0]["bounds"] == list(own)
+    for known in (data["known"] for data in shown):  # by number of scales
+        assert (known["automatic"][4], known["paper"][4]) == (own, (80.0, 70.0, 30.0, 10.0))
+        assert list(known["paper"]) == [1, 2, 3, 4]
+        assert (known["paper"][2], known["paper"][1]) == ((50, 25), (100,))
+    assert shown[0]["pass"]["bounds"] == list(own)
 
 
 # --- what they show -----------------------------------------------------------------------------------------
@@ -365,8 +368,21 @@ def test_the_inspector_gets_the_same_bounds_that_the_dispatch_used(host: FakeHos
         "MoSs_TokenDispatch", frequency=measured.result[0], preset="custom bounds", values="60, 40, 20, 5"
     )
     (seen,), (first,) = output.ui["moss_inspector"], measured.ui["moss_inspector"]
-    assert (seen["kind"], seen["bounds"], len(seen["pictures"])) == ("dispatch", [60.0, 40.0, 20.0, 5.0], 2)
-    assert (first["kind"], first["bounds"]) == ("frequency", [80.0, 70.0, 30.0, 10.0])
+    ran = {"scales": [-4, -3, -2, -1], "bounds": [60.0, 40.0, 20.0, 5.0]}
+    assert (seen["kind"], seen["pass"], len(seen["pictures"])) == ("dispatch", ran, 2)
+    assert (first["kind"], first["pass"]["bounds"]) == ("frequency", [80.0, 70.0, 30.0, 10.0])
+
+
+def test_the_inspector_is_told_what_the_ranks_were_made_with(host: FakeHost, draft: Any) -> None:
+    measured, painted = host.run("MoSs_FrequencyMap", draft=draft()), write_painting(torch.eye(4) > 0)
+    for settings, expected in (
+        ({}, ("", False)),
+        ({"painting": painted}, (painted, False)),
+        ({"mask": torch.ones(1, 4, 4)}, ("", True)),
+    ):
+        output = host.run("MoSs_TokenDispatch", frequency=measured.result[0], **settings)
+        (seen,) = output.ui["moss_inspector"]
+        assert (seen["painting"], seen["masked"]) == expected
 
 
 def test_a_finished_draft_has_a_map_but_nothing_to_inspect(host: FakeHost, draft: Any) -> None:

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fakehost import installed
 
-from comfy_moss.model.backbone import TokenWork
+from comfy_moss.model.backbone import NANO, Published, TokenWork
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import (
     Dispatch,
@@ -28,6 +33,7 @@ from comfy_moss.pipeline.dispatch import (
 from comfy_moss.pipeline.draft import Draft, Recipe
 from comfy_moss.pipeline.heatmap import inspection
 from comfy_moss.pipeline.plan import Plan, share_of_dense
+from comfy_moss.pipeline.source import Source
 
 NODE = shutil.which("node")
 SCHEDULE = make_schedule(1.5, "0.25M")  # rows differ from columns
@@ -59,42 +65,122 @@ def taken(dispatch: Dispatch) -> list[list[list[list[int]]]]:
     return pictures
 
 
-def dispatched(bounds: tuple[float, ...], text: str, batch: int = 2) -> dict[str, Any]:
-    """A payload, and what the pipeline makes of it."""
-    step, k = RefinePass.of_last(bounds), len(bounds)
-    recipe = Recipe((torch.zeros(1, 1),) * batch, None, (0,) * batch, SCHEDULE)
+def drafted(k: int, batch: int = 1, guidance: float = 1.0, inside: bool = False) -> Draft:
+    """A draft that leaves k scales; of its values nothing is looked at but their number.
+
+    Args:
+        inside: it is drawn from a picture of which only a part may change.
+    """
     bits = tuple(torch.zeros(batch, h * w, 1) for h, w in SCHEDULE.grids[:-k])
-    draft = Draft(recipe, bits, torch.zeros(batch, 1, 1, 1), "")
+    mask = torch.zeros(1, *SCHEDULE.grids[-1], dtype=torch.bool)
+    mask[:, 5:20, 3:30] = True
+    source = Source(bits, mask=mask) if inside else None
+    recipe = Recipe(
+        (torch.zeros(1, 1),) * batch, None, (0,) * batch, SCHEDULE, Guidance(guidance), source=source
+    )
+    return Draft(recipe, bits, torch.zeros(batch, 1, 1, 1), "")
+
+
+def dispatched(
+    step: RefinePass, text: str, guidance: float = 1.0, inside: bool = False, batch: int = 2
+) -> dict[str, Any]:
+    """A payload, and what the pipeline makes of it; the draft leaves one scale before those of the pass."""
+    draft = drafted(1 - step.scales[0], batch, guidance, inside)
     frequency = (torch.rand(batch, *SCHEDULE.grids[-1], generator=CHANCE) * 9).round()  # with ties
     painted = read_painting(text)
-    dispatch = dispatch_tokens(frequency, SCHEDULE, step, painted)
+    dispatch = dispatch_tokens(frequency, SCHEDULE, step, painted, draft.recipe.source)
     payload = inspection(draft, frequency, step, WORK, 1000, painted)
+    work, tokens = payload["work"], sum(dispatch.counts)
+    row = tokens * (work["linear"] + work["attention"] * (payload["draft_tokens"] + tokens))
+    plan = Plan(step.scales[0] - 1, (step,))
+    share = share_of_dense(plan, SCHEDULE, WORK, guidance != 1)
+    share = (work["draft"] + work["rows"] * row) / work["dense"] if inside else share  # plans know no picture
     return {
-        "payload": payload | {"kind": "dispatch", "known": {}}, "painting": text, "bounds": list(bounds),
+        "payload": payload | {"kind": "dispatch", "known": {}}, "painting": text,
+        "scales": list(step.scales), "bounds": list(step.bounds),
         "tokens": list(dispatch.counts), "taken": taken(dispatch),
-        "share": share_of_dense(Plan(-k, (step,)), SCHEDULE, WORK, guided=False),
+        "share": share,
     }
 
 
-def vectors() -> dict[str, Any]:
+def read(
+    maps: Any, preset: str, values: str, scales: str, k: int, published: Published
+) -> dict[str, Any] | None:
+    """The pass that Token Dispatch's widgets stand for; None: it refuses them."""
+    try:
+        chosen = maps.read_scales(scales, drafted(k))
+        config = maps.read_config(preset, values, len(chosen), published)
+        step = replace(config, scales=chosen)
+        step.on(SCHEDULE)
+    except ValueError:
+        return None
+    return {"scales": list(step.scales), "bounds": list(step.bounds)}
+
+
+def widgets(folder: Path) -> list[dict[str, Any]]:
+    """What the nodes read in their widgets."""
+    numbers = (
+        "80, 70, 30, 10", "60; 50.5%; 20;0", "60; 50.5%, 20,0", "60 50 20 10", "[60/50|20 10]", "60, 50, 20",
+        "50, 60, 20, 10", "101, 60, 20, 10", "60, 50, 20, 0x1", "60, 50, 20,", "60, 50, 20, 10;", "", "40",
+        "10, 40, 20, 10", "60, -1, 20, 10", "'60、50, 20, 10'", "６０，50, 20, 10", "nan, 1, 1, 1",
+        "1e1 5 4 3", ".5, .4, .3, .2", "1, 1, 0.5, 0", "1%, 1, 0.5, 0", "60,, 50, 20", "6 0, 50, 20, 10",
+        "1e999, 1, 1, 1",
+    )
+    names = (
+        "all", "", " ALL ", "-1", "1", "-4, -3", "-3 -1", "-1, -2", "-2, -2", "-5", "last", "-4,-3,-2,-1",
+        "-1.5", "--1", "- 1", "-3;-2", "0",
+    )
+    cases = [(preset, text, "all", 4) for preset in ("custom bounds", "custom shares") for text in numbers]
+    cases += [(preset, "40", name, 4) for preset in ("automatic", "paper", "custom bounds") for name in names]
+    cases += [(preset, "100", "all", k) for preset in ("automatic", "paper") for k in range(1, 8)]
+    with installed(folder) as host:
+        host.start()
+        maps = sys.modules["comfy_moss.nodes.maps"]
+        found = {k: maps.known_bounds(k, NANO) for k in range(1, 8)}
+        known = {preset: {k: each[preset] for k, each in found.items()} for preset in ("automatic", "paper")}
+        return [
+            {"widgets": {"preset": preset, "values": values, "scales": scales}, "known": known,
+             "left": list(range(-k, 0)), "pass": read(maps, preset, values, scales, k, NANO)}
+            for preset, values, scales, k in cases
+        ]
+
+
+def random_bounds(rng: random.Random) -> list[float]:
+    digits = rng.choice([0, 1, 3])
+    return sorted((round(rng.uniform(0, 100), digits) for _ in range(rng.randint(1, 7))), reverse=True)
+
+
+def random_cuts() -> list[tuple[int, float, float]]:
+    """Tokens and two bounds, among them halves of a token."""
+    rng = random.Random(5)
+    cuts = [(n, t, t / 2) for n in (1, 2, 8, 1000, 4096) for t in (0, 0.05, 12.5, 50, 99.95, 100)]
+    for _ in range(1500):
+        bounds, tokens = random_bounds(rng), rng.randint(1, 9000)
+        cuts += [(tokens, up, low) for up, low in zip(bounds, [*bounds[1:], 0], strict=True)]
+    return cuts
+
+
+def vectors(folder: Path) -> dict[str, Any]:
     """Inputs and the pipeline's answers, as JSON can hold them."""
-    cuts = [
-        (n, up, low)
-        for n in (1, 16, 144, 1023, 4096)
-        for up, low in ((100.0, 0.0), (33.3, 10.0), (12.5, 12.5), (0.5, 0))
-    ]
-    ranges = [(cut, band(*cut)) for cut in cuts]
+    ranges = [(cut, band(*cut)) for cut in random_cuts()]
     paintings = [painting(density) for density in (0.02, 0.5)]
+    rng = random.Random(6)
     shares = [(10.0, 40.0, 20.0, 10.0), (0.0, 0.0), (33.3, 33.3, 33.4)]
+    shares += [tuple(round(rng.uniform(0, 20), 1) for _ in range(rng.randint(1, 5))) for _ in range(300)]
     bounds = [(80.0, 70.0, 30.0, 10.0), (40.0, 30.0), (45.5,), (100.0, 66.6, 33.3)]
+    steps = [RefinePass.of_last(cut) for cut in bounds]
+    steps += [RefinePass((-4, -2), (70.0, 20.0)), RefinePass((-3,), (45.0,), guidance=1.0)]
     return {
+        "widgets": widgets(folder),
         "bands": [(*cut, ranks.start, ranks.stop) for cut, ranks in ranges],
         "shares": [(share, bounds_of_shares(share)) for share in shares],
         "paintings": [
             (text, list(cells.shape[1:]), cells.flatten().int().tolist())
             for text, cells in ((text, read_painting(text)) for text in paintings)
         ],
-        "dispatches": [dispatched(cut, text) for cut in bounds for text in ("", paintings[0])],
+        "dispatches": [dispatched(step, text) for step in steps for text in ("", paintings[0])]
+        + [dispatched(step, "", guidance=3.0) for step in steps]
+        + [dispatched(step, text, inside=True) for step in steps for text in ("", paintings[0])],
     }
 
 
@@ -103,10 +189,10 @@ def vectors() -> dict[str, Any]:
 )
 def test_the_page_computes_what_the_pipeline_computes(tmp_path: Path) -> None:
     file = tmp_path / "vectors.json"
-    file.write_text(json.dumps(vectors()), encoding="utf-8")
+    file.write_text(json.dumps(vectors(tmp_path)), encoding="utf-8")
     command = [NODE, "--test", str(Path(__file__).with_name("page.test.mjs"))]
     done = subprocess.run(
         command, env=os.environ | {"MOSS_VECTORS": str(file)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "# pass 4" in done.stdout
+    assert "# pass 7" in done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -120,18 +119,22 @@ def fit_picture(image: Tensor | None, sketch: Tensor, size: tuple[int, int]) -> 
 
 
 def inspector(
-    kind: str, drafted: Drafted, frequency: Tensor, config: RefinePass, known: Mapping[str, Any],
-    painted: Tensor | None = None,
+    kind: str, drafted: Drafted, frequency: Tensor, config: RefinePass, painted: Tensor | None = None,
+    painting: str = "", masked: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """The `ui` of a node that shows the inspector; `js/` draws it.
 
     Args:
         kind: "frequency" or "dispatch".
-        known: by preset its bounds for this draft, or None.
+        painting: text of the widget, and whether there was a mask besides: what the ranks were made with.
     """
     backbone, kv_bytes = drafted.model.backbone, drafted.cost.kv_bytes
     data = inspection(drafted.draft, frequency, config, backbone.work, kv_bytes, painted)
-    return {"moss_inspector": [{**data, "kind": kind, "known": dict(known), "pictures": drafted.pictures}]}
+    by_k = {k: known_bounds(k, backbone.published) for k in range(1, drafted.draft.refine_scales + 1)}
+    known = {preset: {k: found[preset] for k, found in by_k.items()} for preset in (AUTOMATIC, PRINTED)}
+    made_with = {"painting": painting, "masked": masked}
+    more = {"kind": kind, "known": known, "planned": None, **made_with, "pictures": drafted.pictures}
+    return {"moss_inspector": [{**data, **more}]}
 
 
 class FrequencyMap(MossNode):
@@ -175,8 +178,8 @@ class FrequencyMap(MossNode):
         )[:, 0]
         measured = Measured(draft, frequency, draft.cost.plus(watch.seconds))
         k, published = draft.draft.refine_scales, draft.model.backbone.published
-        bounds, known = suggested_bounds(max(k, 1), published), known_bounds(k, published)
-        shown = inspector("frequency", draft, frequency, bounds, known) if k else None
+        bounds = suggested_bounds(max(k, 1), published)
+        shown = inspector("frequency", draft, frequency, bounds) if k else None
         return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)
 
 
@@ -244,14 +247,15 @@ class TokenDispatch(MossNode):
         config = read_config(preset, values, len(chosen), drafted.model.backbone.published)
         config = replace(config, scales=chosen)
         painted = join_masks(mask, read_painting(painting))
-        known = known_bounds(len(config.bounds), drafted.model.backbone.published)
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):
             dispatch = dispatch_tokens(frequency.frequency, schedule, config, painted)
         size = tuple(side * drafted.model.backbone.stride for side in frequency.frequency.shape[1:])
         colours = overlay(fit_picture(image, drafted.sketch, size), dispatch, schedule)
         cost = frequency.cost.plus(watch.seconds)
-        shown = inspector("dispatch", drafted, frequency.frequency, config, known, painted)
+        shown = inspector(
+            "dispatch", drafted, frequency.frequency, config, painted, painting, mask is not None
+        )
         return io.NodeOutput(Dispatched(drafted, config, dispatch, cost), colours, ui=shown)
 
 

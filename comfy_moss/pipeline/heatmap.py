@@ -22,6 +22,7 @@ from ..images import INK, PAPER, QUIET, from_pillow, poster, to_pillow
 from ..model.backbone import TokenWork
 from ..model.schedule import Grid, Schedule
 from ..ops import area_mean
+from .cost import ForwardPass
 from .dispatch import Dispatch, RefinePass, busiest_first, open_scores, token_scores
 from .draft import Draft
 from .plan import PassMaps, Plan, plan_of
@@ -30,8 +31,9 @@ from .source import Source
 # Nine even steps of "magma" (Smith and van der Walt, public domain): perceptually even, readable in grey as
 # well.
 _MAGMA = "000004 1d1147 51127c 822681 b63679 e65164 fb8861 fec287 fcfdbf"
-# Okabe and Ito's palette, finest refine scale first, so that the finest scale keeps its colour whatever k is.
-_OKABE_ITO = "d55e00 f0e442 009e73 56b4e9 0072b2 cc79a7 e69f00"
+# Finest refine scale first, so that the finest scale keeps its colour whatever k is. Okabe and Ito's palette,
+# moved until every colour vision tells neighbours and what stays as drafted apart (tests/test_palette.py).
+_SCALES = "d65f00 fbe748 80a973 82e4ff 006ea2 a298ff dcaa28"
 _READABLE = 512  # pixels of the shorter side from which tokens can be told apart
 _LINE = 0.45  # how far the outline of a token is lightened
 
@@ -40,11 +42,14 @@ def _colours(table: str) -> Tensor:
     return torch.tensor([list(bytes.fromhex(code)) for code in table.split()]) / 255
 
 
+DRAFTED = _colours("7f7f7f")[0]  # swatch of what stays as drafted
+
+
 def scale_colours(scales: Sequence[int], schedule: Schedule) -> Tensor:
     """(n, 3), a colour a scale (indices into the schedule), in whatever pass; from the eighth last on they
     repeat.
     """
-    palette = _colours(_OKABE_ITO)
+    palette = _colours(_SCALES)
     return torch.stack([palette[(len(schedule) - 1 - scale) % len(palette)] for scale in scales])
 
 
@@ -156,7 +161,7 @@ def legend(dispatch: Dispatch, schedule: Schedule, width: int) -> Tensor:
             n / math.prod(schedule.grids[s]) for s, n in zip(dispatch.scales, dispatch.counts, strict=True)
         ),
     )
-    rows.append((torch.full((3,), 0.45), "as drafted", "", f"{100 * rest:.0f} %"))
+    rows.append((DRAFTED, "as drafted", "", f"{100 * rest:.0f} %"))
     step, font = round(width * 0.062), ImageFont.load_default(width * 0.042)
     sheet = Image.new("RGB", (width, step * len(rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -230,7 +235,7 @@ def explain(
 # Everything is JSON; arrays are base64 of their little-endian bytes, row by row. A refine scale takes the
 # cells whose rank lies in `band(cells, its bound, the next bound)`, exactly as `dispatch_tokens` does.
 
-VERSION = 2
+VERSION = 3
 _STEPS = 9  # colours that the heatmap's colour map interpolates between
 
 
@@ -238,59 +243,68 @@ def inspection(
     draft: Draft, frequency: Tensor, step: RefinePass, work: TokenWork, kv_bytes: int,
     painted: Tensor | None = None,
 ) -> dict[str, Any]:
-    """All that the inspector shows.
+    """All that the inspector shows: of the pass that ran, and what any other pass over this draft would take.
 
     Args:
         frequency: (B, H, W), >= 0.
+        step: the pass.
         kv_bytes: of the draft's cache.
         painted: as in `dispatch_tokens`; it decides the ranks, the map shows the frequency alone.
 
     Returns:
         version: of this format.
-        scales, grids: of the scales of the pass, coarsest first: index into the schedule and [h, w].
-        bounds, colours: one for each of them, in percent and "#rrggbb".
+        length: scales of the schedule.
+        scales, grids, colours: of all scales that the draft leaves, coarsest first: index into the schedule,
+            [h, w] and "#rrggbb".
+        pass: scales (counted from the end) and bounds (percent) of the step, coarsest first.
+        drafted: "#rrggbb" of what stays as drafted.
         palette: "#rrggbb" of the heatmap from calm to busy in even steps, linear in between.
-        map: on the last scale's grid, one string a picture: float32 frequency, and its percentile as uint8
-            (255 = 100 %).
-        ranks: for every picture and refine scale, the uint16 rank of every cell, 0 = first to be taken.
-        open: for every refine scale how many tokens of a picture may change; ranks from there on never do.
+        map: on the last grid of the schedule, one string a picture: float32 frequency, and its percentile as
+            uint8 (255 = 100 %).
+        ranks: for every picture and every scale left, the uint16 rank of every cell, 0 = first to be taken.
+        open: for every scale left how many tokens of a picture may change; ranks from there on never do.
         draft_tokens: in the cache: of all that the draft is made of, and of the prompt where the model keeps
             it there.
-        work: multiply-adds a row; see `TokenWork` for linear and attention; draft and dense are sums over the
-            passes.
+        work: multiply-adds: linear and attention a row, see `TokenWork`; rows of the pass (2 = guided); draft
+            and dense are sums over rows and forward passes.
 
     Raises:
         ValueError: scales that the draft has not left, or a mask for another number of pictures.
     """
-    schedule = draft.recipe.schedule
+    schedule, size = draft.recipe.schedule, len(draft.recipe.schedule)
     step = step.on(schedule)
-    drawn, dense = plan_of(draft), Plan(0)
-    replace(drawn, passes=(*drawn.passes, step)).on(schedule)  # refuses scales that were drawn already
-    grids = [schedule.grids[scale] for scale in step.scales]
-    ranked = [_ranks(frequency, s, schedule, painted, draft.recipe.source) for s in step.scales]
+    grids = [schedule.grids[scale] for scale in draft.left]
+    shown = area_mean(frequency, schedule.grids[-1])
+    ranked = [_ranks(frequency, s, schedule, painted, draft.recipe.source) for s in draft.left]
     ranks, tokens = zip(*ranked, strict=True)
-    shown = area_mean(frequency, grids[-1])
     return {
-        "version": VERSION, "scales": list(step.scales), "grids": [list(grid) for grid in grids],
-        "bounds": list(step.bounds), "colours": _hex(scale_colours(step.scales, schedule)),
+        "version": VERSION, "length": size, "scales": list(draft.left),
+        "grids": [list(grid) for grid in grids],
+        "colours": _hex(scale_colours(draft.left, schedule)), "drafted": _hex(DRAFTED[None])[0],
+        "pass": {"scales": [scale - size for scale in step.scales], "bounds": list(step.bounds)},
         "palette": _hex(colour_map(torch.linspace(0, 1, _STEPS))),
         "map": {
-            "grid": list(grids[-1]), "frequency": _encode(shown, "<f4"),
+            "grid": list(schedule.grids[-1]), "frequency": _encode(shown, "<f4"),
             "percentile": _encode((255 * percentile(shown)).round(), "u1"),
         },
         "ranks": [list(scales) for scales in zip(*ranks, strict=True)], "open": list(tokens),
         "draft_tokens": draft.cached_tokens + work.before(draft.recipe.schedule), "kv_bytes": kv_bytes,
-        "work": {
-            "linear": work.linear, "attention": work.attention,
-            **{name: _macs(plan, schedule, work) for name, plan in (("draft", drawn), ("dense", dense))},
-        },
+        "work": {"linear": work.linear, "attention": work.attention, **_work(draft, step, work)},
     }
 
 
-def _macs(plan: Plan, schedule: Schedule, work: TokenWork) -> float:
-    """Of one row."""
-    passes = plan.forward_passes(schedule, guided=False, prefix=work.before(schedule))
-    return sum(step.macs(work) for step in passes)
+def _work(draft: Draft, step: RefinePass, work: TokenWork) -> dict[str, float]:
+    """Multiply-adds of the draft so far and of dense, and rows of the pass."""
+    schedule, drawn = draft.recipe.schedule, plan_of(draft)
+    guided = draft.recipe.guidance.active(len(schedule))
+    whole = replace(drawn, passes=(*drawn.passes, step)).on(schedule)  # refuses scales already drawn
+
+    def passes(plan: Plan) -> list[ForwardPass]:
+        return plan.forward_passes(schedule, guided, work.before(schedule))
+
+    plans = {"draft": drawn, "dense": Plan(0)}
+    sums = {name: sum(step.macs(work) for step in passes(plan)) for name, plan in plans.items()}
+    return {**sums, "rows": passes(whole)[-1].rows}
 
 
 def _ranks(

@@ -1,0 +1,41 @@
+"""What the page says: in every language the same things, none missing and none too many."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = "".join(file.read_text("utf-8") for file in sorted((ROOT / "js").glob("*.*js")))
+TABLES = {"options", "report", "notes", "errors"}  # of names and patterns, each read whole
+
+
+def words(language: str) -> dict[str, Any]:
+    return json.loads((ROOT / "locales" / language / "main.json").read_text("utf-8"))["moss"]
+
+
+def sentences(language: str) -> dict[str, str]:
+    return {key: text for key, text in words(language).items() if key not in TABLES}
+
+
+def holes(text: str) -> set[str]:
+    return set(re.findall(r"\{(\w+)\}", text))
+
+
+def test_both_languages_say_the_same() -> None:
+    english, chinese = sentences("en"), sentences("zh")
+    assert list(english) == list(chinese)
+    for key, text in english.items():
+        assert holes(text) == holes(chinese[key]), key
+        assert text.isascii() or set(filter(lambda letter: not letter.isascii(), text)) <= set("·"), key
+        assert re.search(r"[\u4e00-\u9fff]", chinese[key]) or key == "failed.at", key
+
+
+def test_the_page_has_words_for_all_it_says_and_says_all_it_has() -> None:
+    said = set(re.findall(r"(?:say|locked|problem)\(\s*\"([\w.]+)\"", CODE))
+    said |= set(re.findall(r"key: \"([\w.]+)\"", CODE))
+    said |= set(re.findall(r"\"((?:bound|brush|lock)\.[\w.]+)\"", CODE))  # chosen between two
+    said |= {f"view.{view}" for view in re.search(r"VIEWS = \[(.*?)\]", CODE)[1].replace('"', "").split(", ")}
+    assert said == set(sentences("en"))
