@@ -77,6 +77,7 @@ class TextShape:
 
 
 FLAN_T5_XL = TextShape(d_model=2048, d_ff=5120, num_layers=24, num_heads=32)
+SMALL_T5 = replace(FLAN_T5_XL, num_layers=2)
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,7 @@ HART_07B = HartShape(
     QWEN,
 )
 INFINITY_125M = InfinityConfig(12, 768, 8, 3072, 16, 2048, 16, 512, 15)
+INFINITY_SMALL = InfinityConfig(8, 512, 8, 2048, 16, 2048, 16, 512, 15)
 INFINITY_8B = InfinityConfig(40, 3584, 28, 14336, 56, 2048, 16, 512, 15)
 CODEC_8B = VAEConfig(128, (1, 2, 4, 4), 2, 3, 14)
 SHAPES: dict[str, Kind] = {
@@ -244,10 +246,9 @@ SHAPES: dict[str, Kind] = {
     "hart-0.7b": HART_07B,
     "varedit-8b": EditShape(INFINITY_8B, CODEC_8B),
     "nsarm-8b": EnlargeShape(INFINITY_8B, CODEC_8B),
-    "varedit-small": EditShape(INFINITY_125M, VAEConfig(128, (1, 2, 4, 4, 4), 2, 3, 16)),
-    "nsarm-small": EnlargeShape(
-        replace(INFINITY_125M, bits=32), VAEConfig(64, (1, 2, 4, 4), 1, 1, 8), maps=SMALL_MAPS
-    ),
+    # of no release: of a size for a CPU
+    "varedit-small": EditShape(INFINITY_SMALL, VAEConfig(32, (1, 2, 2, 2), 1, 1, 4), SMALL_T5),
+    "nsarm-small": EnlargeShape(INFINITY_SMALL, VAEConfig(32, (1, 2, 2, 2), 1, 1, 4), SMALL_T5, SMALL_MAPS),
 }
 
 

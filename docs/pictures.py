@@ -23,11 +23,13 @@ import torch  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from comfy_moss.benchmarks.shapes import HART_07B  # noqa: E402
+from comfy_moss.benchmarks.shapes import HART_07B, SHAPES  # noqa: E402
+from comfy_moss.colour import fix_colours  # noqa: E402
 from comfy_moss.images import psnr, ssim, to_bytes, to_image, write_files  # noqa: E402
 from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.checkpoint import load_infinity  # noqa: E402
 from comfy_moss.model.library import find_model  # noqa: E402
+from comfy_moss.model.nsarm import SIDES, EnlargeBackbone  # noqa: E402
 from comfy_moss.model.sampling import Guidance, Sampling  # noqa: E402
 from comfy_moss.model.schedule import Schedule, make_schedule  # noqa: E402
 from comfy_moss.model.text import TextEncoder  # noqa: E402
@@ -169,6 +171,63 @@ def hart_scales() -> Image.Image:
     return scale_bars(schedule, moss2.counts(schedule))
 
 
+def work_bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], told: str) -> Image.Image:
+    """A bar for every row, of parts with names and sizes; the same name has the same colour."""
+    names = list(dict.fromkeys(name for _, parts in rows for name, _ in parts))
+    colours = dict(zip(names, [QUIET, (106, 27, 154), (245, 124, 0)], strict=False))
+    most, step, left = 1.02 * max(sum(size for _, size in parts) for _, parts in rows), 3 * TEXT // 2, 130
+    page = Image.new("RGB", (WIDTH, step * len(rows) + 3 * TEXT), PAPER)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(20)
+    pen.text((MARGIN, TEXT), told, QUIET, font, "lm")
+    for n, (row, parts) in enumerate(rows):
+        x, top = float(left), 2 * TEXT + n * step
+        pen.text((MARGIN, top + TEXT / 2), row, INK, font, "lm")
+        for name, size in ((name, size) for name, size in parts if size):
+            width = 3 + (WIDTH - MARGIN - left) * size / most
+            pen.rectangle((x, top, x + width - 2, top + TEXT), colours[name])
+            if width > font.getlength(name) + 8:
+                pen.text((x + width / 2, top + TEXT / 2), name, PAPER, font, "mm")
+            x += width
+    return page
+
+
+def work_of(shape: str, methods: Sequence[str]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Multiply-adds of a fine-tune by method: those of its picture, of the draft and of the refine pass."""
+    kind, rows = SHAPES[shape], []
+    model, schedule = kind.build(torch.device("meta"), torch.bfloat16, ""), kind.schedule(1.0, "1M")
+    guided, before = kind.guidance.active(len(schedule)), model.work.before(schedule)
+    for name in methods:
+        plan = parse_method(name)
+        passes = plan.forward_passes(schedule, guided, before, model.depth)
+        macs = [step.macs(model.work, model.depth) for step in passes]
+        first = len(model_given(model)) or 1
+        parts = [("picture", sum(macs[:first])), ("draft", sum(macs[first : plan.on(schedule).draft]))]
+        parts.append(("refine", sum(macs[plan.on(schedule).draft :])))
+        rows.append((name.replace("moss", "MoSs"), parts))
+    return rows
+
+
+def model_given(model: Backbone) -> Sequence[int]:
+    """The scales that a picture gives without drawing."""
+    return SIDES if isinstance(model, EnlargeBackbone) else ()
+
+
+def edit_work() -> Image.Image:
+    rows = work_of("varedit-8b", ("dense", "moss2", "moss3", "moss4", "moss5"))
+    return work_bars(rows, "work of an edit at 1024 x 1024; another seed saves its first part")
+
+
+def enlarge_work() -> Image.Image:
+    rows = work_of("nsarm-8b", ("dense", "moss2", "moss3", "moss4", "moss5"))
+    return work_bars(rows, "work of an enlargement to 1024 x 1024, by method")
+
+
+def matched(result: Tensor) -> Image.Image:
+    """A faded picture, and a small one that gives its colours back."""
+    faded, small = 0.3 + 0.5 * result, enlarge(result, (64, 64)).round(decimals=2)
+    return sheet([("Drawn", faded), ("Reference", small), ("Matched", fix_colours(faded, small))], 3)
+
+
 def cost(label: str, picture: Picture) -> Cost:
     """What drawing took, without the decoding."""
     seconds = {stage: spent for stage, spent in picture.cost.seconds.items() if stage != "decode"}
@@ -187,6 +246,9 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
     return {
         "MoSs_LoadInfinity/picture.jpg": sheet([grown[n] for n in (0, 2, 4, 6, 8, 9)], 3),
         "MoSs_LoadHART/picture.png": hart_scales(),
+        "MoSs_InstructEdit/picture.png": edit_work(),
+        "MoSs_Enlarge/picture.png": enlarge_work(),
+        "MoSs_MatchPicture/picture.jpg": matched(result),
         "MoSs_InfinityDraft/picture.jpg": sheet(grown[: maps.draft.scales], 3),
         "MoSs_FrequencyMap/picture.png": sheet(
             [before, ("Frequency", heatmap(maps.frequency, size))], 2, colour_bar(inner)

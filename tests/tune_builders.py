@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from builders import TINY, randomise, tiny_transformer, tiny_vae
+from builders import (
+    TINY,
+    randomise,
+    released_state,
+    released_vae_state,
+    tiny_text_dir,
+    tiny_transformer,
+    tiny_vae,
+)
+from safetensors.torch import save_file
 from torch import Tensor
 
 from comfy_moss.model.backbone import PicturedText
+from comfy_moss.model.family import HEADS_KEY
 from comfy_moss.model.infinity import InfinityConfig
 from comfy_moss.model.nsarm import SIDE, EnlargeBackbone, EnlargeTransformer, MapConfig
 from comfy_moss.model.sampling import Guidance, Sampling
@@ -16,6 +27,7 @@ from comfy_moss.model.schedule import Schedule, make_schedule
 from comfy_moss.model.varedit import EditBackbone
 from comfy_moss.pipeline.draft import Recipe
 
+EDIT, ENLARGE = "varedit_512.safetensors", "NSARM.safetensors"
 SMALL = make_schedule(1.0, "0.06M")
 ENLARGED = make_schedule(1.0, "0.25M")  # seven scales are given, three are drawn
 MAPS = MapConfig(2, (3, 4), (8, 8, 8, 12, 16, 12, 16), (2, 1, 1, 1, 1, 1, 1), (4, 2, 4, 3, 8, 3, 4))
@@ -65,3 +77,16 @@ def enlarge_recipe(
     text = tuple(PicturedText(words(n), picture(n, MAPS.channels, SIDE)) for n in numbers)
     recipe = Recipe(text, None, tuple(numbers), schedule, Guidance(1.0), Sampling(0.5))
     return replace(recipe, **changes)
+
+
+def write_tunes(folder: Path) -> None:
+    """Tiny models of both families with their codecs and a text encoder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_text_dir(folder / "flan-t5-xl", TINY.text_width)
+    for name in (EDIT, "plain.safetensors"):
+        save_file(released_state(tiny_transformer()), folder / name)
+    model = tiny_enlarge()
+    heads = {HEADS_KEY: ",".join(map(str, MAPS.heads))}
+    save_file(model.transformer.state_dict(), folder / ENLARGE, heads)
+    save_file(released_vae_state(tiny_vae()), folder / "plain_vae.safetensors")
+    save_file(released_vae_state(model.vae), folder / "small_vae.safetensors")

@@ -127,6 +127,9 @@ class Step:
         return replace(self, positions=self.positions.part(tokens))
 
 
+AttentionCall = tuple[Tensor, tuple[Segment, ...], Tensor | None]  # of `Kernels.cross_scale_attention`
+
+
 @dataclass(frozen=True)
 class Pass:
     """A step as the blocks of a transformer read it.
@@ -182,9 +185,11 @@ class Pass:
             return (self.step.cache.append(layer, k, v),)
         return ((k, v),) if self.step.cache is None else (self.step.cache.view(layer), (k, v))
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What new tokens take from all that they attend to, (R, H, N, D), as q, k and v are."""
-        return self.kernels.cross_scale_attention(q, self.context(layer, k, v), self.step.visible)
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> list[AttentionCall]:
+        """What new tokens attend to, from their queries, keys and values (R, H, N, D) each: the calls that
+        give their results in the order of the tokens.
+        """
+        return [(q, self.context(layer, k, v), self.step.visible)]
 
 
 def gather_tokens(x: Tensor, picked: Tensor) -> Tensor:

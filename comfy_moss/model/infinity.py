@@ -117,7 +117,11 @@ class SelfAttention(nn.Module):
         qkv = rearrange(qkv, "r n (three h d) -> r n three h d", three=3, h=self.heads)
         scale, room = self.scale_mul_1H11.flatten(), now.room(layer, x.shape[1])
         q, k, v = now.kernels.cosine_rope2d(qkv, scale, *now.rotary(picked), room)
-        return self.proj(rearrange(now.attend(layer, q, k, v), "r h n d -> r n (h d)"))
+        parts = []
+        for call in now.attention(layer, q, k, v):
+            parts.append(now.kernels.cross_scale_attention(*call))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -388,7 +392,8 @@ class InfinityBackbone:
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
         mix = step.guidance.mixes(self.depth, step.guidance.at(step.positions, len(step.schedule)))
         now = self.pass_type(step, *tables, mix, self.kernels)
-        hidden = self.graphs.replay(self.transformer, x, now) if self.graphs else None
+        plain = self.pass_type is Pass  # a recording knows no other inputs than such a pass has
+        hidden = self.graphs.replay(self.transformer, x, now) if self.graphs and plain else None
         return self.transformer(x, now) if hidden is None else hidden
 
     def rotation(self, step: Step) -> tuple[Tensor, Tensor]:

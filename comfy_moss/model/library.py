@@ -71,7 +71,8 @@ class ModelFiles:
     @property
     def told(self) -> str:
         """The model and what its file is taken for, in words for a report."""
-        return f"{Path(self.name).name}, taken for {self.family.name} {self.family.reason}"
+        name = Path(self.name).name
+        return name if name == "nano" else f"{name}, taken for {self.family.name} {self.family.reason}"
 
     @property
     def published(self) -> Published:
@@ -146,6 +147,10 @@ class HartFiles(ModelFiles):
     folder: Path  # the released one, where the system prompt lies
     sides: tuple[int, ...]  # of the scales, coarsest first
     text_tokens: int  # of every prompt
+
+    @property
+    def told(self) -> str:
+        return Path(self.name).name
 
     @property
     def published(self) -> Published:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..ops import Segment, area_mean
-from .backbone import Pass, PicturedText, Step, TokenWork
+from .backbone import AttentionCall, Pass, PicturedText, Step, TokenWork
 from .cache import KVCache
 from .infinity import InfinityBackbone, InfinityCondition
 from .quantize import map_to_tokens
@@ -77,6 +77,13 @@ def running_rows(positions: Positions, schedule: Schedule) -> Tensor:
     return first + positions.row * widths + positions.col
 
 
+@dataclass(frozen=True)
+class Places:
+    """`running_positions` of a schedule, the same for all rows of a batch."""
+
+    table: Tensor
+
+
 # --- the prefix ---------------------------------------------------------------------------------------------
 
 
@@ -86,11 +93,11 @@ class EditCondition(InfinityCondition):
 
     Attributes:
         source: keys and values of the source tokens in every block; only read.
-        places: `running_positions` of the schedule.
+        places: where tokens stand.
     """
 
     source: KVCache | None = None
-    places: Tensor | None = None
+    places: Places | None = None
 
     def unguided(self) -> EditCondition:
         plain = super().unguided()
@@ -102,22 +109,18 @@ class EditCondition(InfinityCondition):
 class EditPass(Pass):
     """A pass whose tokens attend to the source as well."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        context, step = self.context(layer, k, v), self.step
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> list[AttentionCall]:
+        context, condition = self.context(layer, k, v), self.step.condition
         if layer:
-            return self._attend(q, (step.condition.source.view(layer), *context), k.shape[2], step.visible)
-        return self._attend_in_block_0(q, context, k.shape[2])
+            return [_call(q, (condition.source.view(layer), *context), k.shape[2], self.step.visible)]
+        return self._in_block_0(q, context, k.shape[2])
 
-    def _attend(self, q: Tensor, segments: Sequence[Segment], new: int, visible: Tensor | None) -> Tensor:
-        attend = self.kernels.cross_scale_attention
-        return attend(q, segments if len(segments) < 3 and visible is None else _two(segments, new), visible)
-
-    def _attend_in_block_0(self, q: Tensor, context: tuple[Segment, ...], new: int) -> Tensor:
+    def _in_block_0(self, q: Tensor, context: tuple[Segment, ...], new: int) -> list[AttentionCall]:
         """Each token sees the source at its own scale's grid, and not at the grids of others.
 
         So every scale of the pass takes an attention call of its own.
         """
-        step, out = self.step, torch.empty_like(q)
+        step, calls = self.step, []
         for scale, tokens in _scales(step.positions):
             source = shrunk(step.condition.source.view(0), step.schedule, scale)
             segments, visible = (source, *context), step.visible
@@ -126,8 +129,12 @@ class EditPass(Pass):
             elif visible is not None:  # by scale: of the new tokens those of this one
                 past, (k, v) = _two(segments, new)
                 segments, visible = (past, (k[:, :, tokens], v[:, :, tokens])), None
-            out[:, :, tokens] = self._attend(q[:, :, tokens], segments, new, visible)
-        return out
+            calls.append(_call(q[:, :, tokens], segments, new, visible))
+        return calls
+
+
+def _call(q: Tensor, segments: tuple[Segment, ...], new: int, visible: Tensor | None) -> AttentionCall:
+    return q, segments if len(segments) < 3 and visible is None else _two(segments, new), visible
 
 
 def _two(segments: Sequence[Segment], new: int) -> tuple[Segment, Segment]:
@@ -189,7 +196,7 @@ class EditBackbone(InfinityBackbone):
         if not all(isinstance(one, PicturedText) for one in text):
             raise ValueError("this model edits a picture and got none; wire one to MoSs Instruct Edit")
         plain = super().condition([one.features for one in text], negative, guided, schedule)
-        places = running_positions(schedule, self.device)
+        places = Places(running_positions(schedule, self.device))
         empty = EditCondition(**vars(plain), places=places)
         tokens = self.source_tokens(torch.stack([one.picture for one in text]), schedule)
         return replace(empty, source=self._source(tokens, empty, schedule))
@@ -206,14 +213,15 @@ class EditBackbone(InfinityBackbone):
         cache = super().new_cache(condition, tokens.shape[1])
         step = Step(positions, schedule, condition, cache=cache, store=True)
         x = self.transformer.embed(tokens, positions.scale, condition)
-        places = condition.places[: tokens.shape[1]].T[:, None]
+        places = condition.places.table[: tokens.shape[1]].T[:, None]
         tables = rotation_at(*places, self.transformer.config.head_dim)
         self.transformer(x, Pass(step, *tables, kernels=self.kernels))
         return cache
 
     def rotation(self, step: Step) -> tuple[Tensor, Tensor]:
         rows = running_rows(step.positions, step.schedule)
-        return rotation_at(*step.condition.places[rows].unbind(-1), self.transformer.config.head_dim)
+        places = step.condition.places.table[rows].unbind(-1)
+        return rotation_at(*places, self.transformer.config.head_dim)
 
     def new_cache(self, condition: EditCondition, capacity: int | Sequence[int]) -> KVCache:
         cache = super().new_cache(condition, capacity)

@@ -12,10 +12,11 @@ from .. import __version__
 from .load import LoadHART, LoadInfinity, register_folders
 from .maps import ContributionMap, FrequencyMap, MossReport, TokenDispatch
 from .sample import DenseRefine, FastVARRefine, InfinityDraft, MossComposite, MossRefine
+from .tunes import Enlarge, InstructEdit, MatchPicture
 
 NODES: list[type[io.ComfyNode]] = [
     LoadInfinity, LoadHART, InfinityDraft, FrequencyMap, TokenDispatch, MossRefine, MossComposite,
-    DenseRefine, FastVARRefine, ContributionMap, MossReport,
+    DenseRefine, FastVARRefine, ContributionMap, MossReport, InstructEdit, Enlarge, MatchPicture,
 ]
 log = logging.getLogger(__name__)
 

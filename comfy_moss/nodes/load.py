@@ -21,6 +21,7 @@ from comfy_api.latest import io
 from ..model.catalog import is_whole_name, kind_of, model_entries
 from ..model.checkpoint import RELEASED_VAES
 from ..model.contents import CODEC, TRANSFORMER
+from ..model.family import BACKBONES, INFINITY
 from ..model.hart_checkpoint import PARTS
 from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model
 from ..model.tensors import CheckpointError
@@ -185,7 +186,7 @@ def below(name: str) -> Callable[[str], bool]:
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def infinity_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
+def infinity_files(model: str, vae: str, text_encoder: str, family: str = AUTOMATIC) -> ModelFiles:
     """The files of a choice in the menus.
 
     Raises:
@@ -196,11 +197,12 @@ def infinity_files(model: str, vae: str, text_encoder: str) -> ModelFiles:
             raise CheckpointError(
                 "the embedded nano model brings its own VAE and text encoder; set both to automatic"
             )
+        if family not in (AUTOMATIC, INFINITY):
+            raise CheckpointError(f"the embedded nano model is no {family}; set family to automatic")
         return find_model("nano", [])
     everywhere = roots(*dict.fromkeys(kind for kinds in INFINITY_FOLDERS.values() for kind in kinds))
-    return assemble(
-        chosen("transformer", model), chosen("vae", vae), chosen("text", text_encoder), everywhere
-    )
+    parts = (chosen("transformer", model), chosen("vae", vae), chosen("text", text_encoder))
+    return assemble(*parts, everywhere, None if family == AUTOMATIC else family)
 
 
 def infinity_stamps(model: str, vae: str, text_encoder: str) -> str:
@@ -238,7 +240,7 @@ def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     dtype, device = precision_of(precision), mm.get_torch_device()
     backbone = files.load(mm.unet_offload_device(), dtype)
     kernels, reason = choose("auto", device)
-    log.info(f"MoSs: attention and RoPE of {files.name}: {reason}")
+    log.info(f"MoSs: attention and RoPE of {files.told}: {reason}")
     backbone = replace(backbone, kernels=kernels, **settings)
     clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype))
     codec = InfinityVAE(backbone.vae)
@@ -277,6 +279,11 @@ class LoadInfinity(MossNode):
                     tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; "
                     "fp32 reproduces pictures most exactly.",
                 ),
+                io.Combo.Input(
+                    "family", options=[AUTOMATIC, *BACKBONES], default=AUTOMATIC, optional=True,
+                    tooltip="What the transformer is. automatic goes by what the file says of itself, then "
+                    "by its name; VAREdit's files cannot be told from Infinity's otherwise.",
+                ),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
                 Model.Output("loaded_model", display_name="model", tooltip="Infinity, for Infinity Draft."),
@@ -288,13 +295,17 @@ class LoadInfinity(MossNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model: str, vae: str, text_encoder: str, precision: str) -> str:
+    def fingerprint_inputs(
+        cls, model: str, vae: str, text_encoder: str, precision: str, family: str = AUTOMATIC
+    ) -> str:
         """Changes when a file was replaced, so that it is loaded again."""
         return NANO if model == NANO else infinity_stamps(model, vae, text_encoder)
 
     @classmethod
-    def execute(cls, model: str, vae: str, text_encoder: str, precision: str) -> io.NodeOutput:
-        return loaded(infinity_files(model, vae, text_encoder), precision)
+    def execute(
+        cls, model: str, vae: str, text_encoder: str, precision: str, family: str = AUTOMATIC
+    ) -> io.NodeOutput:
+        return loaded(infinity_files(model, vae, text_encoder, family), precision)
 
 
 def hart_folders() -> list[str]:

@@ -199,7 +199,8 @@ def with_sketch(model: MossModel, draft: Draft, cost: Cost, watch: Stopwatch) ->
     with watch.stage("preview"):
         sketch = model.rgb(draft.total)
         pictures = saved_sketch(sketch, model.backbone.stride)
-    return Drafted(model, draft, sketch, pictures, cost.plus({"preview": watch.seconds["preview"]}))
+    cost = cost.plus({"preview": watch.seconds["preview"]}, model=model.files.told)
+    return Drafted(model, draft, sketch, pictures, cost)
 
 
 def stored(progress: Progress, drafted: Drafted) -> Run:

@@ -53,6 +53,7 @@ class Cost:
         refine_tokens: tokens a picture that refine passes drew.
         queue_to_latent: seconds from the queue to the finished latent, in the run of the graph that made it;
             None outside a host.
+        model: what drew it, and what its file is taken for; empty outside a host.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Cost:
     seconds: dict[str, float]
     refine_tokens: int = 0
     queue_to_latent: float | None = None
+    model: str = ""
 
     def plus(self, seconds: Mapping[str, float], **changes: Any) -> Cost:
         """A copy with stages' times added, and with other fields replaced.  A stage that ran again counts
@@ -155,6 +157,7 @@ def report(
     """
     data = report_data(cost, reference, psnr, ssim)
     rows = [
+        *([("model", cost.model)] if cost.model else []),
         ("method", cost.label),
         ("drawn in order", f"{data['tokens']['in_order']} tokens a picture"),
         ("refined", f"{data['tokens']['refined']} tokens a picture"),
@@ -216,7 +219,9 @@ def _numbers(cost: Cost) -> dict[str, Any]:
         "kv_mib": cost.kv_bytes / 2**20,
         "seconds": dict(cost.seconds),
         "total_seconds": cost.total_seconds,
-    } | ({} if cost.queue_to_latent is None else {"queue_to_latent_seconds": cost.queue_to_latent})
+    } | ({} if cost.queue_to_latent is None else {"queue_to_latent_seconds": cost.queue_to_latent}) | (
+        {"model": cost.model} if cost.model else {}
+    )
 
 
 def _milliseconds(seconds: float) -> str:
