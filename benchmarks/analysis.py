@@ -165,6 +165,10 @@ class Study:
         """How much more often a method's pictures show all that their prompts say."""
         return mean(self.faithful(name) - self._of(rival, self.faithful), self.weight)
 
+    def overall(self, name: str) -> Interval:
+        """The mean of score and of score with textures: the metric `faithful` of `calibrate`."""
+        return mean((self.hits(name) + self.faithful(name)) / 2, self.weight)
+
     def likeness(self, name: str, measure: str) -> Interval | None:
         """Mean "psnr" or "ssim" to dense; None for dense."""
         values = self.rows[name].get(measure)
@@ -250,15 +254,20 @@ class Study:
         return mean(values, weights(["all"] * len(values)))
 
     def rivals(self, name: str) -> dict[str, str | Mixture]:
-        """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too."""
+        """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too.
+
+        Its draft and skipping have the guidance of a plan that names one.
+        """
         bare, seconds = name.removesuffix("-paper"), self.seconds(name)
         own = (
-            self.text(name).partition(";")[0].partition(" ")[0]
+            self.text(name).partition(";")[0]
             if name in self.plans
             else f"draft-{bare.removeprefix('moss')}"
         )
         printed = f"{bare}-paper"
-        skipping = [label for label in self.methods if re.fullmatch(r"dense|draft-\d+", label)]
+        strength = re.escape("".join(own.partition(" cfg")[1:]))  # " cfg 3", or nothing
+        skipping = [label for label in self.methods if re.fullmatch(rf"(dense|draft-\d+){strength}", label)]
+        skipping = skipping or ["dense"]
         found: dict[str, str | Mixture] = {own: own} if own in self.methods else {}
         found["skipping, equal time"] = self.at_time(seconds, skipping)
         if name in self.plans:

@@ -44,6 +44,7 @@ PAPER = "paper"  # the budget of the bounds printed for this family of models
 SEARCHES = ("plans", "choice", "topdown")
 # Seeds of the three sets of prompts; the first two leave out the prompts of those behind them.
 SEARCH_SEED, CHOICE_SEED, TABLE_SEED = 4242, 777, 31
+CHOICE = 16  # prompts a task that are set apart for the choice; --choice takes the first of them
 TABLE = 40  # prompts a task of the final table: evaluate --per-task 40 --seed 31
 CHOICE_FIRST = 10_000  # seed of the choice's first picture, behind that of the request
 OPTIONS = (
@@ -96,6 +97,7 @@ class Calibrating:
         topdown, planner: how either search goes.
         tokens: of topdown: refine tokens a picture that may be spent; None = the tolerance decides.
         draws: of topdown: random rivals in the comparison.
+        choice: prompts of the choice, the first ones of that set.
         budgets: of the choice: shares of dense's work, most first.
         batch: pictures drawn together.
         state: folder; None = nothing is kept.
@@ -110,6 +112,7 @@ class Calibrating:
     planner: planner.Search
     tokens: int | None
     draws: int
+    choice: int
     budgets: tuple[float, ...]
     batch: int
     workers: Workers
@@ -134,6 +137,8 @@ def check(args: argparse.Namespace) -> Calibrating:
     check_writable(args.save and args.save / "calibration.json")
     check_least(prompts=(args.prompts, 1), choice=(args.choice, 1), batch=(args.batch, 1))
     check_least(compare=(args.compare, 0), trials=(args.trials, 1))
+    if args.choice > CHOICE * len(TASKS):
+        raise ValueError(f"--choice takes up to {CHOICE * len(TASKS)} prompts, got {args.choice}")
     _check_together(args)
     tolerance = METRICS[args.metric].tolerance if args.tolerance is None else args.tolerance
     config = TopDown(args.k, tolerance, args.step, args.order)
@@ -153,6 +158,7 @@ def check(args: argparse.Namespace) -> Calibrating:
         search,
         tokens,
         args.compare,
+        args.choice,
         args.budgets,
         args.batch,
         Workers.of(args, checked.device, batches),
@@ -201,10 +207,10 @@ def _sets(args: argparse.Namespace) -> dict[str, Prompts]:
     if args.search == "topdown":
         return {"search": _set(in_turn(prompts(count, SEARCH_SEED))[: args.prompts], args.seed)}
     taken = {case.prompt for case in prompts(TABLE, TABLE_SEED)}
-    choice = in_turn(prompts(-(-args.choice // len(TASKS)), CHOICE_SEED, taken))[: args.choice]
-    taken |= {case.prompt for case in choice}
+    pool = in_turn(prompts(CHOICE, CHOICE_SEED, taken))
+    taken |= {case.prompt for case in pool}
     search = in_turn(prompts(count, SEARCH_SEED, taken))[: args.prompts]
-    return {"search": _set(search, args.seed), "choice": _set(choice, args.seed + CHOICE_FIRST)}
+    return {"search": _set(search, args.seed), "choice": _set(pool, args.seed + CHOICE_FIRST)}
 
 
 def _set(cases: tuple[Case, ...], first: int) -> Prompts:
@@ -306,16 +312,16 @@ class Measure:
     backbone: Backbone
     batches: Batches
 
-    def rows(self, plan: Plan, name: str = "search", part: float = 1.0) -> list[dict[str, Any]]:
+    def rows(self, plan: Plan, name: str = "search", count: int | None = None) -> list[dict[str, Any]]:
         """What is known of a plan's batches on a set of prompts, by `measure`.
 
         Args:
-            part: share of the prompts, the first ones.
+            count: of prompts, the first ones, in whole batches; None = all.
 
         Raises:
             ValueError: a file is damaged.
         """
-        count, size = math.ceil(part * len(self.asked.sets[name].texts)), self.asked.batch
+        count, size = count or len(self.asked.sets[name].texts), self.asked.batch
         tries = [Try(name, str(plan), start) for start in range(0, count, size)]
         files = {one: try_path(self.asked.state, one) for one in tries}
         self.batches.run(files)
@@ -325,18 +331,18 @@ class Measure:
                 raise ValueError(f"{path} holds no try of this version; delete it, and it is drawn again")
         return rows
 
-    def values(self, plan: Plan, name: str = "search") -> np.ndarray:
-        """The metric of every picture, (P,) float64."""
-        return np.concatenate([row["values"] for row in self.rows(plan, name)])
+    def values(self, plan: Plan, name: str = "search", count: int | None = None) -> np.ndarray:
+        """The metric of every picture, (P,) float64, or of the first ones."""
+        return np.concatenate([row["values"] for row in self.rows(plan, name, count)])[:count]
 
     def score(self, plan: Plan, beat: float = -math.inf) -> float:
         """The mean of the metric; of the first half of the prompts alone where that is far below `beat`."""
-        half = np.concatenate([row["values"] for row in self.rows(plan, part=0.5)]).mean()
+        half = self.values(plan, count=math.ceil(len(self.asked.sets["search"].texts) / 2)).mean()
         return float(half if half < beat - HOPELESS else self.values(plan).mean())
 
-    def seconds(self, plan: Plan, name: str = "search") -> float:
+    def seconds(self, plan: Plan, name: str, count: int) -> float:
         """Median over batches of the drawing time a picture, without the decoder."""
-        return float(np.median([row["draw_s"] for row in self.rows(plan, name)]))
+        return float(np.median([row["draw_s"] for row in self.rows(plan, name, count)]))
 
     def work(self, plan: Plan) -> float:
         """Share of dense's multiply-adds."""
@@ -378,11 +384,11 @@ class Chosen:
 def choose(asked: Calibrating, known: Measure, found: Sequence[planner.Tried], count: Count) -> list[Chosen]:
     """The candidates of a search on other prompts, cheapest first."""
     candidates, told = planner.candidates(found, max(asked.budgets)), count("candidates")
-    weight, chosen = weights(asked.sets["choice"].tasks), []
+    weight, chosen, size = weights(asked.sets["choice"].tasks[: asked.choice]), [], asked.choice
     for done, one in enumerate(candidates):
         told(done, len(candidates))
-        score = mean(known.values(one.plan, "choice"), weight)
-        seconds = known.seconds(one.plan, "choice")
+        score = mean(known.values(one.plan, "choice", size), weight)
+        seconds = known.seconds(one.plan, "choice", size)
         chosen.append(Chosen(str(one.plan), round(one.work, 5), round(one.score, 5), score, seconds))
     told(len(candidates), len(candidates))
     return chosen
@@ -510,7 +516,7 @@ def facts(asked: Calibrating, result: Result) -> dict[str, Any]:
         found = {**asdict(result.found), "tokens": result.tokens}
         return {"setting": setting, "found": found, "equal_tokens": [asdict(row) for row in result.rows]}
     setting |= {"trials": asked.planner.trials, "seed": asked.planner.seed, "most": asked.planner.most}
-    choice = {"choice prompts": len(asked.sets["choice"].texts)} if result.chosen else {}
+    choice = {"choice prompts": asked.choice} if result.chosen else {}
     best = {str(one.plan) for one in planner.front(result.tried)}
     tried = [
         {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from .plots import grid, pareto
 from .quality import machine, memory, prefixed, span, spread, table, time, versions
 from .shapes import default_pixels
 from .studio import json_bytes
+from .why import why
 
 DOCS = ROOT / "docs"
 PERFORMANCE, QUALITY, IMAGES = DOCS / "performance.md", DOCS / "quality.md", DOCS / "images"
 TEXT = Path(__file__).resolve().parent / "text"
+TABLE = "table"  # name of the evaluation that is the final table
 KINDS = {
     "evaluate": ("quality-", evaluate.FORMAT),
     "calibrate": ("calibration-", calibrate.FORMAT),
@@ -119,8 +122,32 @@ def save_evaluation(
     prompts = {n: asked.cases[n].prompt for n in sorted({n for n, _ in pictures})}
     sheet = grid(pictures, [RENDER, *asked.methods], prompts)
     images = IMAGES if folder == RESULTS else folder
-    path = folder / f"{quality.file_name(result)}.json"
-    write_files({path: as_json(result), images / quality.image_name(result, "grid"): sheet})
+    path, files = folder / f"{quality.file_name(result)}.json", {}
+    if folder == RESULTS and asked.name == TABLE and not _chosen(result):
+        files = {FOUND: with_found(measured_plans(result))}
+    write_files({path: as_json(result), images / quality.image_name(result, "grid"): sheet, **files})
+
+
+def _chosen(result: Result) -> bool:
+    """Whether a search over plans is stored for this model and schedule, which goes before a table."""
+    setting = result["setting"]
+    key = setting["model"], setting["scales"]
+    return any((one["model"], one["scales"]) == key for one in stored("plans"))
+
+
+def measured_plans(result: Result) -> Result:
+    """All plans of an evaluation with their evidence, as `calibrate` tells what it chose: what a budget can
+    choose from until a search did better.
+    """
+    study, setting = Study(result), result["setting"]
+    plans = {
+        name: {"plan": text, "work": study.work(name), "score": asdict(study.overall(name))}
+        for name, text in setting["plans"].items()
+    }
+    told = {"metric": "faithful", "prompts": setting["prompts"], "seed": setting["seed"], "from": "evaluate"}
+    facts = {name: setting[name] for name in ("model", "model_id", "scales", "cfg")}
+    facts |= {name: result[name] for name in ("command", "date", "hardware", "versions")}
+    return {**facts, "setting": told, "plans": plans}
 
 
 def write_performance(folder: Path = RESULTS, target: Path = PERFORMANCE) -> Path:
@@ -131,7 +158,7 @@ def write_performance(folder: Path = RESULTS, target: Path = PERFORMANCE) -> Pat
 
 
 def write_quality(folder: Path = RESULTS, target: Path = QUALITY) -> Path:
-    """Write docs/quality.md and its plots anew from all stored results."""
+    """Write docs/quality.md with its plots, and docs/why.md, anew from all stored results."""
     results, found = stored("evaluate", folder), stored("calibrate", folder)
     plots = {
         target.parent / "images" / quality.image_name(result, "pareto"): pareto(Study(result))
@@ -139,7 +166,8 @@ def write_quality(folder: Path = RESULTS, target: Path = QUALITY) -> Path:
     }
     parts = [quality.page(results, stored("bench")), plans(stored("plans", folder)), calibrations(found)]
     text = "\n".join(filter(None, parts))
-    write_files({target: text.encode(), **plots})
+    asked = why(_text("why"), results)
+    write_files({target: text.encode(), target.with_name("why.md"): asked.encode(), **plots})
     return target
 
 

@@ -82,8 +82,8 @@ def gate(study: Study) -> str:
     apart = study.faithfulness_difference("dense", YARDSTICK)
     told = (
         f"with textures dense scores {span(ours)} and {YARDSTICK} {span(theirs)}, a paired difference of "
-        f"{_signed(apart)}; asked for are {MARGIN:.2f} and intervals apart. By the six tasks alone the "
-        f"difference is {_signed(study.difference('dense', YARDSTICK))}"
+        f"{signed(apart)}; asked for are {MARGIN:.2f} and intervals apart. By the six tasks alone the "
+        f"difference is {signed(study.difference('dense', YARDSTICK))}"
     )
     if passed:
         return f"**Gate: passed.** Late scales show in the score: {told}."
@@ -140,10 +140,10 @@ def _costs(study: Study) -> str:
         ("with decoder", lambda name: time(study.whole_seconds(name))),
         ("times as fast", lambda name: f"{study.times_as_fast(name):.2f}"),
         ("score", lambda name: span(study.score(name))),
-        ("score minus dense's", compared(lambda name: _signed(study.difference(name, "dense")))),
+        ("score minus dense's", compared(lambda name: signed(study.difference(name, "dense")))),
         ("texture shown", lambda name: span(study.textured(name))),
         ("with textures", lambda name: span(study.faithfulness(name))),
-        ("minus dense's", compared(lambda name: _signed(study.faithfulness_difference(name, "dense")))),
+        ("minus dense's", compared(lambda name: signed(study.faithfulness_difference(name, "dense")))),
         ("PSNR", compared(lambda name: f"{study.likeness(name, 'psnr').value:.2f} dB")),
         ("SSIM", compared(lambda name: f"{study.likeness(name, 'ssim').value:.3f}")),
         ("texture energy against dense", compared(lambda name: _short(study.energy(name, "dense")))),
@@ -156,7 +156,7 @@ def _pairs(study: Study) -> str:
     rows = [(name, title, rival) for name in refining for title, rival in study.rivals(name).items()]
 
     def both(heading: str, difference: Callable[[str, str | Mixture], Interval | None]) -> list[Column]:
-        told = (heading, lambda name, _, rival: _signed(difference(name, rival)))
+        told = (heading, lambda name, _, rival: signed(difference(name, rival)))
         return [told, ("verdict", lambda name, _, rival: _verdict(difference(name, rival)))]
 
     return table([
@@ -200,7 +200,7 @@ def _ablation(study: Study, ablated: Mapping[str, Sequence[str]]) -> str:
     rows = [(name, base) for base, variants in ablated.items() for name in (base, *variants)]
 
     def minus(difference: Callable[[str, str], Interval | None]) -> Column:
-        return "minus the whole's", lambda name, base: "" if name == base else _signed(difference(name, base))
+        return "minus the whole's", lambda name, base: "" if name == base else signed(difference(name, base))
 
     return table([
         ("method", lambda name, _: name),
@@ -244,12 +244,12 @@ def _correlations(study: Study) -> str:
     return table([
         ("k", str),
         ("prompts", lambda k: str(len(values[k]))),
-        ("r", lambda k: _signed(study.correlation(k))),
+        ("r", lambda k: signed(study.correlation(k))),
         ("prompts with r above 0", lambda k: f"{100 * np.mean(np.array(values[k]) > 0):.0f} %"),
     ], list(values))
 
 
-def _signed(interval: Interval | None) -> str:
+def signed(interval: Interval | None) -> str:
     return span(interval, "+.3f")
 
 

@@ -42,7 +42,7 @@ def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
         raise ValueError("no methods are named; list some, for example dense,draft,moss4")
     names = [one for name in names for one in (DRAFTS if name == "draft" else [name])]
     named = [parse_method(name, published=published) for name in ("dense", *names)]
-    rivals = [Plan(method.draft) for method in named if refines(method)]
+    rivals = [Plan(method.draft, guidance=method.guidance) for method in named if refines(method)]
     found = {label(method, published): method for method in (*named, *rivals)}
     return dict(sorted(found.items(), key=lambda item: _place(*item)))
 
@@ -53,13 +53,23 @@ def refines(method: Method) -> bool:
 
 def label(method: Method, published: Published = PAPER) -> str:
     """The name again: "draft-3", "moss4-paper-sa-unguided", a plan's own name, or the plan as text."""
-    if method.name != "moss":
-        named = {parse_plan(plan): name for name, plan in published.plans.items()}
-        return named.get(method, method.label)
-    (step,) = method.passes
-    printed = step.bounds != published.best.get(method.k)
-    options = {"paper": printed, "sa": not step.cross_scale, "unguided": not step.guided}
-    return "-".join([method.label, *(name for name, chosen in options.items() if chosen)])
+    if not isinstance(method, Plan):
+        return method.label
+    named = {parse_plan(plan): name for name, plan in published.plans.items()}
+    simple = method.label if method.name != "moss" else _moss_label(method, published)
+    same = simple and parse_method(simple, published=published) == method
+    return named.get(method) or (simple if same else str(method))
+
+
+def _moss_label(moss: Plan, published: Published) -> str:
+    """The name of a MoSs with found or printed bounds, whole or with parts of its refine step off."""
+    (step,) = moss.passes
+    options = {
+        "paper": step.bounds != published.best.get(moss.k), "sa": not step.cross_scale,
+        "unguided": not step.guided,
+    }
+    known = step.bounds in (published.best.get(moss.k), published.bounds.get(moss.k))
+    return "-".join([moss.label, *(name for name, on in options.items() if on)]) if known else ""
 
 
 def _place(name: str, method: Method) -> tuple[int | bool, ...]:

@@ -8,6 +8,7 @@ of workers.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,14 +130,17 @@ class Batches:
                 bar.update()
             return
         pickled = pickle.dumps(self.asked)
-        parallel = self._pool()
         try:
+            parallel = self._pool()
             for _ in parallel(delayed(_task)(pickled, self.load, self.draw, batch) for batch in todo):
                 bar.update()
         except _lost(self.workers):
             self._close()
-        except BaseException:
+        except BaseException as error:
             self._close()
+            if type(error).__module__.startswith("ray."):
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(f"the cluster {self.workers.cluster} cannot draw: {reason}") from error
             raise
 
     def _pool(self) -> Parallel:
@@ -194,9 +198,8 @@ def _ray(workers: Workers) -> Iterator[dict[str, Any]]:
 
     try:
         if not ray.is_initialized():
-            address = None if workers.cluster == "local" else workers.cluster
-            environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-            ray.init(address=address, runtime_env=environment, log_to_driver=False, include_dashboard=False)
+            settings = {"runtime_env": environment(), "log_to_driver": False}
+            ray.init(address=workers.cluster, **settings)
             own = True
         register_ray()
         resources = {"num_gpus": workers.gpus} if workers.gpus else {"num_cpus": 1}
@@ -212,6 +215,12 @@ def _ray(workers: Workers) -> Iterator[dict[str, Any]]:
     finally:
         if own:
             ray.shutdown()
+
+
+def environment() -> dict[str, Any]:
+    """Of a cluster's workers, which must find this repository."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {"env_vars": {"PYTHONPATH": path}}
 
 
 def _room(resources: Mapping[str, float], gpus: float) -> int:

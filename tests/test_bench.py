@@ -17,7 +17,7 @@ from builders import TINY, tiny_backbone
 from torch.overrides import TorchFunctionMode
 
 from comfy_moss import cli, ops
-from comfy_moss.benchmarks import RESULTS, bench, limits, machine, pages, shapes, tables
+from comfy_moss.benchmarks import RESULTS, bench, limits, machine, pages, quality, shapes
 from comfy_moss.benchmarks.bench import Variant, ablation
 from comfy_moss.benchmarks.studio import parse_methods
 from comfy_moss.model.backbone import PAPER, TokenWork
@@ -546,7 +546,7 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_times_have_three_digits(seconds: float, text: str) -> None:
-    assert tables.time(seconds) == text
+    assert quality.time(seconds) == text
 
 
 def test_the_script_for_a_gpu_can_be_read_and_its_commands_are_understood() -> None:

@@ -186,12 +186,17 @@ def test_plans_of_a_search_take_the_place_of_older_ones_of_that_model_and_schedu
     assert "much" not in path.read_text() and found_plans(tmp_path / "none.json") == ()
 
 
-def test_the_stored_plans_are_those_of_the_stored_searches() -> None:
+def test_the_stored_plans_are_those_of_the_stored_searches_and_tables() -> None:
     from comfy_moss.benchmarks import pages
 
+    searches = pages.stored("plans")
+    searched = {(record["model"], record["scales"]) for record in searches}
+    tables = [pages.measured_plans(r) for r in pages.stored("evaluate") if r.get("name") == pages.TABLE]
+    tables = [record for record in tables if (record["model"], record["scales"]) not in searched]
     stored = [
         (name, one["plan"], record["model"], record["scales"])
-        for record in pages.stored("plans") for name, one in record["plans"].items()
+        for record in (*searches, *tables)
+        for name, one in record["plans"].items()
     ]
     assert sorted((one.name, one.text, one.model, one.scales) for one in found_plans()) == sorted(stored)
     for _, text, *_ in stored:

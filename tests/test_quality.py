@@ -216,6 +216,8 @@ def test_the_page_is_what_the_stored_results_make(tmp_path: Path) -> None:
         return
     text = pages.write_quality(target=tmp_path / "page.md").read_text(encoding="utf-8")
     assert text == pages.QUALITY.read_text(encoding="utf-8"), "run: python -m comfy_moss evaluate --tables"
+    asked, kept = ((folder / "why.md").read_text(encoding="utf-8") for folder in (tmp_path, pages.DOCS))
+    assert asked == kept, "run: python -m comfy_moss evaluate --tables"
     for kind in ("pareto", "grid"):
         assert all(
             (pages.IMAGES / quality.image_name(result, kind)).exists() for result in pages.stored("evaluate")

@@ -195,8 +195,7 @@ def cluster() -> Iterator[str]:
     ray = pytest.importorskip(
         "ray", reason="Ray is not installed: the cluster was NOT tested (pip install ray)"
     )
-    environment = {"env_vars": {"PYTHONPATH": str(workers.ROOT)}}
-    ray.init(num_cpus=2, runtime_env=environment, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, runtime_env=workers.environment(), include_dashboard=False, log_to_driver=False)
     yield "local"
     ray.shutdown()
 

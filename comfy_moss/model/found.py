@@ -1,4 +1,6 @@
-"""Plans that `calibrate` chose for a model and a schedule, with their evidence: assets/plans.json."""
+"""Plans for a model and a schedule with their evidence, as `calibrate` chose or `evaluate` measured them:
+assets/plans.json.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class FoundPlan:
         name: by which its own model knows it; text: the plan, see pipeline/plan.py.
         model, scales: what it was found on: the model's name, and how many scales its schedule had.
         work: multiply-adds as a share of dense's, there.
-        score: on the prompts of the choice, in [0, 1], higher is better; low, high: its 95 % interval.
+        score: mean of score and score with textures on the prompts it was measured on, in [0, 1], higher is
+            better; low, high: its 95 % interval.
     """
 
     name: str
@@ -34,7 +37,7 @@ class FoundPlan:
 
 
 def found_plans(path: Path = FOUND) -> tuple[FoundPlan, ...]:
-    """All plans that were chosen so far; empty where none was."""
+    """All plans that are known so far; empty where none is."""
     return tuple(
         FoundPlan(
             name, one["plan"], made["model"], made["scales"], one["work"],
@@ -45,7 +48,7 @@ def found_plans(path: Path = FOUND) -> tuple[FoundPlan, ...]:
 
 
 def with_found(record: Mapping[str, Any], path: Path = FOUND) -> bytes:
-    """The file with the plans of a record of `calibrate`, in place of older ones of that model and schedule.
+    """The file with the plans of a record (see `_KEPT`), in place of older ones of that model and schedule.
     """
     key = record["model"], record["scales"]
     others = [made for made in _sets(path) if (made["model"], made["scales"]) != key]

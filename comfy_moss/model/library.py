@@ -79,7 +79,8 @@ class ModelFiles:
         """Settings of the methods for this model."""
         if self.name != "nano":
             return PAPER
-        chosen = {one.name: one.text for one in found_plans() if one.model == self.name}
+        found = (one for one in found_plans() if one.model == self.name)
+        chosen = {one.name: one.text for one in found if one.name.startswith("plan")}
         return replace(NANO, plans={**NANO.plans, **chosen})
 
     @property

@@ -1,7 +1,7 @@
-"""Budget: the plan for a share of dense's work, or for seconds, among those that `calibrate` chose.
+"""Budget: the plan for a share of dense's work, or for seconds, among those with stored evidence.
 
-Plans were found on one model and schedule.  Another model is offered them too, and told so: what a plan costs
-there is arithmetic, how good it is there nobody has measured.
+`calibrate` chose them, or `evaluate` measured them, on one model and schedule.  Another model is offered them
+too, and told so: what a plan costs there is arithmetic, how good it is there nobody has measured.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Offer:
         found, timed = self.found, "" if self.seconds is None else f", {self.seconds:.2g} s"
         told = f"{found.name}: {self.plan}; {100 * self.work:.0f} % of dense's work{timed}"
         if self.own:
-            return f"{told}, scored {found.score:.2f} [{found.low:.2f}, {found.high:.2f}] when it was chosen"
+            return f"{told}, scored {found.score:.2f} [{found.low:.2f}, {found.high:.2f}]"
         return f"{told}; found on {found.model} with {found.scales} scales, not on this model"
 
 
