@@ -150,7 +150,7 @@ def _rows(folder: Path) -> dict[str, list[dict]]:
 
 def _kill_one(folder: Path, named: str, killed: list[int]) -> None:
     """Wait for the first batch, then kill one of our own worker processes."""
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while time.monotonic() < limit and not killed:
         if any((folder / "rows").glob("*.jsonl")):
             for process in _children(named)[:1]:
