@@ -235,7 +235,7 @@ def test_a_plan_is_drawn_once(line: Line, tmp_path: Path, monkeypatch: pytest.Mo
     first = known.values(plan)
     assert len(list((tmp_path / "tries").iterdir())) == 2  # three prompts, two drawn together
     monkeypatch.setattr(calibrating, "generate", lambda *_: pytest.fail("it was drawn again"))
-    assert (known.values(plan) == first).all() and known.seconds(plan) > 0
+    assert (known.values(plan) == first).all() and known.seconds(plan, "search", 3) > 0
 
 
 def test_a_damaged_try_is_named(line: Line, tmp_path: Path) -> None:
