@@ -18,7 +18,7 @@ from torch import Tensor
 from .images import from_pillow
 from .model.backbone import Backbone, Text
 from .model.schedule import Grid, Schedule
-from .pipeline.heatmap import heatmap
+from .pipeline.heatmap import change_map
 from .pipeline.source import (
     FITS,
     Edit,
@@ -77,7 +77,7 @@ class Input:
         """
         size, found = picture_size(backbone, schedule), {"picture": self.fitted(backbone, schedule)}
         if change is not None:
-            found["change"] = heatmap(change, size)
+            found["change"] = change_map(change, size)
         elif self.mask is not None:
             found["mask"] = self.fitted_mask(size)[..., None].expand(-1, -1, -1, 3)
         return {name: image.expand(count, -1, -1, -1) for name, image in found.items()}

@@ -1,6 +1,8 @@
 """Draw the help pages' pictures and the icon, with the included model on the CPU.
 
-    python docs/pictures.py
+    python docs/pictures.py [FILE ...]
+
+Without names all of them, else those below js/docs.
 
 Writes js/docs/<node id>/picture.jpg, or picture.png where a map or a table is shown, and icon.png.
 """
@@ -37,10 +39,20 @@ from comfy_moss.pipeline.cost import Cost, report  # noqa: E402
 from comfy_moss.pipeline.dispatch import RefinePass  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
 from comfy_moss.pipeline.frequency import contribution  # noqa: E402
-from comfy_moss.pipeline.heatmap import colour_bar, enlarge, heatmap, legend, overlay, scale_colours  # noqa: E402
-from comfy_moss.pipeline.plan import Picture, Plan, generate, parse_method  # noqa: E402  # noqa: E402
+from comfy_moss.pipeline.heatmap import (  # noqa: E402
+    change_map,
+    colour_bar,
+    enlarge,
+    heatmap,
+    legend,
+    overlay,
+    scale_colours,
+)
+from comfy_moss.pipeline.plan import Picture, Plan, generate, parse_method  # noqa: E402
+from comfy_moss.pipeline.source import Edit, encode_picture  # noqa: E402
 
 PROMPT = "a red heart on a gradient white background"
+EDITED = "a blue heart on a gradient white background"
 SEED = 5
 WIDTH = 640  # pixels; the help panel is about 240 wide until somebody widens it
 MARGIN, GAP, TEXT = 16, 12, 30
@@ -268,6 +280,31 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
     }
 
 
+def edit_pictures(backbone: Backbone, recipe: Recipe, drawn: Drawn, text: Tensor) -> dict[str, Image.Image]:
+    """The same of the nodes that start from a picture: the dense one, its colour or a part of it changed.
+
+    Args:
+        text: features of EDITED.
+    """
+    given, schedule, plan = to_image(drawn.dense.image), recipe.schedule, parse_method("sparse3")
+    source, target = encode_picture(backbone, given, schedule), replace(recipe, text=(text,))
+    white = torch.zeros(1, *schedule.grids[-1])
+    white[:, 4:28, 16:] = 1
+    ways = {
+        "redrawn": replace(source, scales=3), "inpainted": replace(source, mask=white > 0),
+        "edited": replace(source, edit=Edit(recipe.text)),
+    }
+    found = {name: generate(backbone, replace(target, source=way), plan) for name, way in ways.items()}
+    size = given.shape[1:3]
+    mask, change = white[..., None].expand(-1, -1, -1, 3), change_map(found["edited"].change, size)
+    redrawn, inpainted, edited = (to_image(picture.image) for picture in found.values())
+    panels = [("Picture", given), ("Redrawn", redrawn), ("Mask", mask), ("Inpainted", inpainted)]
+    return {
+        "MoSs_ImageToDraft/picture.jpg": sheet(panels, 4),
+        "MoSs_EditDraft/picture.png": sheet([("Picture", given), ("Change", change), ("Edited", edited)], 3),
+    }
+
+
 def encode(picture: Image.Image, suffix: str) -> bytes:
     """The best quality below the limit: fewer colours of a map's palette, or stronger compression."""
     for quality, colours in ((92, 256), (85, 128), (75, 64), (60, 32)):
@@ -309,12 +346,17 @@ def main() -> None:
     torch.set_num_threads(1)
     backbone, recipe = load()
     drawn = draw(backbone, recipe)
-    files = {}
-    for name, picture in help_pictures(drawn, recipe).items():
+    files, only = {}, sys.argv[1:]
+    edited = TextEncoder.load(find_model("nano", []).text).encode([EDITED])[0]
+    made = help_pictures(drawn, recipe) | edit_pictures(backbone, recipe, drawn, edited)
+    for name, picture in made.items():
+        if only and name not in only:
+            continue
         path = ROOT / "js" / "docs" / name
         files[path] = encode(picture, path.suffix)
     write_files(files)
-    icon().save(ROOT / "icon.png", optimize=True)
+    if not only:
+        icon().save(ROOT / "icon.png", optimize=True)
 
 
 if __name__ == "__main__":

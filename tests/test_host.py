@@ -164,12 +164,12 @@ def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host)
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
     # nothing is probed before a model is loaded
-    assert start.count("14 nodes") == 1 and "attention and RoPE" not in start
+    assert start.count("16 nodes") == 1 and "attention and RoPE" not in start
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
     ours = {name: node for name, node in host.get("/object_info").items() if name.startswith("MoSs_")}
-    assert len(ours) == 14
+    assert len(ours) == 16
     for name, node in ours.items():
         inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
         assert node["category"] == "MoSs" and node["description"] and "ComfyUI-MoSs" in node["python_module"]
@@ -423,7 +423,7 @@ def test_the_cache_goes_when_the_host_drops_the_draft(mode: list[str]) -> None:
 )
 def test_an_older_host_loads_the_pack_and_draws_the_same_pictures(typed: Callable) -> None:
     with Host(comfyui=OLD) as host:
-        assert len([name for name in host.get("/object_info") if name.startswith("MoSs_")]) == 14
+        assert len([name for name in host.get("/object_info") if name.startswith("MoSs_")]) == 16
         result = host.run(graphs.whole(seed=3))
         for name, method in (
             ("moss", "moss4"), ("dense", "dense"), ("fastvar", "fastvar"), ("draft", "draft"),

@@ -11,12 +11,14 @@ from comfy_api.latest import ComfyExtension, io
 from .. import __version__
 from .load import LoadHART, LoadInfinity, register_folders
 from .maps import ContributionMap, FrequencyMap, MossReport, TokenDispatch
+from .pictures import EditDraft, ImageToDraft
 from .sample import DenseRefine, FastVARRefine, InfinityDraft, MossComposite, MossRefine
 from .tunes import Enlarge, InstructEdit, MatchPicture
 
 NODES: list[type[io.ComfyNode]] = [
     LoadInfinity, LoadHART, InfinityDraft, FrequencyMap, TokenDispatch, MossRefine, MossComposite,
     DenseRefine, FastVARRefine, ContributionMap, MossReport, InstructEdit, Enlarge, MatchPicture,
+    ImageToDraft, EditDraft,
 ]
 log = logging.getLogger(__name__)
 

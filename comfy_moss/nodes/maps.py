@@ -249,7 +249,9 @@ class TokenDispatch(MossNode):
         painted = join_masks(mask, read_painting(painting))
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):
-            dispatch = dispatch_tokens(frequency.frequency, schedule, config, painted)
+            dispatch = dispatch_tokens(
+                frequency.frequency, schedule, config, painted, drafted.draft.recipe.source
+            )
         size = tuple(side * drafted.model.backbone.stride for side in frequency.frequency.shape[1:])
         colours = overlay(fit_picture(image, drafted.sketch, size), dispatch, schedule)
         cost = frequency.cost.plus(watch.seconds)

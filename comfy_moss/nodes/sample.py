@@ -18,7 +18,7 @@ from ..pipeline.draft import Draft, Recipe, Run, draft_of
 from ..pipeline.fastvar import FastVARConfig, finish_fastvar
 from ..pipeline.heatmap import enlarge
 from ..pipeline.plan import plan_of
-from ..pipeline.refine import composite, draw_pass, finish_dense
+from ..pipeline.refine import composite, draw_pass, finish_dense, finished
 from .host import PREVIEW, MossModel, Progress, text_features
 from .wires import (
     Dispatched,
@@ -339,16 +339,15 @@ class MossComposite(MossNode):
         with watch.stage("composite"):
             made_by = replace(residual.residual.made_by, strength=strength)
             laid = composite(model.backbone, draft.draft, replace(residual.residual, made_by=made_by), device)
-        plan, schedule = plan_of(laid), draft.schedule
-        refined = sum(sum(step.counts(schedule)) for step in plan.passes)
+            total = finished(model.backbone, laid, device)
         changes = {
-            "label": plan.label, "tokens_per_scale": plan.tokens_per_scale(schedule),
-            "refine_tokens": refined,
+            "label": plan_of(laid).label, "tokens_per_scale": laid.tokens_per_scale,
+            "refine_tokens": laid.refined,
         }
         drafted = with_sketch(
             model, laid, residual.cost.plus(watch.seconds, **changes), Stopwatch(watch.device)
         )
-        return io.NodeOutput(latent(laid.total, drafted.cost), drafted)
+        return io.NodeOutput(latent(total, drafted.cost), drafted)
 
 
 class DenseRefine(MossNode):
@@ -383,7 +382,7 @@ class DenseRefine(MossNode):
         cost = draft.cost.plus(
             progress.seconds, label=plan.label, tokens_per_scale=tokens, kv_bytes=cache.nbytes
         )
-        return io.NodeOutput(latent(done.total, cost))
+        return io.NodeOutput(latent(finished(model.backbone, done), cost))
 
 
 def check_fastvar(drafted: Drafted) -> FastVARConfig:

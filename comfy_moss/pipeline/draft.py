@@ -192,16 +192,14 @@ class Run:
         settings = (recipe.guidance, recipe.sampling, recipe.seeds)
         return Step(positions, recipe.schedule, self.condition, *settings, self.cache, store, visible, branch)
 
-    def forward(
+    def whole_scale(
         self, total: Tensor, scale: int, store: bool, branch: Branch | None = None
-    ) -> tuple[Tensor, Step]:
-        """Hidden states of a whole scale, drawn from the sum (B, c, H, W) of all before it, and their pass.
-        """
+    ) -> tuple[Tensor | None, Step]:
+        """Input tokens of a whole scale, from the sum (B, c, H, W) of all before it, and their pass."""
         schedule, backbone = self.recipe.schedule, self.backbone
         positions = Positions.of_scale(schedule, scale, backbone.device)
         tokens = backbone.tokens(total, schedule.grids[scale]) if scale else None
-        step = self.step(positions, store, branch=branch)
-        return backbone.forward(tokens, step), step
+        return tokens, self.step(positions, store, branch=branch)
 
 
 def lay_scale(run: Run, total: Tensor, scale: int, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +244,8 @@ def draw_scales(
         known = given[scale] if scale < len(given) else source and source.known(scale)
         keep = store and scale < len(schedule) - 1
         if known is None or keep:  # a known scale that nobody looks back at leaves nothing to compute
-            hidden, step = run.forward(total, scale, keep, branch)
+            tokens, step = run.whole_scale(total, scale, keep, branch)
+            hidden = backbone.forward(tokens, step)
         bits = backbone.sample(hidden, step) if known is None else known.to(backbone.device)
         bits, total = lay_scale(run, total, scale, bits)
         drawn.append(bits)

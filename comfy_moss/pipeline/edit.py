@@ -74,8 +74,10 @@ def _follow(
     for scale in scales:
         bits = source.bits[scale].to(backbone.device)
         keep = scale < len(schedule) - 1
-        hidden, step = run.forward(total, scale, keep)
-        seen, past = other.forward(total if edit.rule == "shift" else own, scale, keep)
+        tokens, step = run.whole_scale(total, scale, keep)
+        hidden = backbone.forward(tokens, step)
+        tokens, past = other.whole_scale(total if edit.rule == "shift" else own, scale, keep)
+        seen = backbone.forward(tokens, past)
         added = backbone.code_map(backbone.codes(bits), scale, schedule)
         if scale >= edit.preserve:
             before, after = backbone.bit_probability(seen, past), backbone.bit_probability(hidden, step)

@@ -95,6 +95,18 @@ def heatmap(frequency: Tensor, size: Grid) -> Tensor:
     return colour_map(_nearest(percentile(frequency), size))
 
 
+def change_map(change: Tensor, size: Grid) -> Tensor:
+    """Where an edit changed a picture, in colour: from none to the largest change of that picture.
+
+    Args:
+        change: (B, h, w), >= 0; size: height and width in pixels.
+
+    Returns:
+        (B, H, W, 3).
+    """
+    return colour_map(_nearest(change / change.amax((1, 2), keepdim=True).clamp_min(1e-20), size))
+
+
 def enlarge(image: Tensor, size: Grid) -> Tensor:
     """(B, h, w, 3) -> (B, H, W, 3), smooth."""
     if tuple(image.shape[1:3]) == tuple(size):
