@@ -307,7 +307,7 @@ def strengths(image: np.ndarray, found: Detection) -> dict[str, float]:
     """
     height, width = image.shape[:2]
     side = min(height, width)
-    area, cx, cy = _measures(found.shape)
+    area, cx, cy = measures(found.shape)
     radius = _INSIDE * np.sqrt(found.area / area)
     inside = (
         silhouette(found.shape, found.cx - cx * radius, found.cy - cy * radius, radius, height, width) > 0.5
@@ -349,7 +349,7 @@ def shows_texture(scene: Scene, found: Sequence[Detection], image: np.ndarray) -
     return all(any(d.shape == t.shape and texture_of(image, d) == t.texture for d in found) for t in wanted)
 
 
-def _measures(shape: str) -> tuple[float, float, float]:
+def measures(shape: str) -> tuple[float, float, float]:
     """Area, and x and y of the centroid, of the outline at radius 1."""
     x, y = outline(shape).T
     x_next, y_next = np.roll(x, -1), np.roll(y, -1)
