@@ -137,6 +137,7 @@ def test_the_budget_says_how_many_masked_tokens_were_redrawn(edit, files: dict[s
         (("--mask", "nothing"), "nothing.png"),
         (("--mode", "paint"), "choose one of redraw, inpaint, edit, refine"),
         (("--source", DOG, "--follow", "0"), "preserve must lie between 0 and follow"),
+        (("--source", DOG, "--method", "fastvar"), "an edit by words cannot be drawn by fastvar"),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(

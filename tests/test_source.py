@@ -14,8 +14,9 @@ from test_limits import SCHEDULE, make_recipe
 
 from comfy_moss.pipeline.dispatch import RefinePass, dispatch_tokens
 from comfy_moss.pipeline.draft import draw_draft
+from comfy_moss.pipeline.fastvar import FastVARConfig
 from comfy_moss.pipeline.frequency import frequency_map
-from comfy_moss.pipeline.plan import Plan, parse_plan, run
+from comfy_moss.pipeline.plan import Plan, generate, parse_plan, run
 from comfy_moss.pipeline.refine import finish_dense, finished, rebuild
 from comfy_moss.pipeline.source import (
     Source,
@@ -123,6 +124,15 @@ def test_places_away_from_the_mask_are_the_pictures_codes_exactly(kind, text):
     assert away.any() and torch.equal(total[away], own[away])
     inside = ~away & (seam(masked.mask, total.shape[-2:]) == 0)
     assert not torch.equal(total[inside], own[inside])
+
+
+def test_fastvar_keeps_places_away_from_the_mask_too(kind):
+    model, recipe, schedule, source = kind
+    masked = with_mask(source, schedule, slice(0, 1))
+    method = FastVARConfig(skip=1, prune=(0.5,), first_layer=0, last_layer=None)
+    total = generate(model, replace(recipe(), source=masked), method).total
+    away = (seam(masked.mask, total.shape[-2:]) == 1).expand_as(total)
+    assert torch.equal(total[away], recoded(model, source, schedule)[away])
 
 
 def test_only_masked_places_are_dispatched_and_bounds_are_percent_of_them(kind):

@@ -433,6 +433,5 @@ class FastVARRefine(MossNode):
         with progress.stage("whole picture"):
             recipe, bits = draft.draft.recipe, draft.draft.bits
             drawn, cache, tokens = finish_fastvar(model.backbone, recipe, config, bits, progress)
-        return io.NodeOutput(
-            latent(drawn.total, Cost("fastvar", tuple(tokens), cache.nbytes, progress.seconds))
-        )
+        cost = Cost("fastvar", tuple(tokens), cache.nbytes, progress.seconds)
+        return io.NodeOutput(latent(finished(model.backbone, drawn), cost))

@@ -416,7 +416,8 @@ def generate(
     else:
         with watch.stage("draft"):
             drawn, cache, tokens = finish_fastvar(backbone, recipe, method, on_scale=on_scale)
-        picture = Picture(drawn.total, Cost(method.label, tuple(tokens), cache.nbytes, watch.seconds))
+        total = finished(backbone, drawn)
+        picture = Picture(total, Cost(method.label, tuple(tokens), cache.nbytes, watch.seconds))
     with watch.stage("decode"), torch.inference_mode():
         return replace(picture, image=backbone.decode(picture.total.to(backbone.device)))
 
