@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # where the host is started for the tests
 from hosting import Host, checkout, interpreter  # noqa: E402
 
-WORKFLOW = ROOT / "workflows" / "api" / "moss4_text_to_image.json"
+WORKFLOW = ROOT / "workflows" / "api" / "01 Text to image.json"
 MEGAPIXEL = {"area": "1M"}  # 512 x 512 for nano
 
 
@@ -48,8 +48,8 @@ def prompt() -> str:
 
 
 def bounds(run: int) -> str:
-    """The paper's for k = 4, but for a tenth of a percent a run, so that no run is like another."""
-    return f"80,70,30,{10 + run / 10}"
+    """That of sparse3, but for a tenth of a percent a run, so that no run is like another."""
+    return f"{45 + run / 10}"
 
 
 def in_host(host: Host, nodes: dict[str, Any], preview: str = "auto") -> float:
@@ -107,7 +107,7 @@ def measured(host: Host, runs: int, files: int) -> dict[str, dict[str, float]]:
     in_host(host, graph(400))
 
     def library(run: int) -> float:
-        seconds = in_library(400, "--method=moss4", f"--bounds={bounds(run)}")
+        seconds = in_library(400, f"--plan=draft-3; -1@{bounds(run)} unguided")
         return seconds["refine"] + seconds["decode"]
 
     changed = {"preset": "custom bounds"}

@@ -170,7 +170,7 @@ def method_of(request: Request, published: Published) -> Method:
             raise ValueError("a plan says all about the method; leave out method, bounds and skip")
         method = parse_method(request.plan, published=published)
     else:
-        usual = "sparse3" if request.picture else f"moss{published.k}"
+        usual = "sparse3" if request.picture else published.method
         short = "draft" if request.skip is not None else "moss" if bounds else usual
         method = parse_method(_named(request.method) or short, bounds, request.skip, published)
     return _adjusted(method, request) if isinstance(method, Plan) else method

@@ -28,7 +28,7 @@ from torch import Tensor  # noqa: E402
 from comfy_moss.benchmarks.shapes import HART_07B, SHAPES  # noqa: E402
 from comfy_moss.colour import fix_colours  # noqa: E402
 from comfy_moss.images import psnr, ssim, to_bytes, to_image, write_files  # noqa: E402
-from comfy_moss.model.backbone import Backbone  # noqa: E402
+from comfy_moss.model.backbone import NANO, Backbone  # noqa: E402
 from comfy_moss.model.checkpoint import load_infinity  # noqa: E402
 from comfy_moss.model.library import find_model  # noqa: E402
 from comfy_moss.model.nsarm import SIDES, EnlargeBackbone  # noqa: E402
@@ -38,7 +38,7 @@ from comfy_moss.model.text import TextEncoder  # noqa: E402
 from comfy_moss.pipeline.cost import Cost, report  # noqa: E402
 from comfy_moss.pipeline.dispatch import RefinePass  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
-from comfy_moss.pipeline.frequency import contribution  # noqa: E402
+from comfy_moss.pipeline.frequency import contribution, frequency_map  # noqa: E402
 from comfy_moss.pipeline.heatmap import (  # noqa: E402
     change_map,
     colour_bar,
@@ -48,11 +48,12 @@ from comfy_moss.pipeline.heatmap import (  # noqa: E402
     overlay,
     scale_colours,
 )
-from comfy_moss.pipeline.plan import Picture, Plan, generate, parse_method  # noqa: E402
+from comfy_moss.pipeline.plan import Picture, generate, parse_method  # noqa: E402
 from comfy_moss.pipeline.source import Edit, encode_picture  # noqa: E402
 
 PROMPT = "a red heart on a gradient white background"
 EDITED = "a blue heart on a gradient white background"
+TEXTURED, MANY = "a dotted yellow circle", "four yellow crosses on a gradient white background"
 SEED = 5
 WIDTH = 640  # pixels; the help panel is about 240 wide until somebody widens it
 MARGIN, GAP, TEXT = 16, 12, 30
@@ -68,7 +69,8 @@ class Drawn:
 
     Attributes:
         scales: images (1, H, W, 3) of the dense picture after every scale.
-        half: MoSs4 at strength 0.5.
+        moss: the method to start with.
+        half: the same at strength 0.5.
     """
 
     scales: list[Tensor]
@@ -96,10 +98,9 @@ def draw(backbone: Backbone, recipe: Recipe) -> Drawn:
     generate(backbone, recipe, parse_method("dense"), on_scale=lambda done, scales, total: sums.append(total))
     with torch.inference_mode():
         scales = [to_image(backbone.decode(total)) for total in sums]
-    moss = parse_method("moss4")
-    methods = (
-        parse_method("dense"), moss, Plan.moss(moss.passes[0].bounds, strength=0.5), parse_method("fastvar"),
-    )
+    moss = parse_method(NANO.method, published=NANO)
+    half = replace(moss, passes=tuple(replace(step, strength=0.5) for step in moss.passes))
+    methods = (parse_method("dense"), moss, half, parse_method("fastvar"))
     return Drawn(
         scales, *(fastest([generate(backbone, recipe, method) for _ in range(RUNS)]) for method in methods)
     )
@@ -271,12 +272,14 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
         ),
         "MoSs_Refine/picture.jpg": sheet([before, ("Refined", result)], 2),
         "MoSs_Composite/picture.jpg": sheet([("0", drawn.draft), ("0.5", half), ("1", result)], 3),
-        "MoSs_DenseRefine/picture.jpg": sheet([before, ("MoSs4", result), ("Dense", dense)], 3),
+        "MoSs_DenseRefine/picture.jpg": sheet([before, (NANO.method, result), ("Dense", dense)], 3),
         "MoSs_FastVARRefine/picture.jpg": sheet([before, ("FastVAR", fastvar), ("Dense", dense)], 3),
         "MoSs_ContributionMap/picture.png": sheet(
             [("Drafter", heatmap(parts.drafter, size)), ("Refiner", heatmap(parts.refiner, size))], 2
         ),
-        "MoSs_Report/picture.png": table(report(cost("moss4", moss), cost("dense", drawn.dense), *likeness)),
+        "MoSs_Report/picture.png": table(
+            report(cost(NANO.method, moss), cost("dense", drawn.dense), *likeness)
+        ),
     }
 
 
@@ -303,6 +306,29 @@ def edit_pictures(backbone: Backbone, recipe: Recipe, drawn: Drawn, text: Tensor
         "MoSs_ImageToDraft/picture.jpg": sheet(panels, 4),
         "MoSs_EditDraft/picture.png": sheet([("Picture", given), ("Change", change), ("Edited", edited)], 3),
     }
+
+
+def textured(backbone: Backbone, recipe: Recipe) -> Image.Image:
+    """The plain model and its rivals at about equal time, on a texture; what MoSs Compare shows."""
+    text = TextEncoder.load(find_model("nano", []).text).encode([TEXTURED])
+    recipe = replace(recipe, text=tuple(text))
+    names = ("dense", NANO.method, "moss3", "draft-2", "fastvar")
+    methods = {name: parse_method(name, published=NANO) for name in names}
+    images = {name: to_image(generate(backbone, recipe, method).image) for name, method in methods.items()}
+    return sheet(list(images.items()), 3)
+
+
+def drafts(backbone: Backbone, recipe: Recipe) -> Image.Image:
+    """Three drafts above their maps, the second one picked; what MoSs Pick Drafts shows."""
+    text = TextEncoder.load(find_model("nano", []).text).encode([MANY])
+    panels, maps = [], []
+    for n in range(3):
+        seeded = replace(recipe, text=tuple(text), seeds=(10 + n,))
+        picture = generate(backbone, seeded, parse_method("draft-3"))
+        image = to_image(picture.image)
+        panels.append((f"{n + 1}, picked" if n == 1 else f"{n + 1}", image))
+        maps.append(("", heatmap(frequency_map(picture.total), image.shape[1:3])))
+    return sheet([*panels, *maps], 3)
 
 
 def encode(picture: Image.Image, suffix: str) -> bytes:
@@ -349,6 +375,8 @@ def main() -> None:
     files, only = {}, sys.argv[1:]
     edited = TextEncoder.load(find_model("nano", []).text).encode([EDITED])[0]
     made = help_pictures(drawn, recipe) | edit_pictures(backbone, recipe, drawn, edited)
+    made["MoSs_Compare/picture.jpg"] = textured(backbone, recipe)
+    made["MoSs_PickDrafts/picture.jpg"] = drafts(backbone, recipe)
     for name, picture in made.items():
         if only and name not in only:
             continue

@@ -1,4 +1,8 @@
-"""The example workflows: nodes with place, size and values, and the links between them."""
+"""The example workflows: nodes with place, size and values, and the links between them.
+
+They read from left to right in five columns, 1,800 pixels wide at most.  No wire runs behind a node: the few
+long ones have lanes above the nodes, and what stands below another node is reached through the gap between.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ from typing import Any
 PROMPT = "a red heart on a gradient white background"
 Node = tuple[str, int, int, int, int, dict[str, Any]]  # type, x, y, width, height, values of widgets
 Link = tuple[str, int, str, str]  # from node, its output's number, to node, its input's name
+Lanes = dict[tuple[str, str], list[tuple[int, int]]]  # (node, input) -> points that its wire runs through
+X = (0, 330, 680, 1050, 1420)  # left edges of the columns
+WIDTHS = (290, 310, 330, 330, 340)
+RIGHT = X[4] + WIDTHS[4]
+HUB = "https://huggingface.co/"
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,9 @@ class Graph:
             it.
         titles: node titles that differ from the node's own name.
         drawing: a picture below the repository's root, where the model's own weights are not at hand.
+        lanes: points that wires run through.
+        models: by node the files that it needs, as the host's dialog of missing models reads them.
+        app: (node, widget) of what the host's app mode shows, and the node of its result; empty = no app.
     """
 
     nodes: dict[str, Node]
@@ -27,137 +39,200 @@ class Graph:
     thumbnail: tuple[str, ...]
     titles: dict[str, str] = field(default_factory=dict)
     drawing: str = ""
+    lanes: Lanes = field(default_factory=dict)
+    models: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    app: tuple[tuple[tuple[str, str], ...], str] | None = None
 
 
 def note(text: str, x: int, y: int, w: int, h: int) -> Node:
     return ("MarkdownNote", x, y, w, h, {"text": text})
 
 
-def start(refine_scales: int = 4, seed: int = 0) -> tuple[dict[str, Node], tuple[Link, ...]]:
-    """Model, prompt and draft: how every workflow begins."""
-    draft = {"refine_scales": refine_scales, "seed": seed, "control_after_generate": "fixed"}
+def start(
+    method: str = "recommended", seed: int = 0, fixed: bool = False, prompt: str = PROMPT, **draft: Any
+) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
+    """Model, prompt and draft: how every workflow begins.
+
+    Args:
+        fixed: keep the seed from run to run; otherwise every run draws another picture.
+        draft: other widgets of the draft.
+    """
+    after = "fixed" if fixed else "randomize"
+    widgets = {"seed": seed, "control_after_generate": after, "cfg": 1.5, "tau": 0.5, "method": method}
+    widgets |= draft
     nodes: dict[str, Node] = {
-        "load": ("MoSs_LoadInfinity", 0, 0, 320, 180, {}),
-        "prompt": ("CLIPTextEncode", 0, 240, 320, 140, {"text": PROMPT}),
-        "draft": ("MoSs_InfinityDraft", 370, 0, 320, 620, draft),
+        "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 170, {}),
+        "prompt": ("CLIPTextEncode", X[0], 300, WIDTHS[0], 150, {"text": prompt}),
+        "draft": ("MoSs_InfinityDraft", X[1], 0, WIDTHS[1], 640, widgets),
     }
     links = (("load", 1, "prompt", "clip"), ("load", 0, "draft", "model"), ("prompt", 0, "draft", "positive"))
-    return nodes, links
+    return nodes, links, {("prompt", "clip"): [(305, 250), (-20, 250)]}
 
 
-def moss(x: int, painting: str = "") -> tuple[dict[str, Node], tuple[Link, ...]]:
-    """Frequency, dispatch, refine, composite, decode."""
+def chain(y: int, *keys: str) -> Lanes:
+    """Ways around nodes that stand below each other in the last column, from each to the next.
+
+    Args:
+        keys: alternately a node and its input.
+    """
+    lanes: Lanes = {}
+    for key, socket in zip(keys[::2], keys[1::2], strict=True):
+        lanes[key, socket] = [(RIGHT + 22, y), (X[4] - 22, y)]
+    return lanes
+
+
+def moss(
+    source: str = "draft", painting: str = "", **dispatch: Any
+) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
+    """Frequency, dispatch, refine, composite, decode: one straight chain."""
     nodes: dict[str, Node] = {
-        "frequency": ("MoSs_FrequencyMap", x, 0, 340, 620, {}),
-        "dispatch": ("MoSs_TokenDispatch", x + 390, 0, 340, 660, {"painting": painting}),
-        "refine": ("MoSs_Refine", x + 780, 0, 320, 160, {}),
-        "composite": ("MoSs_Composite", x + 780, 220, 320, 100, {}),
-        "decode": ("VAEDecode", x + 780, 380, 320, 60, {}),
+        "frequency": ("MoSs_FrequencyMap", X[2], 0, WIDTHS[2], 600, {}),
+        "dispatch": ("MoSs_TokenDispatch", X[3], 0, WIDTHS[3], 720, {"painting": painting, **dispatch}),
+        "refine": ("MoSs_Refine", X[4], 0, WIDTHS[4], 150, {}),
+        "composite": ("MoSs_Composite", X[4], 255, WIDTHS[4], 115, {}),
+        "decode": ("VAEDecode", X[4], 460, WIDTHS[4], 50, {}),
     }
     links = (
-        ("draft", 0, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"),
-        ("draft", 0, "refine", "draft"), ("dispatch", 0, "refine", "dispatch"),
-        ("draft", 0, "composite", "draft"), ("refine", 0, "composite", "residual"),
-        ("composite", 0, "decode", "samples"), ("load", 2, "decode", "vae"),
+        (source, 0, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"),
+        ("dispatch", 0, "refine", "dispatch"), ("refine", 0, "composite", "residual"),
+        (source, 1, "composite", "draft_latent"), ("composite", 0, "decode", "samples"),
+        ("load", 2, "decode", "vae"),
     )
-    return nodes, links
+    lanes = {
+        **chain(208, "composite", "residual"), **chain(414, "decode", "samples"),
+        ("composite", "draft_latent"): [(X[1] + WIDTHS[1] + 20, -50), (X[4] - 24, -50), (X[4] - 24, 190)],
+        ("decode", "vae"): [(X[0] + WIDTHS[0] + 20, -68), (X[4] - 34, -68), (X[4] - 34, 400)],
+    }
+    return nodes, links, lanes
 
 
-def text_to_image() -> Graph:
-    nodes, links = start()
-    more, wires = moss(740)
-    nodes |= more
+def result(kind: str = "SaveImage", height: int = 340) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
+    """The picture, below the decoder."""
+    widgets = {"filename_prefix": "MoSs"} if kind == "SaveImage" else {}
+    node: Node = (kind, X[4], 570, WIDTHS[4], height, widgets)
+    return {"save": node}, (("decode", 0, "save", "images"),), chain(527, "save", "images")
+
+
+def whole(
+    *parts: tuple[dict[str, Node], tuple[Link, ...], Lanes],
+) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
+    """Parts of a workflow as one."""
+    nodes: dict[str, Node] = {}
+    lanes: Lanes = {}
+    for part, _, ways in parts:
+        nodes |= part
+        lanes |= ways
+    return nodes, tuple(link for _, links, _ in parts for link in links), lanes
+
+
+APP = (
+    ("prompt", "text"), ("draft", "method"), ("draft", "aspect"), ("draft", "area"), ("draft", "seed"),
+    ("draft", "batch_size"),
+)
+
+
+def text_to_image(app: bool = False) -> Graph:
+    nodes, links, lanes = whole(start(), moss(), result())
+    nodes["note"] = note(
+        "### Text to image\n\nPress **Run**. The draft draws the first scales; then only the busiest places "
+        "are redrawn, at the finest scale, in one pass.\n\n**Try**: fix the seed, drag the handle of the "
+        "histogram and run again: the draft stays cached. Choose *moss2* to *moss5* as method for the "
+        "paper's. Bypass (Ctrl+B) MoSs Refine to see the draft alone.", X[0], 520, WIDTHS[0], 330,
+    )
+    return Graph(nodes, links, ("save",), lanes=lanes, app=(APP, "save") if app else None)
+
+
+BLUEPRINT = "MoSs Text to Image"
+ABOUT = (
+    "Draws a picture from a prompt by Mixture of Scales. The included model nano needs no download. Open it "
+    "to see how: draft, frequency map, dispatch, refinement."
+)
+ALIASES = ("text to image", "txt2img", "t2i", "Mixture of Scales", "Infinity", "HART", "nano")
+
+
+def blueprint() -> tuple[Graph, tuple[tuple[str, str, str], ...], str]:
+    """What is inside the subgraph, which widgets it shows (node, widget, label), and whose picture."""
+    nodes, links, lanes = whole(start(), moss(), result("PreviewImage"))
+    labels = {"text": "prompt", "batch_size": "batch size"}
+    shown = (*APP, ("load", "model"))
+    return Graph(nodes, links, (), lanes=lanes), tuple((k, w, labels.get(w, w)) for k, w in shown), "save"
+
+
+def paper() -> Graph:
+    nodes, links, lanes = whole(start("moss4"), moss(preset="paper"), result())
+    nodes["note"] = note(
+        "### MoSs4 as the paper has it\n\nAll but the last four scales are drafted; these four are redrawn "
+        "in one pass with the printed bounds 80, 70, 30, 10. Choose *moss2*, *moss3* or *moss5* as method "
+        "for the others; *automatic* in MoSs Token Dispatch takes the bounds that were found for the model "
+        "instead.\n\nOn the small model nano *moss2* and *sparse3* are better: see "
+        "docs/quality.md.", X[0], 520, WIDTHS[0], 330,
+    )
+    return Graph(nodes, links, ("save",), lanes=lanes)
+
+
+MANY = "four yellow crosses on a gradient white background"
+
+
+def pick() -> Graph:
+    nodes, links, lanes = whole(start(fixed=True, seed=10, prompt=MANY, batch_size=6), moss("pick"), result())
+    wide = X[3] + WIDTHS[3] - X[0]
     nodes |= {
-        "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs"}),
-        "report": ("MoSs_Report", 1520, 500, 320, 330, {}),
+        "pick": ("MoSs_PickDrafts", X[0], 960, wide - 700, 420, {"picks": "2"}),
+        "sheet": ("PreviewImage", X[0] + wide - 680, 960, 680, 420, {}),
         "note": note(
-            "### Text to image by MoSs\n\nThe draft draws the first scales. The busiest places are then "
-            "redrawn at the last scales, all in one pass.\n\n**Try**: drag a handle of the histogram and "
-            "run again: the draft stays cached.",
-            0, 430, 320, 190,
+            "### A sheet of drafts\n\nSix drafts are drawn; only those that you pick are refined. **Run**, "
+            "look at the sheet below, click the drafts that you like (or write their numbers), and run "
+            "again: the drafts stay cached, because their seed is fixed.", X[0], 520, WIDTHS[0], 260,
         ),
     }
-    wires += (("decode", 0, "save", "images"), ("composite", 0, "report", "latent"))
-    return Graph(nodes, links + wires, ("save",))
-
-
-def compare() -> Graph:
-    nodes, links = start()
-    more, wires = moss(740)
-    nodes |= more | {
-        "dense": ("MoSs_DenseRefine", 1520, 500, 320, 80, {"preview": False}),
-        "fastvar": ("MoSs_FastVARRefine", 1520, 620, 320, 80, {"preview": False}),
-        "decode_dense": ("VAEDecode", 1890, 0, 340, 60, {}),
-        "decode_skip": ("VAEDecode", 1890, 110, 340, 60, {}),
-        "decode_fastvar": ("VAEDecode", 1890, 220, 340, 60, {}),
-        "show_dense": ("PreviewImage", 0, 780, 320, 340, {}),
-        "show_moss": ("PreviewImage", 370, 780, 320, 340, {}),
-        "show_skip": ("PreviewImage", 740, 780, 340, 340, {}),
-        "show_fastvar": ("PreviewImage", 1130, 780, 340, 340, {}),
-        "report_moss": ("MoSs_Report", 1520, 780, 320, 370, {}),
-        "report_fastvar": ("MoSs_Report", 1890, 780, 340, 370, {}),
-        "note": note(
-            "### One draft, four endings\n\n**Dense** draws every scale in order. **Skip** leaves the last "
-            "four out. "
-            "**FastVAR** prunes tokens. **MoSs** refines chosen tokens in one pass.\n\nTimes are of this "
-            "run; run twice before "
-            "you compare them, since the first run warms up.", 0, 430, 320, 210,
-        ),
+    links += (("draft", 0, "pick", "draft"), ("pick", 2, "sheet", "images"))
+    edge = X[1] + WIDTHS[1] + 20
+    lanes |= {
+        ("pick", "draft"): [(edge - 8, 130), (edge, 880), (-22, 880)],
+        ("frequency", "draft"): [(X[0] + wide - 690, 905), (edge + 8, 905), (edge + 8, 200)],
+        ("composite", "draft_latent"): [(X[0] + wide - 690, 925), (X[4] - 24, 925), (X[4] - 24, 420)],
     }
-    wires += (
-        ("draft", 0, "dense", "draft"), ("draft", 0, "fastvar", "draft"),
-        ("dense", 0, "decode_dense", "samples"), ("load", 2, "decode_dense", "vae"),
-        ("decode_dense", 0, "show_dense", "images"), ("draft", 1, "decode_skip", "samples"),
-        ("load", 2, "decode_skip", "vae"), ("decode_skip", 0, "show_skip", "images"),
-        ("fastvar", 0, "decode_fastvar", "samples"), ("load", 2, "decode_fastvar", "vae"),
-        ("decode_fastvar", 0, "show_fastvar", "images"), ("decode", 0, "show_moss", "images"),
-        ("composite", 0, "report_moss", "latent"), ("dense", 0, "report_moss", "reference"),
-        ("decode", 0, "report_moss", "image"), ("decode_dense", 0, "report_moss", "reference_image"),
-        ("fastvar", 0, "report_fastvar", "latent"), ("dense", 0, "report_fastvar", "reference"),
-        ("decode_fastvar", 0, "report_fastvar", "image"),
-        ("decode_dense", 0, "report_fastvar", "reference_image"),
-    )
-    titles = {
-        "show_dense": "Dense", "show_moss": "MoSs4", "show_skip": "Skip the last 4",
-        "show_fastvar": "FastVAR", "report_moss": "MoSs4 against dense",
-        "report_fastvar": "FastVAR against dense",
-    }
-    return Graph(nodes, links + wires, ("show_dense", "show_moss", "show_skip", "show_fastvar"), titles)
+    return Graph(nodes, links, ("sheet",), {"sheet": "All drafts with their maps"}, lanes=lanes)
 
 
 def inspect() -> Graph:
-    nodes, links = start()
-    more, wires = moss(740)
-    nodes |= more | {
-        "contribution": ("MoSs_ContributionMap", 1520, 500, 320, 200, {}),
-        "decode_draft": ("VAEDecode", 370, 680, 320, 60, {}),
-        "show_draft": ("PreviewImage", 370, 800, 320, 320, {}),
-        "show_heatmap": ("PreviewImage", 740, 800, 340, 320, {}),
-        "show_overlay": ("PreviewImage", 1130, 800, 340, 320, {}),
-        "show_drafter": ("PreviewImage", 1520, 800, 320, 320, {}),
-        "show_refiner": ("PreviewImage", 1890, 800, 340, 320, {}),
-        "show": ("PreviewImage", 1890, 0, 340, 340, {}),
-        "report": ("MoSs_Report", 1890, 400, 340, 340, {}),
+    nodes, links, lanes = whole(start(), moss(), result("PreviewImage"))
+    shown = {
+        "show_draft": "Draft", "show_heatmap": "Frequency", "show_overlay": "Dispatch",
+        "show_drafter": "Drafter's contribution", "show_refiner": "Refiner's contribution",
+    }
+    for n, key in enumerate(shown):
+        nodes[key] = ("PreviewImage", X[n], 1120, WIDTHS[n], 330, {})
+    nodes |= {
+        "decode_draft": ("VAEDecode", X[1], 700, WIDTHS[1], 50, {}),
+        "contribution": ("MoSs_ContributionMap", X[2], 700, WIDTHS[2], 180, {}),
+        "report": ("MoSs_Report", X[3], 800, WIDTHS[3], 230, {}),
         "note": note(
             "### Every map on screen\n\nHover the maps to read a token: row, column, frequency, percentile, "
             "and the scale that redraws it.\n\nBelow: the draft, its frequency, which scale redraws what, "
-            "and what draft and refinement added.",
-            0, 430, 320, 200,
+            "and what draft and refinement added.", X[0], 520, WIDTHS[0], 240,
         ),
     }
-    wires += (
+    links += (
         ("draft", 1, "decode_draft", "samples"), ("load", 2, "decode_draft", "vae"),
         ("decode_draft", 0, "show_draft", "images"), ("decode_draft", 0, "dispatch", "image"),
         ("frequency", 1, "show_heatmap", "images"), ("dispatch", 1, "show_overlay", "images"),
         ("draft", 0, "contribution", "draft"), ("composite", 0, "contribution", "latent"),
         ("contribution", 0, "show_drafter", "images"), ("contribution", 1, "show_refiner", "images"),
-        ("decode", 0, "show", "images"), ("composite", 0, "report", "latent"),
+        ("composite", 0, "report", "latent"),
     )
-    titles = {
-        "show_draft": "Draft", "show_heatmap": "Frequency", "show_overlay": "Dispatch",
-        "show_drafter": "Drafter's contribution", "show_refiner": "Refiner's contribution", "show": "Result",
+    gap = [left - 20 for left in X]
+    lanes |= {
+        ("decode_draft", "samples"): [(gap[2], 655), (gap[1], 655)],
+        ("show_draft", "images"): [(gap[2], 1075), (gap[0], 1075)],
+        ("dispatch", "image"): [(gap[2], 645), (gap[3] - 4, 645)],
+        ("show_heatmap", "images"): [(gap[3], 1062), (gap[1], 1062)],
+        ("show_overlay", "images"): [(gap[4] - 4, 130), (gap[4] - 4, 1080), (gap[2], 1080)],
+        ("contribution", "latent"): [(RIGHT + 34, 1050), (gap[2] + 6, 1050)],
+        ("report", "latent"): [(RIGHT + 34, 1050), (gap[3] + 6, 1050)],
+        ("show_refiner", "images"): [(gap[3] - 8, 1068), (gap[4] + 4, 1068)],
     }
-    return Graph(nodes, links + wires, ("show_draft", "show_heatmap", "show_overlay", "show"), titles)
+    return Graph(nodes, links, ("show_draft", "show_heatmap", "show_overlay", "save"), shown, lanes=lanes)
 
 
 def painted_corner(side: int = 32) -> str:
@@ -168,112 +243,202 @@ def painted_corner(side: int = 32) -> str:
 
 
 def paint() -> Graph:
-    nodes, links = start()
-    more, wires = moss(740, painted_corner())
-    nodes |= more | {
-        "show": ("PreviewImage", 1890, 0, 400, 400, {}),
-        "show_overlay": ("PreviewImage", 1890, 460, 400, 400, {}),
+    nodes, links, lanes = whole(start(fixed=True), moss(painting=painted_corner()), result("PreviewImage"))
+    nodes |= {
+        "show_overlay": ("PreviewImage", X[2], 690, WIDTHS[2], 360, {}),
         "note": note(
-            "### Paint where detail goes\n\nTake the brush of Token Dispatch and paint over the map: painted "
-            "cells are redrawn "
-            "first, at the finest scales. The number of tokens stays the same.\n\nA mask from any other node "
-            "can be wired to "
-            "*mask* as well.", 0, 430, 320, 210,
+            "### Paint where detail goes\n\nTake the brush of MoSs Token Dispatch and paint over the map: "
+            "painted cells are redrawn first, at the finest scale. The number of tokens stays the same.\n\nA "
+            "mask from any other node can be wired to *mask* as well.", X[0], 520, WIDTHS[0], 250,
         ),
     }
-    wires += (("decode", 0, "show", "images"), ("dispatch", 1, "show_overlay", "images"))
-    return Graph(
-        nodes, links + wires, ("show_overlay", "show"), {"show_overlay": "Dispatch", "show": "Result"}
-    )
-
-
-def refine_pass(
-    name: str, x: int, y: int, source: tuple[str, int], dispatch: dict[str, Any], refine: dict[str, Any]
-) -> tuple[dict[str, Node], tuple[Link, ...]]:
-    """Frequency, dispatch, refine and composite of one pass of several."""
-    made = {
-        "frequency": ("MoSs_FrequencyMap", x, y, 340, 560, {}),
-        "dispatch": ("MoSs_TokenDispatch", x + 390, y, 340, 620, {"preset": "custom bounds", **dispatch}),
-        "refine": ("MoSs_Refine", x + 780, y, 320, 160, refine),
-        "composite": ("MoSs_Composite", x + 780, y + 230, 320, 100, {}),
-    }
-    wires = (
-        (*source, "frequency", "draft"), ("frequency", 0, "dispatch", "frequency"),
-        (*source, "refine", "draft"), ("dispatch", 0, "refine", "dispatch"), (*source, "composite", "draft"),
-        ("refine", 0, "composite", "residual"),
-    )
-    links = tuple((a if a == source[0] else a + name, n, b + name, i) for a, n, b, i in wires)
-    return {key + name: node for key, node in made.items()}, links
+    links += (("dispatch", 1, "show_overlay", "images"),)
+    right = X[3] + WIDTHS[3] + 14
+    around = [(right, 130), (right, 1075), (X[2] - 20, 1075), (X[2] - 20, 760)]
+    lanes["show_overlay", "images"] = around
+    titles = {"show_overlay": "Dispatch", "save": "Result"}
+    return Graph(nodes, links, ("show_overlay", "save"), titles, lanes=lanes)
 
 
 def two_passes() -> Graph:
-    nodes, links = start()
-    first, wires = refine_pass("1", 740, 0, ("draft", 0), {"values": "70", "scales": "-4"}, {})
-    second, more = refine_pass(
-        "2", 740, 720, ("composite1", 1), {"values": "45", "scales": "-1"}, {"guidance": False}
-    )
-    nodes |= first | second | {
-        "between": ("VAEDecode", 1520, 390, 320, 60, {}),
-        "decode": ("VAEDecode", 1520, 1110, 320, 60, {}),
-        "show_between": ("PreviewImage", 1890, 0, 400, 440, {}),
-        "save": ("SaveImage", 1890, 720, 400, 460, {"filename_prefix": "MoSs"}),
-        "report": ("MoSs_Report", 370, 720, 320, 330, {}),
+    nodes, links, lanes = whole(start("sparse4"), moss())
+    first = ("frequency", "dispatch", "refine", "composite")
+    copies = {key: node for key, node in nodes.items() if key in first}
+    nodes |= {f"{key}2": (node[0], node[1], node[2] + 900, *node[3:]) for key, node in copies.items()}
+    nodes |= {
+        "decode2": ("VAEDecode", X[4], 1360, WIDTHS[4], 50, {}),
+        "between": ("PreviewImage", X[0], 900, WIDTHS[0] + 20 + WIDTHS[1], 420, {}),
+        "save": ("SaveImage", X[0], 1390, WIDTHS[0] + 20 + WIDTHS[1], 420, {"filename_prefix": "MoSs"}),
         "note": note(
-            "### Two refine passes\n\nSix scales are drafted. The first pass redraws the busiest 70 % of the "
-            "next scale, "
-            "16 x 16. "
-            "Its result is a draft again, with a new map: the second pass goes straight to the finest scale "
-            "for the busiest "
-            "45 %, without guidance. The scales between are left out.\n\nThe same on the command line: "
-            "`--plan \"draft-4; -4@70; -1@45 unguided\"`.", 0, 430, 320, 260,
+            "### Two refine passes: sparse4\n\nSix scales are drafted. The first pass redraws the busiest 70 "
+            "% of the next scale, 16 x 16. Its result is a draft again, with a new map: the second pass goes "
+            "straight to the finest scale for the busiest 45 %, without guidance.\n\nThe same on the command "
+            "line: `--method sparse4`, or `--plan \"draft-4; -4@70; -1@45 "
+            "unguided\"`.", X[0], 520, WIDTHS[0], 290,
         ),
     }
-    wires += more + (
-        ("composite1", 0, "between", "samples"), ("load", 2, "between", "vae"),
-        ("between", 0, "show_between", "images"), ("composite2", 0, "decode", "samples"),
-        ("load", 2, "decode", "vae"), ("decode", 0, "save", "images"),
-        ("composite2", 0, "report", "latent"),
+    links += (
+        ("composite", 1, "frequency2", "draft"), ("frequency2", 0, "dispatch2", "frequency"),
+        ("dispatch2", 0, "refine2", "dispatch"), ("refine2", 0, "composite2", "residual"),
+        ("composite", 0, "composite2", "draft_latent"), ("decode", 0, "between", "images"),
+        ("composite2", 0, "decode2", "samples"), ("load", 2, "decode2", "vae"),
+        ("decode2", 0, "save", "images"),
     )
-    titles = {
-        "frequency1": "Frequency Map, first pass", "dispatch1": "Token Dispatch: 16 x 16",
-        "frequency2": "Frequency Map, second pass", "dispatch2": "Token Dispatch: 32 x 32",
-        "show_between": "After the first pass",
+    lanes |= {
+        **{(f"{key}2", socket): [(x, y + 900) for x, y in lanes[key, socket]] for key, socket in (
+            ("composite", "residual"), ("decode", "samples"))},
+        ("frequency2", "draft"): [(RIGHT + 12, 800), (X[2] - 20, 800), (X[2] - 20, 880)],
+        ("composite2", "draft_latent"): [(RIGHT + 12, 815), (X[4] - 24, 815), (X[4] - 24, 1100)],
+        ("between", "images"): [(RIGHT + 12, 785), (-22, 785), (-22, 860)],
+        ("decode2", "vae"): [(X[0] + WIDTHS[0] + 20, -68), (X[4] - 34, -68), (X[4] - 34, 1300)],
+        ("save", "images"): [(RIGHT + 12, 1840), (-22, 1840), (-22, 1420)],
     }
-    return Graph(nodes, links + wires, ("show_between", "save"), titles)
+    titles = {
+        "frequency": "MoSs Frequency Map: first pass", "dispatch": "MoSs Token Dispatch: 16 x 16",
+        "frequency2": "MoSs Frequency Map: second pass", "dispatch2": "MoSs Token Dispatch: 32 x 32",
+        "between": "After the first pass", "save": "Result",
+    }
+    return Graph(nodes, links, ("between", "save"), titles, lanes=lanes)
+
+
+TEXTURED = "a dotted yellow circle"
+
+
+def compare() -> Graph:
+    nodes, links, lanes = whole(start(fixed=True, seed=5, prompt=TEXTURED), moss())
+    nodes.pop("decode")
+    folded = {"collapsed": True}
+    skip, fastvar = ({"method": "custom", "refine_scales": k, "cfg": 1.5, "tau": 0.5} for k in (2, 4))
+    nodes |= {
+        "seed": (
+            "PrimitiveInt", X[0], 520, WIDTHS[0], 90, {"value": 5, "control_after_generate": "randomize"},
+        ),
+        "skip": ("MoSs_InfinityDraft", X[1], 730, WIDTHS[1], 640, skip | folded),
+        "long": ("MoSs_InfinityDraft", X[1], 790, WIDTHS[1], 640, fastvar | folded),
+        "fastvar": ("MoSs_FastVARRefine", X[2], 790, WIDTHS[2], 80, {"preview": False} | folded),
+        "dispatch3": ("MoSs_TokenDispatch", X[3], 790, WIDTHS[3], 720, {"preset": "automatic"} | folded),
+        "refine3": ("MoSs_Refine", X[4], 460, WIDTHS[4], 150, dict(folded)),
+        "composite3": ("MoSs_Composite", X[4], 535, WIDTHS[4], 120, dict(folded)),
+        "dense": ("MoSs_DenseRefine", X[4], 640, WIDTHS[4], 80, {"preview": False}),
+        "compare": ("MoSs_Compare", X[4], 860, WIDTHS[4], 420, {}),
+        "sheet": ("PreviewImage", X[0], 900, X[3] + WIDTHS[3] - X[0], 420, {}),
+        "note": note(
+            "### Who wins at equal time?\n\nFour ways that take about a fifth of the plain model's time, "
+            "from one seed: **sparse3** (the default), **moss3** (the paper's kind of pass), **skipping** "
+            "two scales and **FastVAR**, against **dense**. The node below says who comes closest.\n\nOne "
+            "picture proves little: on 84 prompts with textures sparse3 scores .655, moss3 .417; it beats "
+            "skipping at equal time by .365 [.265, .467] and FastVAR by .332 [.226, "
+            ".439].", X[0], 640, WIDTHS[0], 210,
+        ),
+    }
+    drafts = ("draft", "skip", "long")
+    links = tuple(link for link in links if link[2] != "decode" and link[0] != "decode") + (
+        *(("seed", 0, draft, "seed") for draft in drafts),
+        *(("load", 0, draft, "model") for draft in drafts[1:]),
+        *(("prompt", 0, draft, "positive") for draft in drafts[1:]),
+        ("long", 0, "fastvar", "draft"), ("frequency", 0, "dispatch3", "frequency"),
+        ("dispatch3", 0, "refine3", "dispatch"), ("refine3", 0, "composite3", "residual"),
+        ("draft", 0, "dense", "draft"), ("load", 2, "compare", "vae"), ("dense", 0, "compare", "reference"),
+        ("composite", 0, "compare", "latent_1"), ("composite3", 0, "compare", "latent_2"),
+        ("skip", 1, "compare", "latent_3"), ("fastvar", 0, "compare", "latent_4"),
+        ("compare", 0, "sheet", "images"),
+    )
+    lanes = {way: points for way, points in lanes.items() if way[0] != "decode"}
+    into = [(RIGHT + 22, 812), (X[4] - 22, 812)]
+    lanes |= {("compare", socket): into for socket in ("reference", "latent_1", "latent_2")}
+    for n, column in ((3, 1), (4, 2)):
+        lanes["compare", f"latent_{n}"] = [(X[column] + WIDTHS[column] + 20, 865), (X[4] - 30, 865)]
+    lanes |= {
+        ("compare", "vae"): [(X[0] + WIDTHS[0] + 20, -68), (X[4] - 34, -68), (X[4] - 34, 800)],
+        ("dense", "draft"): [(X[1] + WIDTHS[1] + 28, -38), (X[4] - 18, -38), (X[4] - 18, 600)],
+        ("composite3", "residual"): [(RIGHT + 12, 490), (X[4] - 12, 490)],
+        ("sheet", "images"): [(RIGHT + 12, 1345), (-22, 1345), (-22, 930)],
+    }
+    titles = {
+        "skip": "MoSs Draft: all but 2 scales", "long": "MoSs Draft for FastVAR", "sheet": "Side by side",
+        "dispatch3": "MoSs Token Dispatch: moss3", "refine3": "MoSs Refine: moss3",
+        "composite3": "MoSs Composite: moss3", "seed": "Seed of all drafts",
+    }
+    return Graph(nodes, links, ("sheet",), titles, lanes=lanes)
 
 
 HART = "hart-0.7b-1024px"  # folder in models/hart
+LIGHTHOUSE = "a lighthouse on a cliff at dusk, oil painting"
+
+
+def released(
+    title: str, words: str, loader: str, values: dict[str, str], models: list[dict[str, str]], cfg: float,
+    tau: float, drawing: str = "icon.png",
+) -> Graph:
+    """Text to image with weights that are not included; the host's dialog says what is missing."""
+    beginning, links, lanes = start(prompt=LIGHTHOUSE, cfg=cfg, tau=tau)
+    beginning["load"] = (loader, X[0], 0, WIDTHS[0], 230, values)
+    beginning["prompt"] = (*beginning["prompt"][:2], 350, *beginning["prompt"][3:])
+    lanes["prompt", "clip"] = [(305, 300), (-20, 300)]
+    nodes, links, lanes = whole((beginning, links, lanes), moss(), result())
+    nodes["note"] = note(f"### {title}\n\n{words}", X[0], 570, WIDTHS[0], 330)
+    return Graph(nodes, links, (), drawing=drawing, lanes=lanes, models={"load": models})
+
+
+def file(repository: str, path: str, folder: str, name: str = "") -> dict[str, str]:
+    """A file as the host's dialog of missing models reads it."""
+    address = f"{HUB}{repository}/resolve/main/{path}"
+    return {"name": name or path.rpartition("/")[2], "url": address, "directory": folder}
+
+
+INFINITY = "FoundationVision/Infinity"
+NEEDS_T5 = (
+    "The text encoder is flan-t5-xl: its whole folder from google/flan-t5-xl, or its encoder as a single "
+    "file (fp16 or fp8), into *models/text_encoders*."
+)
+
+
+def infinity_2b() -> Graph:
+    names = {"model": "infinity_2b_reg.pth", "vae": "infinity_vae_d32reg.pth"}
+    files = [file(INFINITY, names["model"], "diffusion_models"), file(INFINITY, names["vae"], "vae")]
+    words = (
+        "1024 x 1024 in 13 scales. Put infinity_2b_reg.pth into *models/diffusion_models* and "
+        f"infinity_vae_d32reg.pth into *models/vae*. {NEEDS_T5}\n\nPress R afterwards. *recommended* is the "
+        "paper's MoSs4 here; smaller areas than 1M look bad with this model."
+    )
+    return released("Infinity-2B", words, "MoSs_LoadInfinity", names, files, 3.0, 0.5)
+
+
+def infinity_8b() -> Graph:
+    names = {"model": "infinity_8b_weights", "vae": "infinity_vae_d56_f8_14_patchify.pth"}
+    files = [file(INFINITY, names["vae"], "vae")]
+    words = (
+        "1024 x 1024 in 13 scales. Put the folder infinity_8b_weights of FoundationVision/Infinity into "
+        "*models/diffusion_models* and infinity_vae_d56_f8_14_patchify.pth into *models/vae*. "
+        f"{NEEDS_T5}\n\nPress R afterwards. *recommended* is the paper's MoSs4 here."
+    )
+    return released("Infinity-8B", words, "MoSs_LoadInfinity", names, files, 3.0, 1.0)
 
 
 def hart() -> Graph:
-    """Text to image (HART, MoSs2)."""
-    nodes, links = start(refine_scales=2)
-    more, wires = moss(740)
-    nodes |= more
-    nodes |= {
-        "load": ("MoSs_LoadHART", 0, 0, 320, 230, {"model": HART}),
-        "prompt": (
-            "CLIPTextEncode", 0, 290, 320, 140, {"text": "a lighthouse on a cliff at dusk, oil painting"},
-        ),
-        "save": ("SaveImage", 1890, 0, 400, 460, {"filename_prefix": "MoSs_HART"}),
-        "report": ("MoSs_Report", 1520, 500, 320, 330, {}),
-        "note": note(
-            "### Text to image (HART, MoSs2)\n\nTwelve scales are drafted, 48 x 48 and 64 x 64 refined in "
-            "one pass, with the paper's bounds 80 and 55. Only the finest tokens go through the residual "
-            "diffusion.\n\nNeeds the folders hart-0.7b-1024px (with system_prompt.txt in it) and "
-            "Qwen2-VL-1.5B-Instruct in models/hart.",
-            0, 480, 320, 230,
-        ),
-    }
-    wires += (("decode", 0, "save", "images"), ("composite", 0, "report", "latent"))
-    return Graph(nodes, links + wires, (), drawing="js/docs/MoSs_LoadHART/picture.png")
+    weights = f"{HART}/llm/ema_model.bin"
+    files = [file(f"mit-han-lab/{HART}", "llm/ema_model.bin", "hart", weights)]
+    words = (
+        "1024 x 1024 in 14 scales. Twelve are drafted, 48 x 48 and 64 x 64 refined in one pass, with the "
+        "paper's bounds 80 and 55; only the finest tokens go through the residual diffusion.\n\nNeeds the "
+        "whole folder hart-0.7b-1024px of mit-han-lab (with system_prompt.txt of its authors in it) in "
+        "*models/hart* or *models/diffusion_models*, and the folder Qwen2-VL-1.5B-Instruct beside it or in "
+        "*models/text_encoders*."
+    )
+    picture = "js/docs/MoSs_LoadHART/picture.png"
+    return released("HART-0.7B", words, "MoSs_LoadHART", {"model": weights}, files, 5.5, 1.0, picture)
 
 
-GRAPHS = {
-    "moss4_text_to_image": text_to_image(),
-    "hart_moss2_text_to_image": hart(),
-    "compare_methods": compare(),
-    "inspect_every_map": inspect(),
-    "paint_to_refine": paint(),
-    "two_passes": two_passes(),
+GRAPHS = {  # by purpose: the page sorts them by name
+    "01 Text to image": text_to_image(),
+    "02 Text to image (app)": text_to_image(app=True),
+    "03 Pick from a sheet of drafts": pick(),
+    "04 Compare at equal time": compare(),
+    "05 Paint where detail goes": paint(),
+    "06 Every map on screen": inspect(),
+    "07 Two refine passes": two_passes(),
+    "08 MoSs4 of the paper": paper(),
+    "09 Infinity-2B": infinity_2b(),
+    "10 Infinity-8B": infinity_8b(),
+    "11 HART-0.7B": hart(),
 }

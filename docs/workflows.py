@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from workflow_graphs import GRAPHS, HART, Graph
+from workflow_graphs import ABOUT, ALIASES, BLUEPRINT, GRAPHS, HART, Graph, blueprint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,6 +34,7 @@ SETTINGS = {
     "Comfy.RightSidePanel.IsOpen": False, "Comfy.Workflow.Persist": False, "Comfy.Graph.CanvasInfo": False,
 }
 THUMBNAIL = 400  # pixels
+FIRST = next(iter(GRAPHS))
 
 BUILD = """async (graph) => {
   app.graph.clear();
@@ -41,20 +44,31 @@ BUILD = """async (graph) => {
     if (!node) throw new Error("no node " + type);
     node.pos = [x, y];
     app.graph.add(node);
-    for (const [name, value] of Object.entries(values)) {
-      const named = node.widgets.find((w) => w.name === name);
+    const { collapsed, ...widgets } = values;
+    for (const [name, value] of Object.entries(widgets)) {
+      const called = name === "control_after_generate" ? [name, "fixed"] : [name]; // as a primitive calls it
+      const named = node.widgets.find((w) => called.includes(w.name));
       const widget = named ?? (type === "MarkdownNote" ? node.widgets[0] : null);
       if (!widget) throw new Error(type + " has no widget " + name);
       widget.value = value;
     }
     node.setSize([w, h]);
+    if (collapsed) node.collapse(true);
+    if (graph.models[key]) node.properties.models = graph.models[key];
     if (graph.titles[key]) node.title = graph.titles[key];
     made[key] = node;
   }
   for (const [source, output, target, input] of graph.links) {
     const slot = made[target].inputs.findIndex((i) => i.name === input);
     if (slot < 0) throw new Error(target + " has no input " + input);
-    made[source].connect(output, made[target], slot);
+    const link = made[source].connect(output, made[target], slot);
+    for (const point of graph.lanes[`${target} ${input}`] ?? []) app.graph.createReroute(point, link);
+  }
+  if (graph.app) {
+    const [inputs, result] = graph.app;
+    app.graph.extra.linearMode = true;
+    const ids = inputs.map(([key, widget]) => [made[key].id, widget]);
+    app.graph.extra.linearData = { inputs: ids, outputs: [made[result].id] };
   }
   const ui = app.graph.serialize();
   const api = (await app.graphToPrompt()).output;
@@ -94,11 +108,94 @@ def open_page(page: Page, host: Host) -> None:
 
 def build(page: Page, name: str, graph: Graph) -> dict[str, str]:
     """Write both formats of a workflow; returns the node ids by key."""
-    ui, api, ids = page.evaluate(BUILD, {"nodes": graph.nodes, "links": graph.links, "titles": graph.titles})
+    drawn = {name: getattr(graph, name) for name in ("nodes", "links", "titles", "models", "app")}
+    drawn["lanes"] = {" ".join(way): points for way, points in graph.lanes.items()}
+    ui, api, ids = page.evaluate(BUILD, drawn)
     (ROOT / "workflows" / "api").mkdir(parents=True, exist_ok=True)
     for path, content in ((f"workflows/{name}.json", ui), (f"workflows/api/{name}.json", api)):
         (ROOT / path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return ids
+
+
+def write_blueprint(page: Page) -> None:
+    """The subgraph that the host offers beside its own, with the nodes of text to image in it."""
+    inner, exposed, shown = blueprint()
+    drawn = {"nodes": inner.nodes, "links": inner.links, "titles": {}, "models": {}, "app": None}
+    drawn["lanes"] = {" ".join(way): points for way, points in inner.lanes.items()}
+    ui, _, ids = page.evaluate(BUILD, drawn)
+    content = wrapped(ui, [(int(ids[key]), widget, label) for key, widget, label in exposed], int(ids[shown]))
+    path = ROOT / "subgraphs" / f"{BLUEPRINT}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def wrapped(ui: dict[str, Any], exposed: list[tuple[int, str, str]], shown: int) -> dict[str, Any]:
+    """A workflow as one subgraph node.
+
+    Args:
+        exposed: node, widget and label of what the subgraph node shows.
+        shown: the preview node, whose picture is the result.
+    """
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    parents = {one["id"]: one["parentId"] for one in ui["extra"].get("linkExtensions", [])}
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [dict(zip(keys, link, strict=True)) for link in ui["links"]]
+    for link in links:
+        link |= {"parentId": parents[link["id"]]} if link["id"] in parents else {}
+    last, inputs = max(link["id"] for link in links), []
+    for n, (key, widget, label) in enumerate(exposed):
+        slots = nodes[key]["inputs"]
+        place = next(i for i, slot in enumerate(slots) if slot.get("widget", {}).get("name") == widget)
+        last += 1
+        slots[place]["link"] = last
+        kind = slots[place]["type"]
+        values = (last, -10, n, key, place, kind)
+        links.append(dict(zip(keys, values, strict=True)))
+        inputs.append({"id": uuid(widget), "name": widget, "type": kind, "linkIds": [last], "label": label})
+    preview = next(link for link in links if link["target_id"] == shown)
+    decoder = nodes[preview["origin_id"]]
+    last += 1
+    decoder["outputs"][0]["links"].append(last)
+    links.append(dict(zip(keys, (last, preview["origin_id"], 0, -20, 0, "IMAGE"), strict=True)))
+    output = {"id": uuid("IMAGE"), "name": "IMAGE", "type": "IMAGE", "linkIds": [last]}
+    reroutes = ui["extra"].get("reroutes", [])
+    state = {
+        "lastGroupId": 0, "lastNodeId": max(nodes), "lastLinkId": last,
+        "lastRerouteId": max((reroute["id"] for reroute in reroutes), default=0),
+    }
+    ends = {
+        "inputNode": {"id": -10, "bounding": [-320, 0, 160, 40 + 20 * len(inputs)]},
+        "outputNode": {"id": -20, "bounding": [1880, 500, 120, 60]},
+    }
+    subgraph = {
+        "id": uuid(BLUEPRINT), "version": 1, "state": state, "revision": 0, "config": {}, "name": BLUEPRINT,
+        **ends, "inputs": inputs, "outputs": [output], "widgets": [], "nodes": ui["nodes"], "groups": [],
+        "links": links, "reroutes": reroutes, "extra": {},
+        "category": "Image generation and editing/Text to image",
+        "description": ABOUT,
+    }
+    sockets = [
+        {key: one[key] for key in ("name", "label", "type")} | {"widget": {"name": one["name"]}, "link": None}
+        for one in inputs
+    ]
+    draft = next(key for key, widget, _ in exposed if widget == "seed")
+    proxies = [[str(key), widget] for key, widget, _ in exposed]
+    proxies += [[str(draft), "control_after_generate"], [str(shown), "$$canvas-image-preview"]]
+    node = {
+        "id": 1, "type": subgraph["id"], "pos": [200, 150], "size": [380, 620], "flags": {}, "order": 0,
+        "mode": 0, "inputs": sockets, "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": []}],
+        "properties": {"proxyWidgets": proxies}, "widgets_values": [], "title": BLUEPRINT,
+    }
+    return {
+        "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "version": 0.4,
+        "definitions": {"subgraphs": [subgraph]},
+        "extra": {"BlueprintDescription": ABOUT, "BlueprintSearchAliases": list(ALIASES)},
+    }
+
+
+def uuid(name: str) -> str:
+    """An id that stays the same from build to build."""
+    return str(uuid5(NAMESPACE_URL, f"ComfyUI-MoSs/{name}"))
 
 
 def inspector_pictures(page: Page) -> None:
@@ -133,6 +230,11 @@ def pictures(host: Host, keys: tuple[str, ...], ids: dict[str, str]) -> list[Ima
     return [Image.open(io.BytesIO(host.get(f"/view?{q}"))).convert("RGB") for q in query]
 
 
+def slug(name: str) -> str:
+    """A template's name without its number, as a file name."""
+    return re.sub(r"[^a-z0-9]+", "_", name.partition(" ")[2].lower()).strip("_")
+
+
 def thumbnail(images: list[Image.Image]) -> Image.Image:
     """One, two side by side, or four in a square."""
     across = 1 if len(images) == 1 else 2
@@ -156,30 +258,32 @@ def drawn(picture: Image.Image) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(GRAPHS))
+    parser.add_argument("--only", choices=list(GRAPHS), nargs="+", default=list(GRAPHS))
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
     with Host() as host, sync_playwright() as playwright:
         # a tiny one with random weights, so that the graph runs
         write_hart_model(host.base / "models" / "hart" / HART)
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
-        for name in [args.only] if args.only else GRAPHS:
+        for name in args.only:
             # a new one: it would show the last run's pictures
             page = browser.new_page(viewport={"width": 1720, "height": 1000})
             open_page(page, host)
             ids = build(page, name, GRAPHS[name])
             page.evaluate(FIT)
-            if error := page.evaluate(RUN):
+            drawing = GRAPHS[name].drawing
+            if error := None if drawing else page.evaluate(RUN):
                 sys.exit(f"{name}: {error}")
-            page.wait_for_timeout(7000)  # until the host's messages are gone
-            if drawing := GRAPHS[name].drawing:
+            page.wait_for_timeout(3000)  # until the host's messages are gone
+            if drawing:
                 image = drawn(Image.open(ROOT / drawing).convert("RGB"))
             else:
-                page.screenshot(path=ROOT / "docs" / "images" / f"{name}.png")
+                page.screenshot(path=ROOT / "docs" / "images" / f"{slug(name)}.png")
                 image = thumbnail(pictures(host, GRAPHS[name].thumbnail, ids))
             image.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
-            if name == "moss4_text_to_image":
+            if name == FIRST:
                 inspector_pictures(page)
+                write_blueprint(page)
             page.close()
         browser.close()
 

@@ -29,7 +29,8 @@ const uint16 = (text) => new Uint16Array(bytes(text).buffer);
  * @property {number[]} open how many tokens of each may change; ranks from there on never do
  * @property {string[]} colours of these
  * @property {string} drafted colour of what stays as drafted
- * @property {import("./pass.mjs").Pass} ran the pass of the run; of Frequency Map one that suits the model
+ * @property {import("./pass.mjs").Pass} ran the pass of the run; of MoSs Frequency Map one that suits the
+ * model
  * @property {string} painting that the ranks were made with, as text
  * @property {boolean} masked whether a mask was part of it
  * @property {Object<string, Object<number, number[] | null>>} known see pass.mjs

@@ -27,7 +27,7 @@ export function readText(node, name) {
 }
 
 /**
- * @typedef {object} Said by the widgets of a Token Dispatch node
+ * @typedef {object} Said by the widgets of a MoSs Token Dispatch node
  * @property {{preset: string, values: string, scales: string} | null} pass null: only the run can tell
  * @property {boolean} own whether the numbers are set on the node itself, and can be written there
  * @property {string | undefined} painting as text; undefined: only the run can tell
@@ -36,7 +36,7 @@ export function readText(node, name) {
  */
 
 /**
- * @param {object} dispatch a Token Dispatch node
+ * @param {object} dispatch a MoSs Token Dispatch node
  * @returns {Said}
  */
 export function readDispatch(dispatch) {
@@ -52,7 +52,7 @@ export function readDispatch(dispatch) {
   };
 }
 
-/** Scales that the draft in front of a Token Dispatch node will leave, where a number on it says so. */
+/** Scales that the draft in front of a MoSs Token Dispatch node will leave, where a number on it says so. */
 function refineScales(dispatch) {
   const map = originOf(dispatch, "frequency").node;
   const draft = map && originOf(map, "draft").node;
@@ -89,7 +89,7 @@ export function greyValues(dispatch, grey) {
 }
 
 /**
- * Write a pass to a Token Dispatch node's widgets.
+ * Write a pass to a MoSs Token Dispatch node's widgets.
  * @param {object} dispatch
  * @param {import("./pass.mjs").Pass} pass
  * @param {import("./pass.mjs").Choices} choices of the draft
@@ -116,7 +116,7 @@ export function isPaintable(node) {
   return Boolean(widgetOf(node, "painting")) && !isLinked(node, "painting");
 }
 
-/** Keep what is painted in a Token Dispatch node. */
+/** Keep what is painted in a MoSs Token Dispatch node. */
 export function writePaintingText(dispatch, text) {
   setWidget(dispatch, "painting", text);
 }

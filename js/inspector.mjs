@@ -143,7 +143,8 @@ export class Inspector {
   }
 
   /**
-   * Keep the widgets of Token Dispatch as they should be; within the event that changed them, so that undo
+   * Keep the widgets of MoSs Token Dispatch as they should be; within the event that changed them, so that
+   * undo
    * does both.
    */
   keep() {
@@ -172,7 +173,7 @@ export class Inspector {
     this.#read();
   }
 
-  /** What the Token Dispatch was last sent, if that was for the map that is shown here. */
+  /** What the MoSs Token Dispatch was last sent, if that was for the map that is shown here. */
   #ran(dispatch) {
     if (!dispatch) return null;
     if (dispatch === this.node) return this.inspection;

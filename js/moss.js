@@ -1,6 +1,6 @@
 /**
- * ComfyUI's entry: the inspector on Frequency Map and Token Dispatch, the text of MoSs Report and
- * Contribution Map.
+ * ComfyUI's entry: the inspector on MoSs Frequency Map and MoSs Token Dispatch, the text of MoSs Report and
+ * MoSs Contribution Map.
  */
 
 import { api } from "../../scripts/api.js";
@@ -19,7 +19,9 @@ import { learn, say, translated } from "./words.mjs";
 
 const OURS = "MoSs_";
 const FIRST_VIEW = { [MAP]: "heatmap", [DISPATCH]: "overlay" };
-const SHOWING = { MoSs_Report: Report, MoSs_ContributionMap: Report, MoSs_PickDrafts: Sheet };
+const SHOWING = {
+  MoSs_Report: Report, MoSs_ContributionMap: Report, MoSs_Compare: Report, MoSs_PickDrafts: Sheet,
+};
 const FOLLOWED = { // widgets that the inspectors show, or that decide about what they show
   [DISPATCH]: ["preset", "values", "painting", "scales"],
   [DRAFT]: ["refine_scales", "method"],

@@ -1,5 +1,5 @@
 /**
- * What the widgets of Token Dispatch mean: which scales a pass redraws, and their bounds.
+ * What the widgets of MoSs Token Dispatch mean: which scales a pass redraws, and their bounds.
  *
  * The same rules as in comfy_moss/nodes/maps.py. No DOM, no host. Problems are keys of words with their
  * values.

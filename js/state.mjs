@@ -22,8 +22,9 @@ import { readPass } from "./pass.mjs";
 
 /**
  * @param {import("./decode.mjs").Inspection} inspection of the node itself
- * @param {import("./decode.mjs").Inspection | null} ran of the Token Dispatch, from the same draft
- * @param {import("./graph.mjs").Said | null} said what the widgets of the Token Dispatch say; null: there is
+ * @param {import("./decode.mjs").Inspection | null} ran of the MoSs Token Dispatch, from the same draft
+ * @param {import("./graph.mjs").Said | null} said what the widgets of the MoSs Token Dispatch say; null:
+ * there is
  *     none
  * @param {State | null} last that was shown, for while the numbers are being typed
  */

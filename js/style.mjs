@@ -14,6 +14,8 @@ const SHEET = `
   color: var(--input-text, #ddd); font: 11px/16px Inter, Arial, sans-serif; user-select: none; cursor:
   default;
 }
+.moss-used { padding: 2px 10px; color: var(--input-text, #ddd); font: 11px/15px Inter, Arial, sans-serif; }
+.moss-note { color: var(--warning-color, #e69f00); }
 .moss-report {
   box-sizing: border-box; width: 100%; height: 100%; margin: 0; padding: 6px 8px; overflow: auto;
   border-radius: 4px;

@@ -1,5 +1,6 @@
 /**
- * The `values` widget of Token Dispatch: it holds the numbers in use, and is grey while they are not its own.
+ * The `values` widget of MoSs Token Dispatch: it holds the numbers in use, and is grey while they are not
+ * its own.
  */
 
 import { boundsFromShares } from "./dispatch.mjs";
@@ -30,7 +31,7 @@ function refit(dispatch, { preset, values }, k) {
 }
 
 /**
- * @param {object} dispatch a Token Dispatch node
+ * @param {object} dispatch a MoSs Token Dispatch node
  * @param {import("./graph.mjs").Said} said what its widgets say
  * @param {import("./decode.mjs").Inspection | null} inspection of its last run
  */

@@ -148,7 +148,7 @@ class Inspector:
 
 
 class Page:
-    """The page with the graph load, text, draft, Frequency Map, Token Dispatch, Preview Image."""
+    """The page with the graph load, text, draft, MoSs Frequency Map, MoSs Token Dispatch, Preview Image."""
 
     def __init__(self, page: Any) -> None:
         self.page = page
@@ -202,7 +202,7 @@ class Page:
         )
 
     def widget(self, name: str) -> Any:
-        """The value of a widget of Token Dispatch."""
+        """The value of a widget of MoSs Token Dispatch."""
         return self.node("MoSs_TokenDispatch", f'node.widgets.find(({{ name }}) => name === "{name}").value')
 
     def change(self, kind: str, code: str) -> None:
@@ -211,7 +211,7 @@ class Page:
         self.wait()
 
     def set_widget(self, name: str, value: str) -> None:
-        """Change a widget of Token Dispatch as an edit by hand does."""
+        """Change a widget of MoSs Token Dispatch as an edit by hand does."""
         find = f'const widget = node.widgets.find(({{ name }}) => name === "{name}")'
         self.change("MoSs_TokenDispatch", f"{find}; widget.value = {value!r}; widget.callback?.({value!r})")
 

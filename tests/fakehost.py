@@ -30,7 +30,7 @@ WIDGETS = {
     "Float": {"default", "min", "max", "step", "display_mode"},
     "String": {"default"},
     "Boolean": {"default"},
-    "Combo": {"default", "options"},
+    "Combo": {"default", "options", "extra_dict"},
 }
 
 
@@ -183,7 +183,7 @@ class FakeHost:
         return self
 
     def run(self, node_id: str, within: tuple[dict, str] | None = None, **inputs: Any) -> NodeOutput:
-        """Run a node as the host does: a clone of its class, widgets that are not given at their defaults.
+        """Run a node as the host does: a clone of its class; required widgets not given have their defaults.
 
         Args:
             within: the graph as it was queued, and the node's name in it, for nodes that ask for these.
@@ -192,7 +192,8 @@ class FakeHost:
             TypeError: an input that the node does not have, or a required one missing.
         """
         sockets = {socket.id: socket for socket in self.nodes[node_id].define_schema().inputs}
-        values = {name: socket.default for name, socket in sockets.items() if socket.widget} | inputs
+        shown = {name: socket for name, socket in sockets.items() if socket.widget and not socket.optional}
+        values = {name: socket.default for name, socket in shown.items()} | inputs
         required = {name for name, socket in sockets.items() if not socket.settings.get("optional")}
         if not required <= values.keys() <= sockets.keys():
             raise TypeError(f"{node_id} has the inputs {', '.join(sockets)}; got {', '.join(values)}")
@@ -299,7 +300,7 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "comfy.model_management": management,
         "comfy.model_patcher": {"ModelPatcher": Patcher},
         "comfy.patcher_extension": {"CallbacksMP": SimpleNamespace(ON_DETACH="detach")},
-        "comfy.sd": {"CLIP": CLIP, "VAE": VAE},
+        "comfy.sd": {"CLIP": CLIP, "VAE": VAE, "__file__": str(host.models.parent / "comfy" / "sd.py")},
         "comfy.cli_args": {"LatentPreviewMethod": SimpleNamespace(NoPreviews="none"), "args": host.args},
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy.hooks": {"EnumHookMode": SimpleNamespace(MinVram="minvram")},

@@ -41,7 +41,7 @@ test("paintings as text", () => {
   }
 });
 
-test("what the widgets of Token Dispatch mean", () => {
+test("what the widgets of MoSs Token Dispatch mean", () => {
   for (const { widgets, known, left, pass } of vectors.widgets) {
     const found = readPass(widgets, { known, left, planned: null });
     assert.deepEqual(found.problem ? null : found, pass, JSON.stringify(widgets));

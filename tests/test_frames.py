@@ -50,7 +50,7 @@ def test_at_most_eight_frames_lie_between_a_node_and_its_attention(
     positive = clip.encode("a red cat")
     monkeypatch.setattr(reference.F, "scaled_dot_product_attention", listening)
     draft = host.run(
-        "MoSs_InfinityDraft", model=model, positive=positive, area="0.06M", preview=False
+        "MoSs_InfinityDraft", model=model, positive=positive, area="0.06M", refine_scales=4, preview=False
     ).result[0]
     frequency = host.run("MoSs_FrequencyMap", draft=draft).result[0]
     dispatch = host.run("MoSs_TokenDispatch", frequency=frequency).result[0]

@@ -135,7 +135,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[np.nda
     def draw(*options: str) -> list[np.ndarray]:
         for file in folder.iterdir():
             file.unlink()
-        assert cli.main(["generate", graphs.PROMPT, "-o", str(folder / "a.png"), *options]) == 0
+        method = ("--method=moss4", *options)  # the last one counts
+        assert cli.main(["generate", graphs.PROMPT, "-o", str(folder / "a.png"), *method]) == 0
         return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in sorted(folder.iterdir())]
 
     return draw
@@ -164,12 +165,12 @@ def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host)
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
     # nothing is probed before a model is loaded
-    assert start.count("16 nodes") == 1 and "attention and RoPE" not in start
+    assert start.count("18 nodes") == 1 and "attention and RoPE" not in start
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
     ours = {name: node for name, node in host.get("/object_info").items() if name.startswith("MoSs_")}
-    assert len(ours) == 16
+    assert len(ours) == 18
     for name, node in ours.items():
         inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
         assert node["category"] == "MoSs" and node["description"] and "ComfyUI-MoSs" in node["python_module"]
@@ -280,7 +281,7 @@ def test_live_previews_come_from_the_draft_while_it_is_drawn_where_they_are_want
         data["output"] for kind, data in again["events"] if kind == "executed" and data["node"] == "draft"
     ]
     assert "draft" in cached(again)  # and what the page shows of it is
-    assert [picture["type"] for picture in (said or {"images": []})["images"]] == ["temp"] * bool(pictures)
+    assert [picture["type"] for picture in (said or {}).get("images", [])] == ["temp"] * bool(pictures)
 
 
 def refined(host: Host, graph: Graph) -> tuple[set[int], dict[str, Any]]:

@@ -37,7 +37,7 @@ def parts(host: FakeHost) -> tuple[Any, Any, Any]:
 def draft(host: FakeHost, parts: tuple) -> Callable[..., Any]:
     """A function that drafts at the smallest area: 7 scales."""
     model, clip, _ = parts
-    defaults = {"model": model, "positive": clip.encode("a red cat"), "area": "0.06M"}
+    defaults = {"model": model, "positive": clip.encode("a red cat"), "area": "0.06M", "refine_scales": 4}
     return lambda **widgets: host.run("MoSs_InfinityDraft", **{**defaults, **widgets}).result[0]
 
 
@@ -212,7 +212,8 @@ def test_a_backend_that_cannot_run_here_is_refused(host: FakeHost, four: Any, me
 def test_a_residual_of_another_model_is_refused(host: FakeHost, four: Any, measured: Callable) -> None:
     model, clip, _ = host.run("MoSs_LoadInfinity").result
     other = host.run(
-        "MoSs_InfinityDraft", model=model, positive=clip.encode("a red cat"), area="0.06M"
+        "MoSs_InfinityDraft", model=model, positive=clip.encode("a red cat"), area="0.06M",
+        refine_scales=4,
     ).result[0]
     dispatch = host.run("MoSs_TokenDispatch", frequency=measured(four)).result[0]
     residual = host.run("MoSs_Refine", draft=other, dispatch=dispatch).result[0]
@@ -275,7 +276,7 @@ def test_the_report_compares_two_pictures_of_one_size(host: FakeHost, latent: di
 
 @pytest.fixture
 def menus(host: FakeHost) -> Callable[[str], list[str]]:
-    """What a menu of Load Infinity offers now."""
+    """What a menu of MoSs Load Infinity offers now."""
     schema = host.nodes["MoSs_LoadInfinity"].define_schema
     return lambda name: next(socket.settings["options"] for socket in schema().inputs if socket.id == name)
 
@@ -318,7 +319,7 @@ def test_a_part_that_is_nowhere_is_named(host: FakeHost) -> None:
     lonely = _touch(host.models / "infinity" / "lonely" / "transformer.safetensors")
     lonely.write_bytes((host.models / "infinity" / TINY).read_bytes())
     run = partial(host.run, "MoSs_LoadInfinity", model="lonely/transformer.safetensors")
-    refused("its text encoder (the folder flan-t5-xl) was not found", run)
+    refused("its text encoder (the folder flan-t5-xl, into models/text_encoders) was not found", run)
     lonely.write_bytes(b"\x00" * 100)
     with pytest.raises(ValueError, match="transformer.safetensors"):
         run()

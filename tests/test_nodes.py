@@ -68,7 +68,8 @@ def draw(host: FakeHost, parts: tuple, prompt: str = PROMPT, **widgets: Any) -> 
     model, clip, _ = parts
     positive = widgets.pop("positive", None) or clip.encode(prompt)
     return host.run(
-        "MoSs_InfinityDraft", model=model, positive=positive, **{"area": "0.06M", **widgets}
+        "MoSs_InfinityDraft", model=model, positive=positive,
+        **{"area": "0.06M", "refine_scales": 4, **widgets},
     ).result[0]
 
 
@@ -87,7 +88,7 @@ def moss(host: FakeHost, draft: Any, strength: float = 1.0, **widgets: Any) -> d
 
 
 def test_ids_are_unique_and_our_own(host: FakeHost) -> None:
-    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes"].NODES) == 16
+    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes"].NODES) == 18
     assert all(name.startswith("MoSs_") for name in host.nodes)
 
 
@@ -317,8 +318,8 @@ def test_the_draft_keeps_its_picture_for_runs_in_which_it_is_not_drawn_again(
     """The page shows what a cached node said; without that an empty box is left of its previews."""
     inputs = {"model": tiny[0], "positive": tiny[1].encode("a red cat"), "area": "0.06M"}
     output = host.run("MoSs_InfinityDraft", **inputs, batch_size=2)
-    assert output.ui == {"images": output.result[0].pictures} and len(output.result[0].pictures) == 2
-    assert host.run("MoSs_InfinityDraft", **inputs, preview=False).ui is None
+    assert output.ui["images"] == output.result[0].pictures and len(output.result[0].pictures) == 2
+    assert "images" not in host.run("MoSs_InfinityDraft", **inputs, preview=False).ui
 
 
 def test_nothing_is_decoded_while_drawing_and_the_colours_are_found_once_a_codec(
@@ -659,7 +660,7 @@ def test_a_finished_draft_after_passes_may_be_drawn_on_densely(host: FakeHost, d
     _, between = refine_again(host, drafted, "first", "-3", "100")
     dense = host.run("MoSs_DenseRefine", draft=between).result[0]
     assert torch.equal(dense["samples"], host.run("MoSs_DenseRefine", draft=drafted).result[0]["samples"])
-    with pytest.raises(ValueError, match="wire it to Infinity Draft"):
+    with pytest.raises(ValueError, match="wire it to MoSs Draft"):
         host.run("MoSs_FastVARRefine", draft=between)
 
 

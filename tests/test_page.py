@@ -106,7 +106,7 @@ def dispatched(
 def read(
     maps: Any, preset: str, values: str, scales: str, k: int, published: Published
 ) -> dict[str, Any] | None:
-    """The pass that Token Dispatch's widgets stand for; None: it refuses them."""
+    """The pass that MoSs Token Dispatch's widgets stand for; None: it refuses them."""
     try:
         chosen = maps.read_scales(scales, drafted(k))
         config = maps.read_config(preset, values, len(chosen), published)

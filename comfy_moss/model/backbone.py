@@ -220,11 +220,12 @@ class Published:
 
     Attributes:
         bounds: number of refine scales k -> t_1 >= ... >= t_k in percent, coarsest refine scale first.
-        k: of the method to start with.
+        k: scales that the cheap rival skips, and that the paper's first method refines.
         pruning: FastVAR's.
         calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at
             equal tokens.
         plans: plans by name, each as text (see pipeline/plan.py), found on the embedded model.
+        first: name of the method to start with; "" = the paper's with k scales.
     """
 
     bounds: Mapping[int, tuple[float, ...]]
@@ -232,6 +233,12 @@ class Published:
     pruning: Pruning
     calibrated: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     plans: Mapping[str, str] = field(default_factory=dict)
+    first: str = ""
+
+    @property
+    def method(self) -> str:
+        """Name of the method to start with."""
+        return self.first or f"moss{self.k}"
 
     @property
     def best(self) -> dict[int, tuple[float, ...]]:
@@ -249,7 +256,8 @@ PAPER_BOUNDS = {
 }
 PAPER = Published(PAPER_BOUNDS, 4, Pruning(), plans=PLANS)  # of Infinity, the family of the paper first
 NANO = replace(  # see docs/quality.md
-    PAPER, calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)}
+    PAPER, first="sparse3",
+    calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)},
 )
 HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_layer=0, last_layer=None))
 

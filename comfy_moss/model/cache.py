@@ -108,6 +108,15 @@ class KVCache:
         part.layers = [layer[:, :rows] for layer in self.layers]
         return part
 
+    def of_rows(self, rows: Sequence[int]) -> KVCache:
+        """A copy that holds these rows alone."""
+        first = self.layers[0]
+        _, _, heads, _, head_dim = first.shape
+        new = KVCache(self.lengths, len(rows), heads, head_dim, first.dtype, first.device)
+        for layer in range(len(self.layers)):
+            new.append(layer, *(stored[list(rows)] for stored in self.view(layer)))
+        return new
+
     def grown(self, capacity: int) -> KVCache:
         """A cache with the same tokens that can hold `capacity` tokens a layer; this one stays as it is.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .. import typed
-from .contents import MARKS, identify, is_leftover, is_model_name, listing, preference
+from .contents import MARKS, TEXT, identify, is_leftover, is_model_name, listing, preference
 from .tensors import CheckpointError, open_tensors
 from .text import QWEN, is_t5, text_width
 
@@ -163,13 +163,23 @@ def text_models(entries: Sequence[Path], name: str = QWEN) -> list[Path]:
     return [e.parent for e in entries if e.name == "config.json" and name in "/".join(e.parts[-4:-1])]
 
 
+def text_files(entries: Sequence[Path], name: str) -> list[Path]:
+    """Encoders in a single file whose name has that word in it."""
+    named = (entry for entry in entries if name in entry.name.lower().replace("_", "-"))
+    return [entry for entry in named if is_whole_name(entry.name) and kind_of(entry) == TEXT]
+
+
 def texts_in(inside: Sequence[Path], folder: Path) -> list[Path]:
     """text/, and sub-folders with the files of a T5 encoder."""
     return [child for child in dict.fromkeys((folder / "text", *inside)) if is_t5(child)]
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder of a text encoder has weights and a tokenizer beside its config.json."""
+    """Whether the folder of a text encoder has weights and a tokenizer beside its config.json; a single file
+    counts as whole.
+    """
+    if folder.is_file():
+        return True
     inside = children(folder)
     weights = any(map(is_model_name, (path.name for path in inside)))
     return weights and any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,6 +85,15 @@ class ModelFiles:
         return replace(NANO, plans={**NANO.plans, **chosen})
 
     @property
+    def squares_only(self) -> bool:
+        """Whether it was trained on square pictures alone."""
+        return self.name == "nano"
+
+    def learned(self, height_over_width: float, area: str) -> bool:
+        """Whether it was trained on such pictures."""
+        return area == self.area and (height_over_width == 1 or not self.squares_only)
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """All that is read, files and folders."""
         return (self.transformer, self.vae, self.text)
@@ -121,14 +131,18 @@ class ModelFiles:
         return Sampling(tau)
 
     def load_text(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        tokenizer: Path | None = None,
     ) -> PromptReader:
         """What reads the prompts.
+
+        Args:
+            tokenizer: directory of one, for encoders in a file that has none beside it.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        return TextEncoder.load(self.text, device, dtype)
+        return TextEncoder.load(self.text, device, dtype, tokenizer)
 
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
         """The model itself; dtype is that of its large matrices and of the codec.
@@ -181,7 +195,8 @@ class HartFiles(ModelFiles):
         return Sampling(tau, top_k=0, top_p=0.0)
 
     def load_text(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        tokenizer: Path | None = None,
     ) -> PromptEncoder:
         return PromptEncoder.load(self.text, read_system_prompt(self.folder), self.text_tokens, device, dtype)
 
@@ -294,6 +309,18 @@ EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5
 # settings for models of one's own
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)
 NAMES = ("nano", *RELEASES, HART_NAME)
+NANO_PIXELS, PIXELS = 8, 16  # a side of a token of the last scale, of nano and of the released models
+
+
+def facts() -> dict[str, dict[str, Any]]:
+    """What a known model uses unless somebody says otherwise, by the name of its file without the ending."""
+
+    def told(area: str, cfg: float, tau: float, pixels: int = PIXELS, squares: bool = False) -> dict:
+        return {"area": area, "cfg": cfg, "tau": tau, "pixels": pixels, "squares": squares}
+
+    released = {r.transformer.removesuffix(".pth"): told(r.area, r.cfg, r.tau) for r in RELEASES.values()}
+    nano = told(EMBEDDED.area, EMBEDDED.cfg, EMBEDDED.tau, NANO_PIXELS, True)
+    return released | {"nano": nano, "ema_model": told("1M", HART_CFG, 1.0, PIXELS, True)}
 
 
 @dataclass(frozen=True)
@@ -391,11 +418,15 @@ def assemble(
     ] or catalog.of_kind(CODEC, beside)
     vae = vae or catalog.best(vaes, lambda path: fits_bits(path, config.bits), "the VAE")
     texts = [*catalog.texts_in(beside, transformer.parent), *catalog.text_models(entries, TEXT_ENCODER)]
+    texts += catalog.text_files(entries, TEXT_ENCODER)
     text = text or catalog.text_for(config.text_width, texts)
     if missing := _absent(
-        {f"its VAE ({belongs})": vae, f"its text encoder (the folder {TEXT_ENCODER})": text}
+        {
+            f"its VAE ({belongs}, into models/vae)": vae,
+            f"its text encoder (the folder {TEXT_ENCODER}, into models/text_encoders)": text,
+        }
     ):
-        message = f"for {transformer.name} {missing} was not found; put it in the models folder, or choose it"
+        message = f"for {transformer.name} {missing} was not found; put it there, or choose it"
         raise CheckpointError(message + catalog.instead(beside))
     release, found = _settings(transformer, family)
     return release.files(transformer.name, transformer, vae, text, found)

@@ -88,9 +88,14 @@ class TextEncoder(_Reader):
 
     @classmethod
     def load(
-        cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        tokenizer: Path | None = None,
     ) -> TextEncoder:
-        """Load a directory as published on the hub: config.json, weights, tokenizer.json or spiece.model.
+        """Load a directory as published on the hub: config.json, weights, tokenizer.json or spiece.model; or
+        the encoder alone as one file, which says its own sizes.
+
+        Args:
+            tokenizer: directory of a T5 tokenizer, for a file that has none beside it; all T5 split alike.
 
         Raises:
             CheckpointError: something is missing or damaged; the message says what.
@@ -98,7 +103,8 @@ class TextEncoder(_Reader):
         path = Path(path)
         config = _read_t5_config(path)
         end = config.get("eos_token_id")
-        tokenize = load_tokenizer(path, end if is_count(end) else 1)
+        words = _tokenizer_of(path, tokenizer) if path.is_file() else path
+        tokenize = load_tokenizer(words, end if is_count(end) else 1)
         return cls(_load_t5(path, config, device, dtype), tokenize, config["d_model"])
 
     def ids(self, prompt: str) -> list[int]:
@@ -228,7 +234,41 @@ def _read_config(path: Path, what: str, belongs: str) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8-sig")))
 
 
+def _tokenizer_of(file: Path, tokenizer: Path | None) -> Path:
+    """Where the tokenizer of an encoder in a single file lies: beside it, or the one that is given."""
+    found = any((file.parent / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+    if not found and tokenizer is None:
+        raise CheckpointError(
+            f"{file.name} has no tokenizer: put tokenizer.json or spiece.model of flan-t5-xl beside it in "
+            f"{file.parent}"
+        )
+    return file.parent if found or tokenizer is None else tokenizer
+
+
+def _t5_sizes(tensors: Tensors) -> dict[str, Any]:
+    """What config.json would say of a T5 encoder in a single file, by the shapes of its tensors.
+
+    Raises:
+        CheckpointError: it is no such encoder.
+    """
+    shapes, block = tensors.shapes, "encoder.block.0.layer"
+    table = shapes.get("shared.weight") or shapes.get("encoder.embed_tokens.weight")
+    bias = shapes.get(f"{block}.0.SelfAttention.relative_attention_bias.weight")
+    q, gated = shapes.get(f"{block}.0.SelfAttention.q.weight"), f"{block}.1.DenseReluDense.wi_0.weight"
+    feed = shapes.get(gated) or shapes.get(f"{block}.1.DenseReluDense.wi.weight")
+    if not (table and bias and q and feed):
+        raise CheckpointError(f"{tensors.path} is no T5 encoder; choose flan-t5-xl")
+    return {
+        "model_type": "t5", "vocab_size": table[0], "d_model": table[1], "num_heads": bias[1],
+        "d_kv": q[0] // bias[1], "d_ff": feed[0], "relative_attention_num_buckets": bias[0],
+        "num_layers": count_of(shapes, r"encoder\.block\.(\d+)\."),
+        "feed_forward_proj": "gated-gelu" if gated in shapes else "relu",
+    }
+
+
 def _read_t5_config(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        return _t5_sizes(open_tensors(path))
     config = _read_config(path, "text encoder directory", "flan-t5-xl")
     if config.get("model_type") != "t5" or not is_count(config.get("d_model")):
         raise CheckpointError(f"{path} holds {kind_of(config)}, not a T5 text encoder; choose flan-t5-xl")
@@ -275,8 +315,18 @@ def _load_t5(path: Path, config: dict[str, Any], device: torch.device | str, dty
         with torch.device("meta"):
             model = transformers.T5EncoderModel(sizes)
     fill_module(model, _encoder_only(tensors, model), lambda name: _t5_dtype(name, dtype), device)
+    _unscale(model, tensors)
     model.set_input_embeddings(model.shared)  # one table, not two
     return model
+
+
+def _unscale(model: nn.Module, tensors: Tensors) -> None:
+    """Multiply weights that were stored in float8 by the scale that some files keep beside each of them."""
+    for name, weight in model.named_parameters():
+        stem = name.removesuffix("weight")
+        scale = next((s for s in (f"{stem}scale_weight", f"{stem}weight_scale") if s in tensors.shapes), None)
+        if scale and not weight.is_meta:
+            weight.data.mul_(tensors[scale].to(weight))
 
 
 def _encoder_only(tensors: Tensors, model: nn.Module) -> Tensors:

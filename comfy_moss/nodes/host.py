@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +36,7 @@ ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes a
 PREVIEW = 512  # pixels along the longest side of a preview, at most
 # in a CONDITIONING: of the text tokens, for models that do not simply count them
 POSITIONS = "moss_positions"
+NOTES = "moss_notes"  # in a CONDITIONING: what its prompt asked for in vain
 log = logging.getLogger(__name__)
 
 
@@ -181,9 +182,11 @@ class Tokenizer:
         self, text: str, return_word_ids: bool = False, **options: Any
     ) -> dict[str, list[list[tuple]]]:
         """One list of (token id, weight 1.0), or with the word's number too."""
-        warn_of_weights(text)
         ids = self.encoder.ids(text)
-        return {"t5": [[(token, 1.0, n) if return_word_ids else (token, 1.0) for n, token in enumerate(ids)]]}
+        words = [(token, 1.0, n) if return_word_ids else (token, 1.0) for n, token in enumerate(ids)]
+        for note in (notes := weight_notes(text)):
+            warn(note["text"])
+        return {"t5": [words], NOTES: notes}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -203,9 +206,10 @@ class T5(nn.Module):
         """Features (1, L, Ct) float32, no pooled output, and the positions (1, L) where the model reads them.
         """
         text = self.encoder.features([token[0] for chunk in tokens["t5"] for token in chunk])
+        notes = {NOTES: tokens[NOTES]} if tokens.get(NOTES) else {}
         if isinstance(text, PositionedText):
-            return text.features[None], None, {POSITIONS: text.positions[None]}
-        return text[None], None, {}
+            return text.features[None], None, {POSITIONS: text.positions[None], **notes}
+        return text[None], None, notes
 
     def reset_clip_options(self) -> None:
         """CLIP's options (layer, projection) mean nothing here."""
@@ -215,7 +219,7 @@ class T5(nn.Module):
 
 
 class InfinityCLIP(comfy.sd.CLIP):
-    """What Load Infinity hands to CLIP Text Encode."""
+    """What MoSs Load Infinity hands to CLIP Text Encode."""
 
     def __init__(self, encoder: PromptReader | None = None, no_init: bool = False) -> None:
         super().__init__(no_init=True)
@@ -260,10 +264,12 @@ def text_features(conditioning: list, name: str) -> tuple[Text, ...]:
         features, settings = None, {}
     if not isinstance(features, Tensor) or features.dim() != 3 or not features.numel():
         raise ValueError(
-            f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of Load "
-            "Infinity"
+            f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of MoSs "
+            "MoSs Load Infinity"
         )
-    warn_of_unsupported(settings, name)
+    for note in notes_of(conditioning, name):
+        if note.key == "unsupported":  # of prompt weights the page was told when they were read
+            warn(note.text)
     if not torch.isfinite(features).all():
         raise ValueError(
             f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode"
@@ -284,7 +290,8 @@ def _decode_bytes(codec: VAE, shape: tuple[int, ...], dtype: torch.dtype) -> int
 
 
 class InfinityVAE(comfy.sd.VAE):
-    """What Load Infinity hands to VAE Decode.  Its latents are sums of codes, not yet or no longer bits."""
+    """What MoSs Load Infinity hands to VAE Decode.  Its latents are sums of codes, not yet or no longer bits.
+    """
 
     def __init__(self, codec: VAE) -> None:
         # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the
@@ -332,6 +339,19 @@ UNSUPPORTED = {  # what other nodes write into a conditioning, and what it asks 
 }
 
 
+@dataclass(frozen=True)
+class Note:
+    """A warning that a node shows.
+
+    Attributes:
+        key: by which the page finds its words in other languages; `values` are those in the sentence.
+    """
+
+    key: str
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
 def warn(text: str) -> None:
     """Tell the artist, in the page and in the log, and go on."""
     log.warning(text)
@@ -340,18 +360,24 @@ def warn(text: str) -> None:
         server.send_sync("moss.warning", {"text": text})
 
 
-def warn_of_unsupported(settings: Mapping[str, Any], name: str) -> None:
-    """Say what a conditioning asks for that this family of models does not have: the picture is the same
-    without it.
+def notes_of(conditioning: list | None, name: str) -> list[Note]:
+    """What a conditioning asks for that this family of models does not have: the picture is the same without.
     """
+    settings = conditioning[0][1] if conditioning and len(conditioning[0]) == 2 else {}
     asked = dict.fromkeys(what for key, what in UNSUPPORTED.items() if settings.get(key) is not None)
     if settings.get("strength", 1.0) != 1.0:
         asked["a strength other than 1"] = None
+    found = [Note(**note) for note in settings.get(NOTES) or ()]
     if asked:
-        warn(f"This model cannot follow {', '.join(asked)} of the {name} conditioning; it is drawn without.")
+        listed = ", ".join(asked)
+        text = f"This model cannot follow {listed} of the {name} conditioning; it is drawn without."
+        found.append(Note("unsupported", text, {"asked": listed, "name": name}))
+    return found
 
 
-def warn_of_weights(text: str) -> None:
-    """Say that `(word:1.2)` and its like are read as plain text."""
-    if found := SYNTAX.search(text):
-        warn(f"This model has no prompt weights: {found[0]!r} is read as plain text.")
+def weight_notes(text: str) -> list[dict[str, Any]]:
+    """That `(word:1.2)` and its like are read as plain text, if a prompt has them."""
+    if not (found := SYNTAX.search(text)):
+        return []
+    text = f"This model has no prompt weights: {found[0]!r} is read as plain text."
+    return [vars(Note("weights", text, {"found": found[0]}))]

@@ -1,4 +1,4 @@
-"""Load Infinity and Load HART: the embedded model, or files from the models folders.
+"""MoSs Load Infinity and MoSs Load HART: the embedded model, or files from the models folders.
 
 Menus, checks and fingerprints are asked for at every turn, so they read the host's cached listings; nothing
 is searched for, and of a file only its header is read, once, to tell what it is.
@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..model.catalog import is_whole_name, kind_of, model_entries
 from ..model.checkpoint import RELEASED_VAES
-from ..model.contents import CODEC, TRANSFORMER
+from ..model.contents import CODEC, TEXT, TRANSFORMER
 from ..model.family import BACKBONES, INFINITY
-from ..model.hart_checkpoint import PARTS
+from ..model.hart_checkpoint import AVERAGED, PARTS
 from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model
 from ..model.tensors import CheckpointError
-from ..model.text import QWEN
+from ..model.text import QWEN, text_width
 from ..ops import choose
 from .host import InfinityCLIP, InfinityVAE, MossModel, log, manage
 from .wires import Model, MossNode, schema
@@ -40,9 +41,11 @@ INFINITY_FOLDERS = {
     "vae": (OURS, "vae"),
     "text": (OURS, "text_encoders"),
 }
-HART_FOLDERS = (HART, "text_encoders")
+HART_MODELS = (HART, "diffusion_models", "checkpoints")
+HART_FOLDERS = (*HART_MODELS, "text_encoders")
 HERE = "models/hart"  # in the menu: the released folder's contents lie there themselves
 KINDS = {"transformer": TRANSFORMER, "vae": CODEC}
+T5_WIDTH = 2048  # of flan-t5-xl; other people's T5 encoders lie in the same folders
 CONFIG = "config.json"
 VAE_STEMS = {Path(name).stem for name in (*RELEASED_VAES.values(), EMBEDDED.vae)}
 
@@ -110,9 +113,23 @@ def choices(part: str) -> list[str]:
     """
     kinds = known(*INFINITY_FOLDERS[part])
     if part == "text":
-        return [*dict.fromkeys(name for kind in kinds for name in text_folders(kind))]
+        named = (name for kind in kinds for name in (*text_folders(kind), *text_files(kind)))
+        return [*dict.fromkeys(named)]
     found = (weights(listed(kind), kind, tuple(roots(kind)), part) for kind in kinds)
     return [*dict.fromkeys(name for names in found for name in names)]
+
+
+def text_files(kind: str) -> list[str]:
+    """T5 encoders in a single file below the folders of a kind, as wide as flan-t5-xl."""
+    whole = text_folders(kind)
+    names = [name for name in listed(kind) if "t5" in name.lower() and name.endswith(".safetensors")]
+    found = [name for name in names if parent(name) not in whole and is_whole_name(name.rpartition("/")[2])]
+    return [name for name in found if (path := located(name, kind)) and is_flan(path)]
+
+
+def is_flan(file: Path) -> bool:
+    """Whether a file is a T5 encoder as wide as flan-t5-xl."""
+    return kind_of(file) == TEXT and text_width(file) == T5_WIDTH
 
 
 def is_part(part: str, kind: str, name: str) -> bool:
@@ -242,7 +259,8 @@ def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     kernels, reason = choose("auto", device)
     log.info(f"MoSs: attention and RoPE of {files.told}: {reason}")
     backbone = replace(backbone, kernels=kernels, **settings)
-    clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype))
+    words = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"  # the host's own
+    clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype, words))
     codec = InfinityVAE(backbone.vae)
     patcher = manage(backbone.transformer, device, mm.unet_offload_device())
     return io.NodeOutput(MossModel(backbone, files, patcher, codec.patcher), clip, codec)
@@ -253,7 +271,7 @@ class LoadInfinity(MossNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_LoadInfinity",
-            display_name="Load Infinity",
+            display_name="MoSs Load Infinity",
             description="Loads an Infinity model with its text encoder and VAE. The small model nano is "
             "built in, so a fresh install draws at once.",
             search_aliases=["infinity", "VAR", "next-scale", "moss loader", "nano"],
@@ -261,18 +279,19 @@ class LoadInfinity(MossNode):
                 io.Combo.Input(
                     "model", options=[NANO, *choices("transformer")],
                     tooltip="The transformer. nano is built in and draws coloured shapes at 256 x 256. Put "
-                    "others into models/infinity, for example infinity_2b_reg.pth, then press R.",
+                    "others into models/diffusion_models (or models/infinity), for example "
+                    "infinity_2b_reg.pth, then press R.",
                 ),
                 io.Combo.Input(
                     "vae", options=[AUTOMATIC, *choices("vae")],
                     tooltip="automatic finds the VAE that belongs to the model (for 2B: "
-                    "infinity_vae_d32reg.pth) in models/infinity or models/vae. A VAE of another model is "
+                    "infinity_vae_d32reg.pth) in models/vae or models/infinity. A VAE of another model is "
                     "refused.",
                 ),
                 io.Combo.Input(
                     "text_encoder", options=[AUTOMATIC, *choices("text")],
-                    tooltip="automatic finds the folder flan-t5-xl in models/infinity or "
-                    "models/text_encoders.",
+                    tooltip="automatic finds flan-t5-xl in models/text_encoders or models/infinity: the "
+                    "whole folder, or its encoder in one file (fp16 or fp8).",
                 ),
                 io.Combo.Input(
                     "precision", options=["auto", "bf16", "fp32"],
@@ -286,7 +305,7 @@ class LoadInfinity(MossNode):
                 ),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
-                Model.Output("loaded_model", display_name="model", tooltip="Infinity, for Infinity Draft."),
+                Model.Output("loaded_model", display_name="model", tooltip="Infinity, for MoSs Draft."),
                 io.Clip.Output(
                     "loaded_clip", display_name="clip", tooltip="The text encoder, for CLIP Text Encode."
                 ),
@@ -309,10 +328,28 @@ class LoadInfinity(MossNode):
 
 
 def hart_folders() -> list[str]:
-    """Names in the menu of the folders that hold a HART model."""
-    paths = [f"/{path}" for path in listed(HART)]
-    inside = [{path.partition(f"/{part}/")[0][1:] for path in paths if f"/{part}/" in path} for part in PARTS]
-    return sorted(name or HERE for name in set.intersection(*inside))
+    """The folders that hold a HART model, below those of the host; HERE = one of those itself."""
+    found: set[str] = set()
+    for kind in known(*HART_MODELS):
+        paths = [f"/{path}" for path in listed(kind)]
+        inside = [{p.partition(f"/{part}/")[0][1:] for p in paths if f"/{part}/" in p} for part in PARTS]
+        found |= {name or HERE for name in set.intersection(*inside)}
+    return sorted(found)
+
+
+def hart_weights() -> list[str]:
+    """Names in the menu: the weights of every HART model, since the host looks for files that are missing."""
+    found = []
+    for name in hart_folders():
+        inside = "" if name == HERE else f"{name}/"
+        weights = (f"{inside}llm/{file}" for file in AVERAGED)
+        found.append(next((path for path in weights if located(path, *HART_MODELS)), name))
+    return found
+
+
+def hart_folder_of(model: str) -> str:
+    """The folder of a choice in the menu; earlier workflows name the folder itself."""
+    return model.partition("/llm/")[0] if "/llm/" in model else HERE if model.startswith("llm/") else model
 
 
 def hart_texts() -> list[str]:
@@ -326,11 +363,12 @@ def hart_files(model: str, text_encoder: str) -> ModelFiles:
     Raises:
         CheckpointError: something is missing.
     """
+    model = hart_folder_of(model)
     name = "" if model == HERE else model
-    if model not in hart_folders() or (folder := located(name, HART)) is None:
+    if model not in hart_folders() or (folder := located_hart(name)) is None:
         raise CheckpointError(
-            f"there is no HART model {model[:100]!r} in models/{HART}; put the folder hart-0.7b-1024px (llm "
-            "and tokenizer) there"
+            f"there is no HART model {model[:100]!r} in models/{HART}, models/diffusion_models or "
+            "models/checkpoints; put the folder hart-0.7b-1024px (llm and tokenizer) into one of them"
         )
     if text_encoder != AUTOMATIC and text_encoder not in hart_texts():
         raise CheckpointError(
@@ -340,20 +378,27 @@ def hart_files(model: str, text_encoder: str) -> ModelFiles:
     return find_hart(folder, model_entries(roots(*HART_FOLDERS)), text)
 
 
+def located_hart(name: str) -> Path | None:
+    """Where the folder of a HART model is."""
+    places = [root / name for root in roots(*HART_MODELS)]
+    return next((place for place in places if all((place / part).is_dir() for part in PARTS)), None)
+
+
 class LoadHART(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_LoadHART",
-            display_name="Load HART",
+            display_name="MoSs Load HART",
             description="Loads HART-0.7B with its text model and tokenizer. It draws 1024 x 1024 pictures; "
             "all other nodes work with it as with Infinity.",
             search_aliases=["hart", "VAR", "next-scale", "moss loader", "hybrid autoregressive"],
             inputs=[
                 io.Combo.Input(
-                    "model", options=hart_folders() or [NONE],
-                    tooltip="The folder hart-0.7b-1024px with llm, tokenizer and system_prompt.txt in it. "
-                    "Put it into models/hart, then press R.",
+                    "model", options=hart_weights() or [NONE],
+                    tooltip="HART's weights, in the folder hart-0.7b-1024px with llm, tokenizer and "
+                    "system_prompt.txt in it. Put that into models/hart or models/diffusion_models, then "
+                    "press R.",
                 ),
                 io.Combo.Input(
                     "text_encoder", options=[AUTOMATIC, *hart_texts()],
@@ -382,7 +427,7 @@ class LoadHART(MossNode):
                 ),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
-                Model.Output("loaded_model", display_name="model", tooltip="HART, for Infinity Draft."),
+                Model.Output("loaded_model", display_name="model", tooltip="HART, for MoSs Draft."),
                 io.Clip.Output(
                     "loaded_clip", display_name="clip", tooltip="The text model, for CLIP Text Encode."
                 ),
@@ -393,10 +438,16 @@ class LoadHART(MossNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model: str) -> bool:
+        """Whatever is named: earlier workflows name the folder, and what is gone is told by the loader."""
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, model: str, text_encoder: str, **settings: object) -> str:
         """Changes when a file was replaced, so that it is loaded again."""
         texts = below(text_encoder) if text_encoder != AUTOMATIC else lambda path: QWEN in path
-        files = stamps((HART,), below("" if model == HERE else model))
+        model = hart_folder_of(model)
+        files = stamps(HART_MODELS, below("" if model == HERE else model))
         return repr([files, stamps(HART_FOLDERS, texts)]) if files else "missing"
 
     @classmethod

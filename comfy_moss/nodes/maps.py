@@ -26,10 +26,10 @@ from ..pipeline.dispatch import (
 from ..pipeline.draft import Draft
 from ..pipeline.frequency import contribution, frequency_map
 from ..pipeline.heatmap import enlarge, heatmap, inspection, overlay, percentile
-from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, MossNode, schema
+from .wires import Dispatched, DispatchIO, Drafted, DraftIO, FrequencyIO, Measured, MossNode, schema, stage
 
-AUTOMATIC, PRINTED = "automatic", "paper"
-PRESETS = (AUTOMATIC, PRINTED, "custom bounds", "custom shares")
+AUTOMATIC, PRINTED, METHOD = "automatic", "paper", "method"
+PRESETS = (METHOD, AUTOMATIC, PRINTED, "custom bounds", "custom shares")
 
 
 def known_bounds(k: int, published: Published = PAPER) -> dict[str, tuple[float, ...] | None]:
@@ -66,6 +66,25 @@ def read_scales(text: str, draft: Draft) -> tuple[int, ...]:
     return scales
 
 
+def read_pass(preset: str, values: str, scales: str, drafted: Drafted) -> RefinePass:
+    """The pass that the widgets stand for, scales counted from the end.
+
+    The method of MoSs Draft, where one was chosen by name, says which scales and whether with guidance; the
+    numbers are its own or custom ones.  The other presets are the paper's kind of pass: all scales left.
+
+    Raises:
+        ValueError: see `read_scales` and `read_config`.
+    """
+    planned, published = drafted.next_pass, drafted.model.backbone.published
+    if preset in (AUTOMATIC, PRINTED) or scales.strip().lower() not in ("", "all"):
+        planned = None
+    if planned and preset == METHOD:
+        return planned
+    chosen = planned.scales if planned else read_scales(scales, drafted.draft)
+    config = read_config(preset, values, len(chosen), published)
+    return replace(planned or config, scales=chosen, bounds=config.bounds)
+
+
 def read_config(preset: str, values: str, k: int, published: Published = PAPER) -> RefinePass:
     """The bounds that the widgets stand for.
 
@@ -82,11 +101,11 @@ def read_config(preset: str, values: str, k: int, published: Published = PAPER) 
     )
     if k == 0:
         raise ValueError(
-            "this draft is finished: there is no scale left to refine; set refine_scales of Infinity Draft "
+            "this draft is finished: there is no scale left to refine; set refine_scales of MoSs Draft "
             f"to {known}"
         )
-    if preset in (AUTOMATIC, PRINTED):
-        if bounds := known_bounds(k, published)[preset]:
+    if preset in (METHOD, AUTOMATIC, PRINTED):
+        if bounds := known_bounds(k, published)[PRINTED if preset == PRINTED else AUTOMATIC]:
             return RefinePass.of_last(bounds)
         raise ValueError(
             f"the paper has no bounds for {k} refine scales of this model; set refine_scales to {known}, "
@@ -132,9 +151,18 @@ def inspector(
     data = inspection(drafted.draft, frequency, config, backbone.work, kv_bytes, painted)
     by_k = {k: known_bounds(k, backbone.published) for k in range(1, drafted.draft.refine_scales + 1)}
     known = {preset: {k: found[preset] for k, found in by_k.items()} for preset in (AUTOMATIC, PRINTED)}
-    made_with = {"painting": painting, "masked": masked}
-    more = {"kind": kind, "known": known, "planned": None, **made_with, "pictures": drafted.pictures}
+    made_with, step = {"painting": painting, "masked": masked}, drafted.next_pass
+    planned = step and {"scales": list(step.scales), "bounds": list(step.bounds)}
+    more = {"kind": kind, "known": known, "planned": planned, **made_with, "pictures": drafted.pictures}
     return {"moss_inspector": [{**data, **more}]}
+
+
+def measure(drafted: Drafted, window: int = 3) -> Measured:
+    """The frequency map of a draft, with the time that it took."""
+    watch = Stopwatch(torch.device("cpu"))
+    with watch.stage("frequency"):
+        frequency = frequency_map(drafted.draft.total, window)
+    return Measured(drafted, frequency, drafted.cost.plus(watch.seconds))
 
 
 class FrequencyMap(MossNode):
@@ -142,13 +170,13 @@ class FrequencyMap(MossNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_FrequencyMap",
-            display_name="Frequency Map",
+            display_name="MoSs Frequency Map",
             description="Scores every place of the draft by its local variance: edges and textures are "
             "busy, flat areas calm. Hover the map to read a token.",
             search_aliases=["heatmap", "variance", "moss frequency", "detail map"],
             has_intermediate_output=True,
             inputs=[
-                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                stage("MOSS_DRAFT").Input("draft", tooltip="From MoSs Draft."),
                 io.Int.Input(
                     "window", default=3, min=3, max=15, step=2,
                     tooltip="Side of the window around each place, in tokens; odd. The paper uses 3. Larger "
@@ -156,7 +184,7 @@ class FrequencyMap(MossNode):
                 ),
             ],
             outputs=[
-                FrequencyIO.Output("frequency", tooltip="For Token Dispatch."),
+                FrequencyIO.Output("frequency", tooltip="For MoSs Token Dispatch."),
                 io.Image.Output(
                     "heatmap", tooltip="The map in colour, dark = calm, pale = busy, at the picture's size."
                 ),
@@ -168,17 +196,16 @@ class FrequencyMap(MossNode):
         )
 
     @classmethod
-    def execute(cls, draft: Drafted, window: int) -> io.NodeOutput:
-        watch = Stopwatch(torch.device("cpu"))
-        with watch.stage("frequency"):
-            frequency = frequency_map(draft.draft.total, window)
+    def execute(cls, draft: Any, window: int) -> io.NodeOutput:
+        draft = draft.drafted
+        measured = measure(draft, window)
+        frequency = measured.frequency
         size = [side * draft.model.backbone.stride for side in frequency.shape[1:]]
         mask = torch.nn.functional.interpolate(
             percentile(frequency)[:, None], size=size, mode="nearest-exact"
         )[:, 0]
-        measured = Measured(draft, frequency, draft.cost.plus(watch.seconds))
         k, published = draft.draft.refine_scales, draft.model.backbone.published
-        bounds = suggested_bounds(max(k, 1), published)
+        bounds = draft.next_pass or suggested_bounds(max(k, 1), published)
         shown = inspector("frequency", draft, frequency, bounds) if k else None
         return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)
 
@@ -188,18 +215,18 @@ class TokenDispatch(MossNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_TokenDispatch",
-            display_name="Token Dispatch",
+            display_name="MoSs Token Dispatch",
             description="Decides which places are redrawn, and at which scale: the busiest at the finest. "
             "Drag the handles of the histogram, or paint a mask.",
             search_aliases=["moss dispatch", "bounds", "mixture of scales", "token budget"],
             has_intermediate_output=True,
             inputs=[
-                FrequencyIO.Input("frequency", tooltip="From Frequency Map."),
+                stage("MOSS_FREQUENCY").Input("frequency", tooltip="From MoSs Frequency Map."),
                 io.Combo.Input(
-                    "preset", options=list(PRESETS), default=AUTOMATIC,
-                    tooltip="automatic: the bounds found best for this model, or else the paper's. paper: "
-                    "the published bounds for the draft's k. custom bounds or custom shares: the numbers "
-                    "below.",
+                    "preset", options=list(PRESETS), default=METHOD,
+                    tooltip="method: as the method of MoSs Draft says. automatic: all scales that are left, "
+                    "with the bounds found best for this model, or else the paper's. paper: the same with "
+                    "the published bounds. custom bounds or custom shares: the numbers below.",
                 ),
                 io.String.Input(
                     "values", default="80, 70, 30, 10",
@@ -224,9 +251,9 @@ class TokenDispatch(MossNode):
                 ),
                 io.String.Input(
                     "scales", default="all", optional=True,
-                    tooltip="Which scales this pass redraws, for plans of several passes: all that the "
-                    "draft leaves, or some of them counted from the end, such as -1 for the last alone or "
-                    "-4, -3. The others may follow in another pass, or be left out.",
+                    tooltip="Which scales this pass redraws. all: those of the method, or all that the "
+                    "draft leaves. Or some of them counted from the end, such as -1 for the last alone or "
+                    "-4, -3; the others may follow in another pass, or be left out.",
                 ),
             ],
             outputs=[
@@ -239,13 +266,13 @@ class TokenDispatch(MossNode):
 
     @classmethod
     def execute(
-        cls, frequency: Measured, preset: str, values: str, painting: str = "", mask: Tensor | None = None,
+        cls, frequency: Any, preset: str, values: str, painting: str = "", mask: Tensor | None = None,
         image: Tensor | None = None, scales: str = "all",
     ) -> io.NodeOutput:
+        if not isinstance(frequency, Measured):  # MoSs Frequency Map is bypassed
+            frequency = measure(frequency.drafted)
         drafted, schedule = frequency.drafted, frequency.drafted.schedule
-        chosen = read_scales(scales, drafted.draft)
-        config = read_config(preset, values, len(chosen), drafted.model.backbone.published)
-        config = replace(config, scales=chosen)
+        config = read_pass(preset, values, scales, drafted)
         painted = join_masks(mask, read_painting(painting))
         watch = Stopwatch(torch.device("cpu"))
         with watch.stage("dispatch"):
@@ -266,13 +293,13 @@ class ContributionMap(MossNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_ContributionMap",
-            display_name="Contribution Map",
+            display_name="MoSs Contribution Map",
             description="Shows where the draft and where the refinement made the picture, and how well the "
             "frequency map foretold it (paper, equation 2).",
             has_intermediate_output=True,
             search_aliases=["moss contribution", "correlation", "difference map"],
             inputs=[
-                DraftIO.Input("draft", tooltip="From Infinity Draft."),
+                DraftIO.Input("draft", tooltip="From MoSs Draft."),
                 io.Latent.Input(
                     "latent",
                     tooltip="The finished picture's latent: from MoSs Composite or another refine node.",
@@ -346,11 +373,11 @@ class MossReport(MossNode):
             inputs=[
                 io.Latent.Input(
                     "latent",
-                    tooltip="From Infinity Draft, MoSs Composite, Infinity Dense Refine or FastVAR Refine.",
+                    tooltip="From MoSs Draft, MoSs Composite, MoSs Dense Refine or MoSs FastVAR Refine.",
                 ),
                 io.Latent.Input(
                     "reference", optional=True,
-                    tooltip="The picture to compare with, usually from Infinity Dense Refine.",
+                    tooltip="The picture to compare with, usually from MoSs Dense Refine.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="The decoded picture, for PSNR and SSIM."),
                 io.Image.Input(

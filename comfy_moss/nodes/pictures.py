@@ -152,7 +152,7 @@ class ImageToDraft(MossNode):
                 ),
             ],
             outputs=[
-                DraftIO.Output("draft", tooltip="For Frequency Map and the other refine nodes."),
+                DraftIO.Output("draft", tooltip="For MoSs Frequency Map and the other refine nodes."),
                 io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
                 io.Image.Output(
                     "picture", tooltip="The picture at the size that is drawn, to lay its pixels back."
@@ -251,13 +251,15 @@ class EditDraft(MossNode):
                 ),
             ],
             outputs=[
-                DraftIO.Output("edited", display_name="draft", tooltip="For Frequency Map and refine nodes."),
+                DraftIO.Output(
+                    "edited", display_name="draft", tooltip="For MoSs Frequency Map and refine nodes."
+                ),
                 io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
                 io.Image.Output("heatmap", tooltip="Where it changed: dark = not at all, pale = most."),
                 io.Mask.Output(
                     "changed",
-                    tooltip="The same from 0 to 1. Wired to Token Dispatch, what changed most is redrawn "
-                    "first.",
+                    tooltip="The same from 0 to 1. Wired to MoSs Token Dispatch, what changed most is "
+                    "redrawn first.",
                 ),
             ],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -10,34 +11,37 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..model.backbone import text_width
-from ..model.schedule import PRESETS, Schedule, parse_aspect
+from ..model.backbone import Published, text_width
+from ..model.library import facts
+from ..model.schedule import PRESETS, Schedule, make_schedule, parse_aspect
 from ..ops import BACKENDS, choose
 from ..pipeline.cost import Cost, Stopwatch
 from ..pipeline.draft import Draft, Recipe, Run, draft_of
 from ..pipeline.fastvar import FastVARConfig, finish_fastvar
 from ..pipeline.heatmap import enlarge
-from ..pipeline.plan import plan_of
+from ..pipeline.plan import Plan, parse_method, plan_of
 from ..pipeline.refine import composite, draw_pass, finish_dense, finished
-from .host import PREVIEW, MossModel, Progress, text_features
+from .host import PREVIEW, MossModel, Note, Progress, notes_of, text_features, warn
 from .wires import (
     Dispatched,
-    DispatchIO,
     Drafted,
     DraftIO,
     Model,
     MossNode,
     Refined,
     ResidualIO,
-    check_same_shape,
     latent,
+    same_draft,
     schema,
+    stage,
 )
 
 ASPECTS = (
     "1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3",
 )
 MODEL_AREA = "model's own"
+RECOMMENDED, CUSTOM = "recommended", "custom"
+METHODS = (RECOMMENDED, "sparse3", "sparse4", "moss2", "moss3", "moss4", "moss5", CUSTOM)
 MAX_SEED = 2**64 - 1
 
 
@@ -66,7 +70,7 @@ def make_recipe(
         if rows and (found := text_width(rows[0])) != width:
             raise ValueError(
                 f"the {name} prompt was encoded to {found} numbers a token and this model reads {width}; "
-                "use the CLIP of the same Load Infinity"
+                "use the CLIP of the same MoSs Load Infinity"
             )
         if len(rows) not in (0, 1, batch):
             raise ValueError(
@@ -83,36 +87,68 @@ def make_recipe(
     return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
 
 
+def plan_named(method: str, published: Published) -> Plan | None:
+    """The plan that a name in the menu stands for; None = refine_scales says how many scales are left.
+
+    Raises:
+        ValueError: a method that is not known for this model.
+    """
+    if method == CUSTOM:
+        return None
+    return parse_method(published.method if method == RECOMMENDED else method, published=published)
+
+
+def size_note(model: MossModel, aspect: str, area: str) -> list[Note]:
+    """A warning where the model has not learned to draw such pictures."""
+    if model.files.learned(parse_aspect(aspect), area):
+        return []
+    made_for = f"{'squares of ' if model.files.squares_only else ''}{model.files.area}"
+    text = f"This model was trained on {made_for} pictures; {aspect} at {area} will look worse."
+    return [Note("size", text, {"trained": made_for, "aspect": aspect, "area": area})]
+
+
+@functools.lru_cache
+def sizes() -> dict[str, dict[str, tuple[int, int]]]:
+    """Columns and rows of the last token grid, by area and aspect."""
+    pairs = [(area, aspect) for area in PRESETS for aspect in ASPECTS]
+    grids = {pair: make_schedule(parse_aspect(pair[1]), pair[0]).grids[-1] for pair in pairs}
+    return {area: {aspect: grids[area, aspect][::-1] for aspect in ASPECTS} for area in PRESETS}
+
+
 class InfinityDraft(MossNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_InfinityDraft",
-            display_name="Infinity Draft",
+            display_name="MoSs Draft",
             description="Draws the picture coarse to fine, but leaves the last scales, the costly ones, to "
             "a refine node. Everything behind it can be changed without drawing it again.",
             has_intermediate_output=True,
-            search_aliases=["infinity sampler", "moss draft", "next-scale sampler", "text to image"],
+            search_aliases=[
+                "infinity draft", "infinity sampler", "next-scale sampler", "text to image",
+            ],
             inputs=[
-                Model.Input("model", tooltip="From Load Infinity."),
+                Model.Input("model", tooltip="From MoSs Load Infinity."),
                 io.Conditioning.Input(
-                    "positive", tooltip="What to draw: CLIP Text Encode with the CLIP of Load Infinity."
+                    "positive", tooltip="What to draw: CLIP Text Encode with the CLIP of MoSs Load Infinity."
                 ),
                 io.Combo.Input(
                     "aspect", options=list(ASPECTS), default="1:1",
-                    tooltip="Width : height. These are the ratios the model was trained on.",
+                    tooltip="Width : height. Most released models were trained on all of these, others on "
+                    "1:1 alone; the node shows the size in pixels, and warns.",
                 ),
                 io.Combo.Input(
                     "area", options=[MODEL_AREA, *PRESETS], default=MODEL_AREA,
+                    extra_dict={"moss": {"models": facts(), "sizes": sizes()}},  # for the page
                     tooltip="How large. 1M is about 1024 x 1024 for released models (half the side for "
                     "nano), 0.25M a quarter of it. model's own is the size it was trained for; others look "
                     "worse.",
                 ),
                 io.Int.Input(
-                    "refine_scales", default=4, min=0, max=12,
-                    tooltip="k: how many of the last scales are left to the refine node. More is faster and "
-                    "uses less memory; fewer stays closer to the plain model. The paper uses 2 to 5. 0 "
-                    "draws the whole picture here.",
+                    "refine_scales", default=3, min=0, max=12,
+                    tooltip="k: how many of the last scales are left to the refine node; only for the "
+                    "method custom. More is faster and uses less memory; fewer stays closer to the plain "
+                    "model. The paper uses 2 to 5. 0 draws the whole picture here.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
@@ -138,9 +174,16 @@ class InfinityDraft(MossNode):
                     tooltip="What to keep out. Without it, or with an empty prompt, the model's own "
                     "unconditional text is used.",
                 ),
+                io.Combo.Input(
+                    "method", options=list(METHODS), default=RECOMMENDED, optional=True,
+                    tooltip="What is drafted here and what MoSs Token Dispatch and MoSs Refine then do. "
+                    "recommended: for nano sparse3, which its tables show best at a fifth of the plain "
+                    "model's work; for others the paper's. moss2 to moss5: the paper's. sparse4 needs two "
+                    "refine passes. custom: refine_scales above.",
+                ),
             ],
             outputs=[
-                DraftIO.Output("draft", tooltip="For Frequency Map, MoSs Refine and the other refine nodes."),
+                DraftIO.Output("draft", tooltip="For MoSs Frequency Map and the other refine nodes."),
                 io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
             ],
         )
@@ -149,16 +192,21 @@ class InfinityDraft(MossNode):
     def execute(
         cls, model: MossModel, positive: list, aspect: str, area: str, refine_scales: int, seed: int,
         cfg: float, tau: float, batch_size: int, preview: bool, negative: list | None = None,
+        method: str = CUSTOM,
     ) -> io.NodeOutput:
-        schedule = model.files.schedule(
-            parse_aspect(aspect), model.files.area if area == MODEL_AREA else area
-        )
-        scales = len(schedule) - refine_scales
+        area = model.files.area if area == MODEL_AREA else area
+        schedule = model.files.schedule(parse_aspect(aspect), area)
+        plan = plan_named(method, model.backbone.published)
+        left = plan.k if plan else refine_scales
+        scales = len(schedule) - left
         if scales < 1:
+            what = f"the method {method}" if plan else f"refine_scales {refine_scales}"
             raise ValueError(
-                f"refine_scales {refine_scales} leaves nothing to draft: this picture has {len(schedule)} "
-                f"scales; choose at most {len(schedule) - 1}"
+                f"{what} leaves nothing to draft: this picture has {len(schedule)} scales; choose at most "
+                f"{len(schedule) - 1}"
             )
+        notes = [*notes_of(positive, "positive"), *notes_of(negative, "negative")]
+        notes += size_note(model, aspect, area)
         recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         progress = Progress(model, scales, preview=preview)
@@ -170,14 +218,19 @@ class InfinityDraft(MossNode):
         with progress.stage("draft"):
             run = Run.begin(model.backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)))
             draft = draft_of(run, scales, on_scale=progress)
-        if refine_scales:
+        if left:
             model.store.keep(draft, run)
-        plan = plan_of(draft)
-        cost = Cost(plan.label, plan.tokens_per_scale(schedule), run.cache.nbytes, progress.seconds)
-        drafted = with_sketch(model, draft, cost, progress.watch)
-        pictures = drafted.pictures
+        drawn = plan_of(draft)
+        cost = Cost(drawn.label, drawn.tokens_per_scale(schedule), run.cache.nbytes, progress.seconds)
+        drafted = replace(with_sketch(model, draft, cost, progress.watch), plan=plan)
         # what the node shows when it did not have to run again
-        shown = {"images": pictures} if progress.shown else None
+        shown = {"images": drafted.pictures} if progress.shown else {}
+        height, width = (side * model.backbone.stride for side in draft.total.shape[2:])
+        used = {
+            "width": width, "height": height, "cfg": cfg or model.files.cfg, "tau": tau or model.files.tau,
+            "drafted": scales, "scales": len(schedule), "plan": str(plan) if plan else "",
+        }
+        shown |= {"moss_used": [used], "moss_notes": [vars(note) for note in notes]}
         return io.NodeOutput(drafted, latent(draft.total, drafted.cost), ui=shown)
 
 
@@ -248,8 +301,7 @@ class MossRefine(MossNode):
             "and each other.",
             search_aliases=["mixture of scales", "cross-scale attention", "cssa", "moss sampler"],
             inputs=[
-                DraftIO.Input("draft", tooltip="From Infinity Draft."),
-                DispatchIO.Input("dispatch", tooltip="From Token Dispatch."),
+                stage("MOSS_DISPATCH").Input("dispatch", tooltip="From MoSs Token Dispatch."),
                 io.Boolean.Input(
                     "cross_scale_attention", default=True,
                     tooltip="On: tokens of all refine scales see each other. Off: only those of their own "
@@ -257,13 +309,17 @@ class MossRefine(MossNode):
                 ),
                 io.Boolean.Input(
                     "guidance", default=True,
-                    tooltip="On: the draft's cfg also guides this pass. Off: half the work here, a little "
-                    "less faithful to the prompt.",
+                    tooltip="On: as the method says; the paper's let the draft's cfg guide this pass too, "
+                    "sparse ones do not. Off: never, which halves the work here.",
                 ),
                 io.Combo.Input(
                     "backend", options=list(BACKENDS), default="auto",
                     tooltip="How attention and RoPE are computed. auto takes the fastest that works here; "
                     "torch always works; triton needs an NVIDIA card of the RTX 30 series or newer.",
+                ),
+                DraftIO.Input(
+                    "draft", optional=True,
+                    tooltip="Not needed: dispatch carries the draft. For older workflows.",
                 ),
             ],
             outputs=[ResidualIO.Output("residual", tooltip="For MoSs Composite.")],
@@ -272,12 +328,17 @@ class MossRefine(MossNode):
 
     @classmethod
     def execute(
-        cls, draft: Drafted, dispatch: Dispatched, cross_scale_attention: bool, guidance: bool, backend: str
+        cls, dispatch: Any, cross_scale_attention: bool, guidance: bool, backend: str,
+        draft: Drafted | None = None,
     ) -> io.NodeOutput:
-        check_same_shape(draft, dispatch.drafted, "dispatch")
+        draft = same_draft(draft, dispatch, "dispatch")
+        if not isinstance(dispatch, Dispatched):  # MoSs Token Dispatch is bypassed: nothing to redraw
+            return io.NodeOutput(dispatch)
         model, counts, base = draft.model, dispatch.dispatch.counts, draft.draft
         kernels = model.backbone.kernels if backend == "auto" else choose(backend, mm.get_torch_device())[0]
-        step = replace(dispatch.step, cross_scale=cross_scale_attention, guidance=None if guidance else 1.0)
+        step = dispatch.step
+        cross_scale = cross_scale_attention and step.cross_scale
+        step = replace(step, cross_scale=cross_scale, guidance=step.guidance if guidance else 1.0)
         store = another_pass_follows(getattr(cls, "hidden", None))
         missing, scales = model.store.missing(base), 0 if model.store.holds(base) else base.scales
         progress = Progress(model, scales + 1, first=base.scales - scales)
@@ -306,31 +367,45 @@ class MossComposite(MossNode):
             description="Lays the refined tokens over the draft.",
             search_aliases=["moss blend", "strength"],
             inputs=[
-                DraftIO.Input("draft", tooltip="From Infinity Draft."),
-                ResidualIO.Input("residual", tooltip="From MoSs Refine."),
+                stage("MOSS_RESIDUAL").Input("residual", tooltip="From MoSs Refine."),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=1.0, step=0.05,
                     display_mode=io.NumberDisplay.slider,
                     tooltip="How much of the refinement is added. 1 is the paper's; 0 shows the draft. "
                     "Lower if detail looks overdone.",
                 ),
+                DraftIO.Input(
+                    "draft", optional=True,
+                    tooltip="Not needed: residual carries the draft. For older workflows.",
+                ),
+                io.Latent.Input(
+                    "draft_latent", optional=True,
+                    tooltip="The draft's latent, which goes on in place of the picture while this node is "
+                    "bypassed (Ctrl+B). Otherwise not used.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             outputs=[
                 io.Latent.Output("latent", tooltip="For VAE Decode."),
                 DraftIO.Output(
                     "next_draft", display_name="draft",
-                    tooltip="The result as a draft, for another pass: to Frequency Map, Token Dispatch and "
-                    "MoSs Refine again.",
+                    tooltip="The result as a draft, for another pass: to MoSs Frequency Map, MoSs Token "
+                    "Dispatch and MoSs Refine again.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, draft: Drafted, residual: Refined, strength: float) -> io.NodeOutput:
-        check_same_shape(draft, residual.drafted, "residual")
+    def execute(
+        cls, residual: Any, strength: float, draft: Drafted | None = None,
+        draft_latent: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        draft = same_draft(draft, residual, "residual")
+        if not isinstance(residual, Refined):  # a node before this one is bypassed: the picture is the draft
+            return io.NodeOutput(latent(draft.draft.total, draft.cost), draft)
         if draft.draft.model_id != residual.drafted.draft.model_id:
             raise ValueError(
-                "the residual was drawn by another model than the draft; wire both to one Infinity Draft"
+                "the residual was drawn by another model than the draft; wire both to one MoSs Draft"
             )
         model, watch = draft.model, Stopwatch(mm.get_torch_device())
         with watch.stage("load"):
@@ -347,7 +422,23 @@ class MossComposite(MossNode):
         drafted = with_sketch(
             model, laid, residual.cost.plus(watch.seconds, **changes), Stopwatch(watch.device)
         )
-        return io.NodeOutput(latent(total, drafted.cost), drafted)
+        drafted = replace(drafted, plan=draft.plan)
+        shown = unfinished(drafted, getattr(cls, "hidden", None))
+        return io.NodeOutput(latent(total, drafted.cost), drafted, ui=shown)
+
+
+def unfinished(drafted: Drafted, hidden: Any) -> dict[str, list] | None:
+    """A warning on the node where the method goes on and the graph does not."""
+    if drafted.next_pass is None or another_pass_follows(hidden):
+        return None
+    text = (
+        f"The method {drafted.plan.label} has {len(drafted.plan.passes)} refine passes and this graph runs "
+        f"{len(drafted.draft.passes)}; wire this node's draft to MoSs Frequency Map, MoSs Token Dispatch and "
+        "MoSs Refine again."
+    )
+    warn(text)
+    counts = {"passes": len(drafted.plan.passes), "run": len(drafted.draft.passes)}
+    return {"moss_notes": [vars(Note("unfinished", text, {"method": drafted.plan.label, **counts}))]}
 
 
 class DenseRefine(MossNode):
@@ -355,11 +446,11 @@ class DenseRefine(MossNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_DenseRefine",
-            display_name="Infinity Dense Refine",
+            display_name="MoSs Dense Refine",
             description="Draws the remaining scales one after the other and everywhere, as the plain model "
             "does: the slow reference.",
             search_aliases=["infinity full", "plain infinity", "dense"],
-            inputs=[DraftIO.Input("draft", tooltip="From Infinity Draft."), preview_input()],
+            inputs=[DraftIO.Input("draft", tooltip="From MoSs Draft."), preview_input()],
             outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],
         )
 
@@ -394,14 +485,14 @@ def check_fastvar(drafted: Drafted) -> FastVARConfig:
     config = FastVARConfig.printed(drafted.model.backbone.published)
     if drafted.draft.passes:
         raise ValueError(
-            "FastVAR goes on from scales that were drawn whole; wire it to Infinity Draft, not to MoSs "
+            "FastVAR goes on from scales that were drawn whole; wire it to MoSs Draft, not to MoSs "
             "Composite"
         )
     needed = config.skip + len(config.prune)
     if drafted.draft.refine_scales < needed:
         raise ValueError(
             f"FastVAR works on the last {needed} scales, but this draft leaves only "
-            f"{drafted.draft.refine_scales}; set refine_scales of Infinity Draft to {needed} or more"
+            f"{drafted.draft.refine_scales}; set refine_scales of MoSs Draft to {needed} or more"
         )
     return config
 
@@ -411,12 +502,12 @@ class FastVARRefine(MossNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MoSs_FastVARRefine",
-            display_name="FastVAR Refine",
+            display_name="MoSs FastVAR Refine",
             description="Finishes the draft by FastVAR (arXiv 2503.23367): late scales on their most active "
             "tokens only, the last two skipped. The rival to compare with.",
             search_aliases=["fastvar", "token pruning"],
             inputs=[
-                DraftIO.Input("draft", tooltip="From Infinity Draft, with refine_scales 4 or more."),
+                DraftIO.Input("draft", tooltip="From MoSs Draft, with refine_scales 4 or more."),
                 preview_input(),
             ],
             outputs=[io.Latent.Output("latent", tooltip="For VAE Decode.")],

@@ -94,7 +94,7 @@ def drawn(
 
 def draft_outputs() -> list:
     return [
-        DraftIO.Output("draft", tooltip="For Frequency Map, MoSs Refine and the other refine nodes."),
+        DraftIO.Output("draft", tooltip="For MoSs Frequency Map, MoSs Refine and the other refine nodes."),
         io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
     ]
 
@@ -118,7 +118,7 @@ class InstructEdit(MossNode):
             has_intermediate_output=True,
             search_aliases=["edit by instruction", "varedit", "image edit", "instruct pix2pix"],
             inputs=[
-                Model.Input("model", tooltip="From Load Infinity, with a file of VAREdit."),
+                Model.Input("model", tooltip="From MoSs Load Infinity, with a file of VAREdit."),
                 io.Image.Input(
                     "image", tooltip="The picture to change, of any size and shape, or a batch of them."
                 ),
@@ -190,7 +190,7 @@ class Enlarge(MossNode):
             has_intermediate_output=True,
             search_aliases=["upscale", "super resolution", "nsarm", "restore"],
             inputs=[
-                Model.Input("model", tooltip="From Load Infinity, with NSARM.pth."),
+                Model.Input("model", tooltip="From MoSs Load Infinity, with NSARM.pth."),
                 io.Image.Input(
                     "image", tooltip=f"A picture of {SMALL} x {SMALL} pixels, or a batch of them."
                 ),

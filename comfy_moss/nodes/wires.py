@@ -17,9 +17,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..model.schedule import Schedule
+from ..model.tensors import CheckpointError
 from ..pipeline.cost import Cost
 from ..pipeline.dispatch import Dispatch, RefinePass
 from ..pipeline.draft import Draft, Residual
+from ..pipeline.plan import Plan
 from .host import MossModel, seconds_in_queue
 
 CATEGORY = "MoSs"
@@ -29,6 +31,14 @@ DraftIO = io.Custom("MOSS_DRAFT")
 FrequencyIO = io.Custom("MOSS_FREQUENCY")
 DispatchIO = io.Custom("MOSS_DISPATCH")
 ResidualIO = io.Custom("MOSS_RESIDUAL")
+# Every wire of the chain carries all that came before it, so what a node needs may come from any earlier one.
+# That is how a node can be bypassed: the host then wires its first input of a fitting kind through.
+STAGES = ("MOSS_DRAFT", "MOSS_FREQUENCY", "MOSS_DISPATCH", "MOSS_RESIDUAL")
+
+
+def stage(first: str) -> Any:
+    """The kind of an input of the chain: what it is meant for, or any other stage."""
+    return io.Custom(",".join(dict.fromkeys((first, *STAGES))))
 
 
 def schema(**settings: Any) -> io.Schema:
@@ -44,6 +54,7 @@ class Drafted:
     Attributes:
         sketch: (B, h, w, 3) in [0, 1], the draft by the linear map, one pixel a cell of its map.
         pictures: where the host finds the sketch as files, as its web page names them.
+        plan: the method it is drawn by, where that was chosen by name; scales counted from the end.
     """
 
     model: MossModel
@@ -51,6 +62,18 @@ class Drafted:
     sketch: Tensor
     pictures: list[dict[str, Any]]
     cost: Cost
+    plan: Plan | None = None
+
+    @property
+    def drafted(self) -> Drafted:
+        """Itself, as of the later stages."""
+        return self
+
+    @property
+    def next_pass(self) -> RefinePass | None:
+        """What the method does next; None = nothing, or the method was not chosen by name."""
+        passes = self.plan.passes[len(self.draft.passes) :] if self.plan else ()
+        return passes[0] if passes else None
 
     @property
     def schedule(self) -> Schedule:
@@ -118,7 +141,7 @@ def check_same_shape(drafted: Drafted, other: Drafted, what: str) -> None:
     if drafted.shape != other.shape:
         raise ValueError(
             f"the {what} was made from {other}, the draft is {drafted} of another shape; wire both to one "
-            "Infinity Draft"
+            "MoSs Draft"
         )
 
 
@@ -126,6 +149,17 @@ def latent(total: Tensor, cost: Cost) -> dict[str, Any]:
     """A LATENT for the host's VAE nodes: the sum of codes (B, c, H, W), with what it took for MoSs Report."""
     samples = total.to("cpu", torch.float32)
     return {"samples": samples, "moss_cost": replace(cost, queue_to_latent=seconds_in_queue())}
+
+
+def same_draft(draft: Drafted | None, other: Any, what: str) -> Drafted:
+    """The draft that another part of a picture was made from; one that is wired must be of the same shape.
+
+    Raises:
+        ValueError: it is of another shape.
+    """
+    if draft is not None:
+        check_same_shape(draft, other.drafted, what)
+    return draft or other.drafted
 
 
 # --- inputs, checked before a node runs ---------------------------------------------------------------------
@@ -137,8 +171,8 @@ def latent(total: Tensor, cost: Cost) -> dict[str, Any]:
 
 MENUS = ("model", "vae", "text_encoder")  # of files: a choice that is gone is told by the loader
 SOURCES = {  # kind of wire -> its Python type, and the node that makes it
-    "MOSS_MODEL": (MossModel, "a loader of this pack"), "MOSS_DRAFT": (Drafted, "Infinity Draft"),
-    "MOSS_FREQUENCY": (Measured, "Frequency Map"), "MOSS_DISPATCH": (Dispatched, "Token Dispatch"),
+    "MOSS_MODEL": (MossModel, "a loader of this pack"), "MOSS_DRAFT": (Drafted, "MoSs Draft"),
+    "MOSS_FREQUENCY": (Measured, "MoSs Frequency Map"), "MOSS_DISPATCH": (Dispatched, "MoSs Token Dispatch"),
     "MOSS_RESIDUAL": (Refined, "MoSs Refine"), "IMAGE": (Tensor, "a node with an IMAGE output"),
     "MASK": (Tensor, "a node with a MASK output"), "LATENT": (dict, "a node with a LATENT output"),
     "CONDITIONING": (list, "CLIP Text Encode"), "STRING": (str, "a node with a STRING output"),
@@ -168,7 +202,10 @@ def _checked(run: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
             name for name, socket in sockets.items() if ready.get(name) is None and not socket.optional
         ]:
             raise ValueError(f"the input {missing[0]} has no value; wire it, or set it")
-        return run(cls, **ready)
+        try:
+            return run(cls, **ready)
+        except CheckpointError as error:  # the host shows the class with its module, which helps nobody
+            raise ValueError(str(error)) from error
 
     return execute
 
@@ -188,10 +225,11 @@ def _ready(socket: Any, value: Any) -> Any:
         if not isinstance(value, str) or (value not in socket.options and socket.id not in MENUS):
             raise ValueError(f"{socket.id} is {_shown(value)}; choose one of {', '.join(socket.options)}")
         return value
-    wanted, source = SOURCES.get(kind, (object, ""))
+    kinds = kind.split(",")
+    wanted, sources = zip(*(SOURCES.get(one, (object, "")) for one in kinds), strict=True)
     if not isinstance(value, wanted) or (kind == "LATENT" and not isinstance(value.get("samples"), Tensor)):
         raise ValueError(
-            f"the input {socket.id} got {_shown(value)}, which is no {kind}; wire it to {source}"
+            f"the input {socket.id} got {_shown(value)}, which is no {kinds[0]}; wire it to {sources[0]}"
         )
     return value
 

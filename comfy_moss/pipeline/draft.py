@@ -8,7 +8,8 @@ drop it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,13 @@ class Recipe:
             _same(ours, theirs) for ours, theirs in ((self.text, other.text), (self.negative, other.negative))
         )
 
+    def pick(self, pictures: Sequence[int]) -> Recipe:
+        """The recipe of some of its pictures."""
+        text, seeds = (tuple(values[n] for n in pictures) for values in (self.text, self.seeds))
+        negative = self.negative and tuple(self.negative[n] for n in pictures)
+        source = self.source and self.source.pick(list(pictures))
+        return replace(self, text=text, negative=negative, seeds=seeds, source=source)
+
     def condition(self, backbone: Backbone) -> Condition:
         """The prompts made ready for every layer of the model."""
         guided = self.guidance.active(len(self.schedule))
@@ -83,6 +91,12 @@ class Residual:
     dispatch: Dispatch
     bits: tuple[Tensor, ...]
     made_by: RefinePass
+
+    def pick(self, pictures: Sequence[int]) -> Residual:
+        """What was drawn of some of the pictures."""
+        cells = tuple(cells[list(pictures)] for cells in self.dispatch.cells)
+        dispatch = replace(self.dispatch, cells=cells)
+        return replace(self, dispatch=dispatch, bits=tuple(bits[list(pictures)] for bits in self.bits))
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,14 @@ class Draft:
         first = self.passes[-1].dispatch.scales[-1] + 1 if self.passes else self.scales
         return range(first, len(self.recipe.schedule))
 
+    def pick(self, pictures: Sequence[int]) -> Draft:
+        """The draft of some of its pictures, in that order."""
+        rows = list(pictures)
+        return Draft(
+            self.recipe.pick(rows), tuple(bits[rows] for bits in self.bits), self.total[rows], self.model_id,
+            tuple(residual.pick(rows) for residual in self.passes), self.base and self.base.pick(rows),
+        )
+
     @property
     def refine_scales(self) -> int:
         """k of the paper: scales that are left."""
@@ -143,6 +165,13 @@ class Draft:
         return whole + self.refined
 
 
+def _rows(value: Any, rows: list[int]) -> Any:
+    """Rows of every tensor of a condition; whatever else it holds stays."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    return tuple(_rows(part, rows) for part in value) if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True)
 class Run:
     """One drawing under way: the model, the recipe and what earlier tokens left behind."""
@@ -161,6 +190,16 @@ class Run:
         """
         condition = condition or recipe.condition(backbone)
         return cls(backbone, recipe, condition, backbone.new_cache(condition, tokens))
+
+    def pick(self, pictures: Sequence[int]) -> Run:
+        """The same with some of its pictures alone, in memory of its own."""
+        batch = self.condition.batch
+        rows = [n + start for start in ((0, batch) if self.condition.guided else (0,)) for n in pictures]
+        held = {field.name: getattr(self.condition, field.name) for field in fields(self.condition)}
+        parts = {name: _rows(value, rows) for name, value in held.items()}
+        condition = replace(self.condition, **parts | {"batch": len(pictures)})
+        cache = self.cache and self.cache.of_rows(rows)
+        return replace(self, recipe=self.recipe.pick(pictures), condition=condition, cache=cache)
 
     def guided_by(self, strength: float | None) -> Run:
         """The same under another guidance: None = as it is, 1 = none, which leaves the prompts' rows alone.

@@ -264,6 +264,7 @@ class KVStore:
         self._passes: tuple[Residual, ...] = ()
         self._extended: Run | None = None  # whose cache holds these passes too, in the same memory
         self._prompts: tuple[Recipe, Condition] | None = None  # made ready for the last draft
+        self._parts: weakref.WeakSet[KVStore] = weakref.WeakSet()
 
     def begin(self, backbone: Backbone, recipe: Recipe, tokens: int) -> Run:
         """A run that has drawn nothing yet, with room for that many tokens a row.
@@ -283,6 +284,12 @@ class KVStore:
         """Let everything go that is of no use for drawing this."""
         self.drop()
         self._prompts = self._prompts if self.prompts_of(recipe) else None
+
+    def part(self) -> KVStore:
+        """A store of its own for some of the pictures of the draft in use, emptied together with this one."""
+        part = KVStore()
+        self._parts.add(part)
+        return part
 
     def keep(self, draft: Draft, run: Run) -> None:
         """Own what a run left behind for a draft without passes, until another's takes its place or the draft
@@ -337,6 +344,8 @@ class KVStore:
         """Let the draft go, but not its prompts."""
         self._draft = self._run = self._extended = None
         self._passes = ()
+        for part in self._parts:
+            part.clear()
 
     def clear(self) -> None:
         """Let everything go."""

@@ -84,6 +84,13 @@ class Source:
     first: int = 0
     edit: Edit | None = None
 
+    def pick(self, pictures: list[int]) -> Source:
+        """The sources of some of the pictures; what is the same for all of them stays."""
+        bits = tuple(bits[pictures] if len(bits) > 1 else bits for bits in self.bits)
+        mask = self.mask[pictures] if self.mask is not None and len(self.mask) > 1 else self.mask
+        edit = self.edit and replace(self.edit, text=tuple(self.edit.text[n] for n in pictures))
+        return replace(self, bits=bits, mask=mask, edit=edit)
+
     def known(self, scale: int) -> Tensor | None:
         """The tokens of a scale that is taken whole; None = it is drawn."""
         return self.bits[scale] if scale < min(self.scales, len(self.bits)) else None
