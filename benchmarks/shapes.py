@@ -77,7 +77,7 @@ class TextShape:
 
 
 FLAN_T5_XL = TextShape(d_model=2048, d_ff=5120, num_layers=24, num_heads=32)
-SMALL_T5 = replace(FLAN_T5_XL, num_layers=2)
+SMALL_T5 = TextShape(d_model=256, d_ff=512, num_layers=2, num_heads=4)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ HART_07B = HartShape(
     QWEN,
 )
 INFINITY_125M = InfinityConfig(12, 768, 8, 3072, 16, 2048, 16, 512, 15)
-INFINITY_SMALL = InfinityConfig(8, 512, 8, 2048, 16, 2048, 16, 512, 15)
+INFINITY_SMALL = InfinityConfig(8, 256, 4, 1024, 16, 256, 8, 512, 15)
 INFINITY_8B = InfinityConfig(40, 3584, 28, 14336, 56, 2048, 16, 512, 15)
 CODEC_8B = VAEConfig(128, (1, 2, 4, 4), 2, 3, 14)
 SHAPES: dict[str, Kind] = {

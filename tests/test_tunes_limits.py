@@ -9,8 +9,10 @@ import torch
 from test_limits import moss
 from tune_builders import ENLARGED, SMALL, edit_recipe, enlarge_recipe, tiny_edit, tiny_enlarge, words
 
+from comfy_moss.benchmarks.limits import check_limits
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import make_schedule
+from comfy_moss.ops import TORCH
 from comfy_moss.pipeline.draft import draft_of, draw_draft
 from comfy_moss.pipeline.fastvar import FastVARConfig, finish_fastvar
 from comfy_moss.pipeline.plan import parse_method, run
@@ -170,3 +172,11 @@ def test_moss_6_of_an_enlargement_draws_nothing_before_its_pass(monkeypatch):
     draft, _ = draw_draft(model, recipe, 7)
 
     assert not drawn and draft.scales == 7
+
+
+@pytest.mark.parametrize("shape", ["varedit-8b", "nsarm-8b"])
+def test_bench_checks_the_limits_of_these_families(shape: str):
+    found = check_limits(32, torch.device("cpu"), torch.float32, TORCH, shape=shape)
+
+    assert len(found) == 6
+    assert [limit for limit in found if not limit.passed] == []
