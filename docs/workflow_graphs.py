@@ -429,6 +429,88 @@ def hart() -> Graph:
     return released("HART-0.7B", words, "MoSs_LoadHART", {"model": weights}, files, 5.5, 1.0, picture)
 
 
+def matched(
+    widgets: dict[str, str], source: tuple[str, int]
+) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
+    """What was drawn, matched with the picture that it was made from, and saved."""
+    nodes: dict[str, Node] = {
+        "match": ("MoSs_MatchPicture", X[4], 570, WIDTHS[4], 110, widgets),
+        "save": ("SaveImage", X[4], 760, WIDTHS[4], 340, {"filename_prefix": "MoSs"}),
+    }
+    links = (
+        ("decode", 0, "match", "image"), (*source, "match", "reference"), ("match", 0, "save", "images"),
+    )
+    way = [(X[0] + WIDTHS[0] + 12, -86), (X[4] - 44, -86), (X[4] - 44, 610)]
+    lanes = {**chain(527, "match", "image"), **chain(717, "save", "images"), ("match", "reference"): way}
+    return nodes, links, lanes
+
+
+def pictured(
+    title: str, words: str, values: dict[str, str], models: list[dict[str, str]], prompt: str,
+    node: tuple[str, dict[str, Any]], match: dict[str, str], scaled: int = 0,
+) -> Graph:
+    """A picture changed by a fine-tune of Infinity, whose weights are not included.
+
+    Args:
+        scaled: to how many pixels a side the picture is brought first; 0 = as it is.
+    """
+    kind, widgets = node
+    nodes: dict[str, Node] = {
+        "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 230, values),
+        "prompt": ("CLIPTextEncode", X[0], 350, WIDTHS[0], 120, {"text": prompt}),
+        "picture": ("LoadImage", X[0], 530, WIDTHS[0], 330, {"image": "example.png"}),
+        "draft": (kind, X[1], 0, WIDTHS[1], 560, {"seed": 0, "control_after_generate": "fixed", **widgets}),
+        "note": note(f"### {title}\n\n{words}", X[1], 640, WIDTHS[1], 380),
+    }
+    source = "scale" if scaled else "picture"
+    links: tuple[Link, ...] = (
+        ("load", 1, "prompt", "clip"), ("load", 0, "draft", "model"), ("prompt", 0, "draft", "positive"),
+        (source, 0, "draft", "image"),
+    )
+    lanes: Lanes = {("prompt", "clip"): [(305, 300), (-20, 300)]}
+    if scaled:
+        size = {"upscale_method": "bicubic", "width": scaled, "height": scaled, "crop": "center"}
+        nodes["scale"] = ("ImageScale", X[0], 930, WIDTHS[0], 150, size)
+        links += (("picture", 0, "scale", "image"),)
+        lanes["scale", "image"] = [(305, 895), (-20, 895)]
+    nodes, links, lanes = whole((nodes, links, lanes), moss(), matched(match, (source, 0)))
+    drawing = f"js/docs/{kind}/picture.png"
+    return Graph(nodes, links, (), drawing=drawing, lanes=lanes, models={"load": models})
+
+
+def instruct_edit() -> Graph:
+    names = {"model": "8B-1024.pth", "vae": "infinity_vae_d56_f8_14_patchify.pth"}
+    files = [
+        file("HiDream-ai/VAREdit", names["model"], "infinity"), file(INFINITY, names["vae"], "vae"),
+    ]
+    words = (
+        "Write what to change, not what the picture shows. Put 8B-1024.pth of HiDream-ai/VAREdit into "
+        "*models/infinity* under its own name, by which it is known, and the VAE into *models/vae*. "
+        f"{NEEDS_T5}\n\nOnly squares are drawn: other shapes are padded, and MoSs Match Picture takes the "
+        "padding off. Another seed costs less than the first. Not yet tried with the released files."
+    )
+    match = {"size": "the reference's, without padding", "colours": "as they are"}
+    return pictured(
+        "VAREdit", words, names, files, "make it autumn", ("MoSs_InstructEdit", {"refine_scales": 2}), match
+    )
+
+
+def enlarge() -> Graph:
+    names = {"model": "NSARM.pth", "vae": "infinity_vae_d56_f8_14_patchify.pth"}
+    files = [file(INFINITY, names["vae"], "vae")]
+    words = (
+        "256 x 256 to 1024 x 1024. Describe the picture in detail. Put NSARM.pth (its parts joined, from the "
+        "links of Xiangtaokong/NSARM) into *models/infinity*, and Infinity-8B's VAE into *models/vae*. "
+        f"{NEEDS_T5}\n\nThe colours are the small picture's, as its authors have it. Not yet tried with the "
+        "released file."
+    )
+    match = {"size": "as it is", "colours": "the reference's"}
+    return pictured(
+        "NSARM", words, names, files, "a photo of a cat, sharp", ("MoSs_Enlarge", {"refine_scales": 2}),
+        match, 256,
+    )
+
+
 GRAPHS = {  # by purpose: the page sorts them by name
     "01 Text to image": text_to_image(),
     "02 Text to image (app)": text_to_image(app=True),
@@ -441,4 +523,6 @@ GRAPHS = {  # by purpose: the page sorts them by name
     "09 Infinity-2B": infinity_2b(),
     "10 Infinity-8B": infinity_8b(),
     "11 HART-0.7B": hart(),
+    "12 Edit by instruction (VAREdit)": instruct_edit(),
+    "13 Enlarge by four (NSARM)": enlarge(),
 }

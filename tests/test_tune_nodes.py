@@ -148,3 +148,18 @@ def test_a_batch_of_pictures_is_its_single_edits(host: FakeHost, edit: tuple):
     ]
 
     assert torch.allclose(together, torch.cat([one["samples"] for one in single]), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_picked_edit_is_refined_as_alone(host: FakeHost, edit: tuple, kept: bool):
+    model, clip, _ = edit
+    words = {"model": model, "positive": clip.encode("a red cat"), "refine_scales": 4}
+    both = picture(48, 48, 2)
+
+    drafts = host.run("MoSs_InstructEdit", image=both, seed=4, **words).result[0]
+    if not kept:
+        model.store.clear()
+    picked = finish(host, host.run("MoSs_PickDrafts", draft=drafts, picks="2").result[0])["samples"]
+    alone = finish(host, host.run("MoSs_InstructEdit", image=both[1:], seed=5, **words).result[0])["samples"]
+
+    assert torch.allclose(picked, alone, atol=1e-6)

@@ -115,6 +115,7 @@ class KVCache:
         new = KVCache(self.lengths, len(rows), heads, head_dim, first.dtype, first.device)
         for layer in range(len(self.layers)):
             new.append(layer, *(stored[list(rows)] for stored in self.view(layer)))
+        new.prefix = self.prefix and self.prefix.of_rows(rows)
         return new
 
     def grown(self, capacity: int) -> KVCache:

@@ -169,6 +169,8 @@ def _rows(value: Any, rows: list[int]) -> Any:
     """Rows of every tensor of a condition; whatever else it holds stays."""
     if isinstance(value, Tensor):
         return value[rows]
+    if isinstance(value, KVCache):
+        return value.of_rows(rows)
     return tuple(_rows(part, rows) for part in value) if isinstance(value, tuple) else value
 
 
