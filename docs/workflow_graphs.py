@@ -430,9 +430,13 @@ def hart() -> Graph:
 
 
 def matched(
-    widgets: dict[str, str], source: tuple[str, int]
+    widgets: dict[str, str], source: tuple[str, int], y: int
 ) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
-    """What was drawn, matched with the picture that it was made from, and saved."""
+    """What was drawn, matched with the picture that it was made from, and saved.
+
+    Args:
+        y: of the output that gives that picture.
+    """
     nodes: dict[str, Node] = {
         "match": ("MoSs_MatchPicture", X[4], 570, WIDTHS[4], 110, widgets),
         "save": ("SaveImage", X[4], 760, WIDTHS[4], 340, {"filename_prefix": "MoSs"}),
@@ -440,7 +444,7 @@ def matched(
     links = (
         ("decode", 0, "match", "image"), (*source, "match", "reference"), ("match", 0, "save", "images"),
     )
-    way = [(X[0] + WIDTHS[0] + 12, -86), (X[4] - 44, -86), (X[4] - 44, 610)]
+    way = [(X[0] + WIDTHS[0] + 12, y - 20), (X[0] + WIDTHS[0] + 12, -86), (X[4] - 44, -86), (X[4] - 44, 610)]
     lanes = {**chain(527, "match", "image"), **chain(717, "save", "images"), ("match", "reference"): way}
     return nodes, links, lanes
 
@@ -473,7 +477,9 @@ def pictured(
         nodes["scale"] = ("ImageScale", X[0], 930, WIDTHS[0], 150, size)
         links += (("picture", 0, "scale", "image"),)
         lanes["scale", "image"] = [(305, 895), (-20, 895)]
-    nodes, links, lanes = whole((nodes, links, lanes), moss(), matched(match, (source, 0)))
+        lanes["draft", "image"] = [(X[0] + WIDTHS[0] + 24, 900), (X[0] + WIDTHS[0] + 24, 90)]
+    ending = matched(match, (source, 0), 950 if scaled else 550)
+    nodes, links, lanes = whole((nodes, links, lanes), moss(), ending)
     drawing = f"js/docs/{kind}/picture.png"
     return Graph(nodes, links, (), drawing=drawing, lanes=lanes, models={"load": models})
 
