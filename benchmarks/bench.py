@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,9 @@ from comfy_moss.model.graphs import Graphs
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Schedule, parse_aspect
 from comfy_moss.ops import TORCH, Kernels, choose
-from comfy_moss.pipeline.cost import Cost
-from comfy_moss.pipeline.draft import Recipe, empty_total
-from comfy_moss.pipeline.plan import STAGES, Method, Plan, generate
+from comfy_moss.pipeline.cost import Cost, Stopwatch
+from comfy_moss.pipeline.draft import Recipe, Run, draft_of, empty_total
+from comfy_moss.pipeline.plan import STAGES, Method, Plan, generate, run_pass
 from comfy_moss.request import choose_device
 
 from . import machine
@@ -93,7 +95,7 @@ def check(args: argparse.Namespace) -> Bench:
     methods = parse_methods(args.methods or default_methods(kind.published), kind.published)
     for method in methods.values():
         method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
-    for path in (args.json, args.markdown, args.save and args.save / "result.json"):
+    for path in (args.json, args.markdown, args.profile, args.save and args.save / "result.json"):
         check_writable(path)
     device, dtype = choose_device(args.device, args.precision)
     _check_device(device, args.graphs == "on", kind)
@@ -236,6 +238,68 @@ def refine_launches(backbone: Backbone, recipe: Recipe, variant: Variant) -> int
     return counting.launches[-1]
 
 
+def on_a_gpu(backbone: Backbone, recipe: Recipe, variant: Variant) -> dict[str, Any]:
+    """What a picture asks of a GPU and its driver: launches of the refine pass, waits while its codes are
+    drawn, and with graphs how many passes were recorded and the bytes that takes; None on a CPU.
+    """
+    found: dict[str, Any] = {"refine_launches": refine_launches(backbone, recipe, variant)}
+    part = _part(Undecoded, backbone, variant)
+    found["waits"], _ = machine.count_waits(backbone.device, partial(_codes, part, recipe, variant))
+    if variant.graphs:
+        for _ in range(2):
+            _codes(part, recipe, variant)
+        graphs = part.inner.graphs
+        found |= {"recorded_passes": graphs.recorded, "graph_bytes": graphs.nbytes}
+    return found
+
+
+def _codes(backbone: Undecoded, recipe: Recipe, variant: Variant) -> None:
+    """Draw the codes of a picture; of a plan without what ends it."""
+    if isinstance(variant.method, Plan):
+        plan_of_picture(backbone, recipe, variant.method)
+    else:
+        generate(backbone, recipe, variant.method)
+
+
+def plan_of_picture(backbone: Backbone, recipe: Recipe, plan: Plan) -> None:
+    """The drafted scales and all passes of a plan, left on the device."""
+    fitted, schedule = plan.on(recipe.schedule), recipe.schedule
+    stored = schedule.tokens(0, min(fitted.draft, len(schedule) - 1)) + fitted.room(schedule)
+    with torch.inference_mode():
+        live = Run.begin(backbone, recipe, stored)
+        draft = draft_of(live, fitted.draft)
+        for n, step in enumerate(fitted.passes, start=1):
+            store = n < len(fitted.passes)
+            draft, live, _ = run_pass(live, draft, step, Stopwatch(torch.device("cpu")), store=store)
+
+
+def _decoder(
+    backbone: Backbone, recipe: Recipe, samples: Sequence[Sample], ceilings: Ceilings
+) -> dict[str, float]:
+    """The decoder's operations, and what part of its time they would take at the ceiling."""
+    with torch.device("meta"):
+        codec = deepcopy(backbone.vae).to("meta")
+        total = empty_total(replace(backbone, vae=codec), recipe).to("meta")
+    weight = next(codec.decoder.parameters())
+    flops = machine.count_flops(lambda: codec.decode(total.to(weight)))
+    seconds = spread([sample.seconds for sample in samples])["median"]
+    return {"flops": flops, "roofline_share": flops / ceilings.flops / seconds}
+
+
+def write_profile(setup: Bench, path: Path) -> None:
+    """A trace of one picture by the last of the methods, from its prompt's features to its pixels."""
+    backbone, kind = build_backbone(setup.shape, setup.device, setup.dtype), kind_of(setup.shape)
+    graphs = {"graphs": Graphs()} if setup.graphs else {}
+    backbone = replace(backbone, kernels=setup.kernels, **graphs)
+    text = build_text(setup.shape, setup.device, setup.dtype)()
+    guidance = kind.guidance if setup.guided else Guidance(1.0)
+    recipe = Recipe((text,), None, (0,), setup.schedule, guidance, kind.sampling)
+    method = list(setup.methods.values())[-1]
+    for _ in range(2):  # so that a recorded pass replays in the trace
+        generate(backbone, recipe, method)
+    machine.write_trace(setup.device, partial(generate, backbone, recipe, method), path)
+
+
 # --- the result ---------------------------------------------------------------------------------------------
 
 
@@ -354,7 +418,8 @@ def bench(setup: Bench, say: Say) -> dict[str, Any]:
         "decode_s": spread([sample.seconds for sample in samples[DECODE]]),
         "decode_peak_bytes": peak(samples[DECODE]),
         "methods": [rows.row(variant) for variant in main],
-        "ablation": [rows.row(v) | {"refine_launches": refine_launches(backbone, recipe, v)} for v in extra],
+        "decoder": _decoder(backbone, recipe, samples[DECODE], ceilings),
+        "ablation": [rows.row(v) | on_a_gpu(backbone, recipe, v) for v in extra],
     }
 
 

@@ -112,6 +112,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     options.choice("--cfg", ("on", "off"), "guidance: off = half the rows")
     options.choice("--graphs", ("off", "on"), "run the transformer as CUDA graphs")
     options.path("--markdown", "write the printed tables there as well")
+    options.path("--profile", "measure one picture alone, and write what it does there as a Chrome trace")
     _add_results(options, "performance.md")
 
 
@@ -215,7 +216,12 @@ def _bench(args: argparse.Namespace) -> int:
     if args.tables:
         print(pages.write_performance())
         return 0
-    result = bench.bench(bench.check(args), _say)
+    setup = bench.check(args)
+    if args.profile:
+        bench.write_profile(setup, args.profile)
+        print(f"wrote {args.profile}; open it in chrome://tracing or ui.perfetto.dev")
+        return 0
+    result = bench.bench(setup, _say)
     text = pages.performance(result)
     _tell(args, text, pages.as_json(result), {args.markdown: text.encode()} if args.markdown else {})
     if args.save:

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from comfy_moss.kernels import reference
 from comfy_moss.model.cache import KVCache
-from comfy_moss.ops import TORCH, Kernels, choose
+from comfy_moss.ops import TORCH, Kernels, choose, merged_attention
 
 from .machine import hardware, spread, versions
 
@@ -122,10 +123,27 @@ def attention_cases(
     )
     scales = (torch.arange(shape.tokens, device=shape.device) * 4 // shape.tokens).int()
     rivals = {kind.name: kind.cross_scale_attention for kind in kinds}
+    yield from merging_cases(shape, kinds, segments, q)
     yield Case(
         "cross_scale_attention by scale", TORCH.cross_scale_attention, (q, segments, scales), rivals, moved,
         flops,
     )
+
+
+def merging_cases(
+    shape: Shape, kinds: Sequence[Kernels], segments: Sequence[tuple[Tensor, Tensor]], q: Tensor
+) -> Iterator[Case]:
+    """What merges two parts; on a GPU attention in two parts stands beside the others, too."""
+    parts = [reference.partial_attention(q.float(), k.float(), v.float()) for k, v in segments]
+    args = tuple((out.to(shape.dtype), log_sum) for out, log_sum in parts)
+    rivals = {kind.name: kind.merge_attention for kind in kinds}
+    yield Case("merge_attention", TORCH.merge_attention, args, rivals, 3 * q.nbytes)
+    if shape.device.type == "cuda":
+        merged = partial(merged_attention, merge=kinds[-1].merge_attention)
+        rivals = {"vendor in two parts": merged, "torch, joining": TORCH.cross_scale_attention}
+        flops = 4 * q.numel() * sum(k.shape[2] for k, _ in segments)
+        args, twin = (q, segments), TORCH.cross_scale_attention
+        yield Case("attention in two parts", twin, args, rivals, 4 * q.nbytes, flops)
 
 
 def _tile(sizes: tuple[int, ...]) -> object:
@@ -156,6 +174,26 @@ def norm_cases(shape: Shape, kinds: Sequence[Kernels]) -> Iterator[Case]:
         )
     rivals = {kind.name: kind.gated_add for kind in kinds} | {"addcmul": torch.addcmul}
     yield Case("gated_add", TORCH.gated_add, (x, vectors[:, :, 1], y), rivals, 2 * x.nbytes + y.nbytes)
+
+
+def fused_cases(shape: Shape, kinds: Sequence[Kernels]) -> Iterator[Case]:
+    """The residual add with its norm, the product with GELU, and the codec's norm at 256 x 256 pixels."""
+    width = shape.heads * shape.size
+    x = shape.random(shape.rows, shape.tokens, width, dtype=torch.float32)
+    y, vectors = shape.random(shape.rows, shape.tokens, width), shape.random(shape.rows, 1, 3, width).float()
+    rivals = {kind.name: partial(kind.add_norm, dtype=shape.dtype) for kind in kinds}
+    args = (x, y, vectors[:, :, 0], vectors[:, :, 1], vectors[:, :, 2], True)
+    twin = partial(TORCH.add_norm, dtype=torch.float64)
+    yield Case("add_norm", twin, args, rivals, 2 * x.nbytes + 2 * y.nbytes)
+    weight, bias = shape.random(4 * width, width) / width**0.5, shape.random(4 * width)
+    rivals = {kind.name: kind.linear_gelu for kind in kinds}
+    moved = y.nbytes + weight.nbytes + 4 * y.nbytes
+    yield Case("linear_gelu", TORCH.linear_gelu, (y, weight, bias), rivals, moved, 8 * y.numel() * width)
+    side = 256 if shape.device.type == "cuda" else 16
+    image = shape.random(1, 256, side, side).contiguous(memory_format=torch.channels_last)
+    rivals = {kind.name: kind.group_norm_silu for kind in kinds}
+    args = (image, 32, shape.random(256), shape.random(256))
+    yield Case("group_norm_silu", TORCH.group_norm_silu, args, rivals, 3 * image.nbytes)
 
 
 def errors(case: Case) -> dict[str, float | str]:
@@ -279,7 +317,8 @@ def main() -> int:
         torch.manual_seed(0)
         shape = Shape(args.rows, past, tokens, args.heads, args.head_dim, dtype, device)
         attention = attention_cases(shape, kinds, TILES if args.tune else ())
-        for cases in (rope_cases(shape, kinds), attention, norm_cases(shape, kinds)):
+        rest = (norm_cases(shape, kinds), fused_cases(shape, kinds))
+        for cases in (rope_cases(shape, kinds), attention, *rest):
             for case in cases:
                 for row in measure(case, shape, args.runs):
                     rows.append(row)

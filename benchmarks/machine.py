@@ -8,6 +8,7 @@ import platform
 import random
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,6 +97,41 @@ def count_launches(device: torch.device, call: Callable[[], Result]) -> tuple[in
         result = call()
         torch.cuda.synchronize(device)
     return sum(event.device_type == DeviceType.CUDA for event in trace.events()), result
+
+
+def count_waits(device: torch.device, call: Callable[[], Result]) -> tuple[int | None, Result]:
+    """How often the processor waited for a GPU during a call, as torch tells it, and what the call returned;
+    None elsewhere.
+    """
+    if device.type != "cuda":
+        return None, call()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in told), result
+
+
+def write_trace(device: torch.device, call: Callable[[], object], path: Path) -> None:
+    """Write what a call does, operation by operation, as a trace for chrome://tracing or Perfetto."""
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")]
+    call()  # once unmeasured
+    with profile(activities=activities) as trace:
+        call()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trace.export_chrome_trace(str(path))
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, convolutions and attention in a call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,17 @@ def _conditions(result: Result) -> str:
         + replayed,
         f"- ceilings: {prefixed(ceilings['flops'])}FLOP/s, {prefixed(ceilings['bandwidth'])}B/s "
         f"({ceilings['how']})",
+        *_decoder(result),
         f"- {_checks(result['limits'])}",
     ])
+
+
+def _decoder(result: Result) -> list[str]:
+    """How near the decoder comes to the ceiling; stored results of before lack it."""
+    if not (found := result.get("decoder")):
+        return []
+    seconds, share = result["decode_s"]["median"], 100 * found["roofline_share"]
+    return [f"- decoder: {time(seconds)}, {prefixed(found['flops'])}FLOP, {share:.0f} % of the ceiling"]
 
 
 def _checks(limits: Sequence[Mapping[str, Any]]) -> str:
@@ -238,11 +247,15 @@ def _variants(rows: Sequence[Result]) -> str:
         "of roofline": lambda row: f"{100 * row['roofline_share']:.0f} %",
         "peak memory": lambda row: memory(row["peak_bytes"]),
         "launches in refine": lambda row: str(row["refine_launches"] or "one graph"),
+        "waits": lambda row: str(row["waits"]),
+        "recorded passes": lambda row: str(row.get("recorded_passes", "")),
     }
     if any(row["peak_bytes"] is None for row in rows):
         del columns["peak memory"]
     if all(row.get("refine_launches") is None for row in rows):
         del columns["launches in refine"]
+    if all(row.get("waits") is None for row in rows):
+        del columns["waits"], columns["recorded passes"]
     if any(row["times_as_fast"] is None for row in rows):
         del columns["times as fast"], columns["times as fast, end to end"]
     return table(list(columns.items()), rows)

@@ -22,6 +22,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 
 import torch
@@ -31,14 +32,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from comfy_moss.model.backbone import Backbone, Pass, PositionedText, Step, Text
-from comfy_moss.model.cache import KVCache
-from comfy_moss.model.infinity import InfinityCondition, InfinityTransformer
+from comfy_moss.model.infinity import InfinityBackbone, InfinityTransformer
 from comfy_moss.model.quantize import resample
 from comfy_moss.model.schedule import Positions, make_schedule
-from comfy_moss.model.vae import VAE, decode_in_tiles
+from comfy_moss.model.strips import decode_in_strips
+from comfy_moss.model.tensors import join_biases
+from comfy_moss.model.vae import VAE
 from comfy_moss.ops import TORCH, Kernels, choose
-from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.plan import share_of_dense
+from comfy_moss.pipeline.cost import Stopwatch
+from comfy_moss.pipeline.draft import Recipe, Run, draft_of
+from comfy_moss.pipeline.plan import parse_method, run_pass, share_of_dense
 
 from .bench import DECODE, Variant, calls
 from .machine import hardware, run_rounds, spread, times_as_fast, versions
@@ -54,18 +57,24 @@ LAUNCHES_NOTHING = {"detach", "alias", "empty", "empty_like", "new_empty", "_uns
 # --- the decoder --------------------------------------------------------------------------------------------
 
 
-def _ways(vae: VAE, codes: Tensor) -> dict[str, partial]:
+def _ways(vae: VAE, codes: Tensor, kernels: Kernels) -> dict[str, partial]:
     last = codes.contiguous(memory_format=torch.channels_last)
     return {
-        "contiguous": partial(vae.decode, codes),
-        "channels last": partial(vae.decode, last),
-        "channels last, tiles of 32 cells": partial(decode_in_tiles, vae.decode, last),
+        "contiguous": partial(_clamped, vae.decoder, codes),
+        "channels last": partial(_clamped, vae.decoder, last),
+        "channels last, fused norms": partial(_clamped, vae.decoder, last, kernels),
+        "contiguous, in strips": partial(_clamped, partial(decode_in_strips, vae.decoder), codes),
+        "channels last, in strips": partial(_clamped, partial(decode_in_strips, vae.decoder), last),
     }
+
+
+def _clamped(decode: Callable[..., Tensor], *args: object) -> Tensor:
+    return decode(*args).clamp(-1, 1)
 
 
 @torch.inference_mode()
 def decoder(args: argparse.Namespace) -> None:
-    """Memory format, precision and tiles."""
+    """Memory format, precision, fused norms and strips."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
         vae = VAE(SHAPES["2b"].codec)
@@ -75,7 +84,8 @@ def decoder(args: argparse.Namespace) -> None:
     exact = vae.decode(codes)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     ways = {
-        name: partial(_error, call, exact) for name, call in _ways(vae.to(dtype), codes.to(dtype)).items()
+        name: partial(_error, call, exact)
+        for name, call in _ways(vae.to(dtype), codes.to(dtype), choose("auto", device)[0]).items()
     }
     _facts(device, pixels=args.cells * CELL, dtype=dtype)
     for name, rows in run_rounds(device, ways, args.runs or 3, 1, _say).items():
@@ -175,34 +185,62 @@ def fused(launches: Launches) -> Kernels:
     ) -> Tensor:
         return torch.empty_like(x, dtype=dtype)
 
+    def added(x: Tensor, *args: object) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x), torch.empty_like(x, dtype=args[5])
+
     def roped(qkv: Tensor, *_: object) -> tuple[Tensor, ...]:
         return tuple(qkv.permute(2, 0, 3, 1, 4))
 
+    def widened(x: Tensor, weight: Tensor, _bias: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], len(weight))
+
     results = {
-        "cosine_rope2d": roped, "cross_scale_attention": like, "modulated_norm": normed, "affine_norm": normed
+        "cosine_rope2d": roped, "modulated_norm": normed, "affine_norm": normed, "add_norm": added,
+        "linear_gelu": widened,
     }
-    return Kernels(
-        "fused", **{name: once(name, result) for name, result in (results | {"gated_add": like}).items()}
-    )
+    names = [field.name for field in fields(Kernels) if field.name != "name"]
+    return Kernels("fused", **{name: once(name, results.get(name, like)) for name in names})
+
+
+def backbone_on_meta(kernels: Kernels = TORCH) -> InfinityBackbone:
+    """Infinity-2B on the meta device, where nothing is computed."""
+    config = SHAPES["2b"]
+    with torch.device("meta"):
+        transformer, vae = InfinityTransformer(config.transformer), VAE(config.codec)
+    transformer.blocks.to(torch.bfloat16)
+    join_biases(transformer)
+    return InfinityBackbone(transformer, vae.to(torch.bfloat16), "2b on meta", kernels=kernels)
 
 
 @torch.inference_mode()
 def count(kernels: Callable[[Launches], Kernels]) -> Counter[str]:
-    """Launches of all blocks in one refine step."""
-    config = SHAPES["2b"].transformer
-    with torch.device("meta"):
-        model = InfinityTransformer(config)
-        model.blocks.to(torch.bfloat16)
-        kv = (torch.empty(2, config.heads, TEXT, config.head_dim, dtype=torch.bfloat16),) * 2
-        pooled = torch.empty(2, config.width)
-        condition = InfinityCondition(pooled, torch.empty(2, 6, config.width), (kv,) * config.depth, None, 1)
-        cache = KVCache([PAST] * config.depth, 2, config.heads, config.head_dim, torch.bfloat16, "meta")
-        cache.lengths = [PAST] * config.depth
-        x, angles = torch.empty(2, TOKENS, config.width), torch.empty(1, TOKENS, config.head_dim // 2)
-        launches = Launches()
-        step = Step(Positions.of_scale(SCHEDULE, 0), SCHEDULE, condition, cache=cache)
-        with OneAttention(launches), launches:
-            model(x, Pass(step, angles, angles, kernels=kernels(launches)))
+    """Launches of all blocks in one refine pass."""
+    launches = Launches()
+    backbone = backbone_on_meta(kernels(launches))
+    config = backbone.transformer.config
+    condition = backbone.condition([torch.empty(TEXT, config.text_width)], None, True, SCHEDULE)
+    cache = backbone.new_cache(condition, PAST)
+    cache.lengths = [PAST] * config.depth
+    sizes = (2, TOKENS, config.width), (1, TOKENS, config.head_dim // 2)
+    x, angles = (torch.empty(size, device="meta") for size in sizes)
+    step = Step(Positions.of_scale(SCHEDULE, 0, "meta"), SCHEDULE, condition, cache=cache)
+    with OneAttention(launches), launches:
+        backbone.transformer(x, Pass(step, angles, angles, kernels=backbone.kernels))
+    return launches.counts
+
+
+@torch.inference_mode()
+def count_picture(kernels: Callable[[Launches], Kernels], method: str) -> Counter[str]:
+    """Launches of drawing a picture's codes: prompts, every pass and what lies around them; no codec."""
+    launches = Launches()
+    backbone = backbone_on_meta(kernels(launches))
+    recipe = Recipe((torch.empty(TEXT, 2048),), None, (0,), SCHEDULE)
+    plan = parse_method(method).on(SCHEDULE)
+    with OneAttention(launches), launches:
+        live = Run.begin(backbone, recipe, SCHEDULE.tokens(0, min(plan.draft, len(SCHEDULE) - 1)))
+        draft = draft_of(live, plan.draft)
+        for step in plan.passes:
+            draft, live, _ = run_pass(live, draft, step, Stopwatch(torch.device("cpu")))
     return launches.counts
 
 
@@ -213,6 +251,8 @@ def launches(_args: argparse.Namespace) -> None:
         counts = count(kernels)
         parts = ", ".join(f"{operation} {number / layers:g}" for operation, number in counts.most_common())
         sys.stdout.write(f"{name}: {counts.total()} launches, a layer {counts.total() / layers:g}: {parts}\n")
+        for method in ("dense", "moss5"):
+            sys.stdout.write(f"{name}: {count_picture(kernels, method).total()} in all codes by {method}\n")
 
 
 # --- the program --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from comfy_moss.model.nsarm import HEADS, SIDE, EnlargeBackbone, EnlargeTransfor
 from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.model.schedule import Grid, Schedule, make_schedule, square_schedule
+from comfy_moss.model.tensors import join_biases
 from comfy_moss.model.text import PromptEncoder, TextEncoder, empty_qwen, with_positions
 from comfy_moss.model.vae import VAE, Tokenizer, VAEConfig
 from comfy_moss.model.varedit import EditBackbone
@@ -321,6 +322,7 @@ def fill_at_random(model: nn.Module, device: torch.device, seed: int) -> nn.Modu
         matrix = parameter.dim() > 1 and name.endswith("weight")
         spread = 1 / math.sqrt(parameter[0].numel()) if matrix else 0.3
         parameter.normal_(_centre(name, parameter), spread, generator=generator)
+    join_biases(model)
     return model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from comfy_moss.images import write_files
 from comfy_moss.model.backbone import PAPER, Backbone, Published
+from comfy_moss.model.graphs import with_graphs
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.plan import Method, Plan, parse_method, parse_plan
@@ -113,6 +114,7 @@ def load(checked: Checked, prompts: Sequence[str]) -> Studio:
     unique = list(dict.fromkeys([*prompts, *([checked.request.negative] if negative else [])]))
     features = dict(zip(unique, files.load_text(*place).encode(unique), strict=True))
     backbone = replace(files.load(*place), kernels=choose("auto", checked.device)[0])
+    backbone, _ = with_graphs(backbone, checked.device)
     return Studio(checked, backbone, features, features[checked.request.negative] if negative else None)
 
 

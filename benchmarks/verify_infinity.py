@@ -102,8 +102,10 @@ class Probe(InfinityBackbone):
             for scale, part in parts:
                 self.comparison.check(f"s{scale:02d}.blk0_{name}", hidden[:, part], HIDDEN, relative=True)
 
-        for name, module in {"sa": block.sa, "ca": block.ca, "ffn": block.ffn, "out": block}.items():
+        for name, module in {"sa": block.sa, "ca": block.ca, "ffn": block.ffn}.items():
             hooks.add(module.register_forward_hook(lambda _m, _i, out, name=name: check(name, out)))
+        # the block leaves its last update to the next one's norm
+        hooks.add(block.register_forward_hook(lambda _m, args, out: check("out", args[3].added(*out))))
         hooks.add(block.register_forward_pre_hook(lambda _m, args: check("in", args[0])))
         return hooks
 
@@ -172,18 +174,20 @@ def check_text(comparison: Comparison, backbone: InfinityBackbone, recipe: Recip
     """Text conditioning: rows of all prompts, then of the unconditional ones, padding left out."""
     model, kept = backbone.transformer, {}
     hooks = Hooks()
-    for name, module in (("text_norm", model.text_norm), ("text_ca", model.text_proj_for_ca)):
+    for name, module in (
+        ("text_norm", model.text_norm), ("text_ca", model.text_proj_for_ca), ("gss", model.shared_ada_lin)
+    ):
         hooks.add(module.register_forward_hook(lambda _m, _i, out, name=name: kept.update({name: out})))
     with hooks:
         condition = recipe.condition(backbone)
     lengths = [_length(text) for text in recipe.text]
     lengths += [_length(text) for text in recipe.negative or recipe.text] if condition.guided else []
+    comparison.check("gss", kept.pop("gss"), HIDDEN, relative=True)
     for name, padded in kept.items():
         comparison.check(
             name, torch.cat([row[:n] for row, n in zip(padded, lengths, strict=True)]), HIDDEN, relative=True
         )
     comparison.check("sos", condition.pooled, HIDDEN, relative=True)
-    comparison.check("gss", condition.modulation, HIDDEN, relative=True)
 
 
 def _length(text: Text) -> int:

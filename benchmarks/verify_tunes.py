@@ -94,12 +94,14 @@ class EditProbe(Probe, EditBackbone):
             found = found[: len(self.comparison.expected.get(name, found))]  # equal rows are stored once
             self.comparison.check(name, found, HIDDEN, relative=True)
 
-        for name, module in {"sa": block.sa, "ca": block.ca, "ffn": block.ffn, "out": block}.items():
+        for name, module in {"sa": block.sa, "ca": block.ca, "ffn": block.ffn}.items():
             hook = lambda _m, _i, out, name=name: check(f"src.blk0_{name}", out)  # noqa: E731
             hooks.add(module.register_forward_hook(hook))
         hooks.add(block.register_forward_pre_hook(lambda _m, args: check("src.blk0_in", args[0])))
-        last = self.transformer.blocks[-1]
-        hooks.add(last.register_forward_hook(lambda _m, _i, out: check("src.last", out)))
+        # a block leaves its last update to whoever comes next
+        for name, part in {"src.blk0_out": block, "src.last": self.transformer.blocks[-1]}.items():
+            hook = lambda _m, args, out, name=name: check(name, args[3].added(*out))  # noqa: E731
+            hooks.add(part.register_forward_hook(hook))
         return hooks
 
     def forward(self, tokens: Tensor | None, step: Step) -> Tensor:

@@ -212,6 +212,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--maps", type=_path, metavar="DIR",
         help="also write draft, frequency, dispatch, every scale and a poster there",
     )
+    add("--tiny", action="store_true", help="decode with the codec's tiny decoder: quicker, and not as well")
     add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
 
 

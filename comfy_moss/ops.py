@@ -6,6 +6,7 @@ Nothing is probed when this file is imported; `choose` is asked once, and its an
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import reference
+from .kernels import reference, vendor
 from .kernels.reference import Segment, modulated_norm
 
 __all__ = [
-    "BACKENDS", "TORCH", "Kernels", "Segment", "area_mean", "choose", "modulated_norm", "triton_kernels",
+    "BACKENDS", "TORCH", "Kernels", "Segment", "area_mean", "choose", "merged_attention", "modulated_norm",
+    "triton_kernels",
 ]
 
 BACKENDS = ("auto", "torch", "triton")
-FEW_QUERIES = 512  # below, copying the cache costs Hopper's vendor attention more than Triton's products do
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Kernels:
     modulated_norm: Callable[..., Tensor]
     affine_norm: Callable[..., Tensor]
     gated_add: Callable[..., Tensor]
+    add_norm: Callable[..., tuple[Tensor, Tensor]]
+    linear_gelu: Callable[..., Tensor]
+    merge_attention: Callable[..., Tensor]
+    group_norm_silu: Callable[..., Tensor]
 
 
 TORCH = Kernels(
@@ -43,6 +49,10 @@ TORCH = Kernels(
     reference.modulated_norm,
     reference.affine_norm,
     reference.gated_add,
+    reference.add_norm,
+    reference.linear_gelu,
+    reference.merge_attention,
+    reference.group_norm_silu,
 )
 
 
@@ -91,8 +101,11 @@ def choose(backend: str, device: torch.device | str) -> tuple[Kernels, str]:
     import triton
 
     kernels = triton_kernels()
+    if _gelu_works(device):
+        kernels = replace(kernels, linear_gelu=vendor.linear_gelu)
     if backend == "auto":
-        kernels = replace(kernels, name="auto", cross_scale_attention=_faster_attention(kernels, device))
+        merges = torch.cuda.get_device_capability(device)[0] in (9, 10) and _merging_works(kernels, device)
+        kernels = replace(kernels, name="auto", cross_scale_attention=_faster_attention(kernels, merges))
     return kernels, f"triton {triton.__version__} on {torch.cuda.get_device_name(device)}"
 
 
@@ -105,9 +118,11 @@ def _obstacle(device: torch.device) -> str | None:
         return f"{torch.cuda.get_device_name(device)} is no NVIDIA card of the RTX 30 series, A100 or newer"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    try:  # an installed Triton may still lack a compiler: run the smallest kernel once
-        one = torch.ones(1, 1, 32, device=device)
-        triton_kernels().gated_add(one, one, one)
+    try:  # an installed Triton may still lack a compiler, or break on products: run a small kernel with one
+        part = torch.ones(1, 1, 16, 32, device=device).half()
+        found = triton_kernels().cross_scale_attention(part, ((part, part), (part, part)))
+        if not bool((found == 1).all()):
+            return "triton is installed but computes wrong numbers"
     except Exception as error:  # of any library on the way
         reason = str(error).strip().partition("\n")[0]
         return f"triton is installed but does not work ({type(error).__name__}: {reason})"
@@ -120,7 +135,7 @@ def triton_kernels() -> Kernels:
     Raises:
         ImportError: triton is not installed.
     """
-    from .kernels import cross_scale_attention, modulated_norm, rope2d
+    from .kernels import cross_scale_attention, group_norm, modulated_norm, rope2d
 
     return Kernels(
         "triton",
@@ -129,35 +144,75 @@ def triton_kernels() -> Kernels:
         modulated_norm.modulated_norm,
         modulated_norm.affine_norm,
         modulated_norm.gated_add,
+        modulated_norm.add_norm,
+        reference.linear_gelu,  # no Triton: see vendor.linear_gelu
+        cross_scale_attention.merge_attention,
+        group_norm.group_norm_silu,
     )
 
 
-def _faster_attention(kernels: Kernels, device: torch.device) -> Callable[..., Tensor]:
-    """Attention that takes, at each call, torch's own or Triton's by `_triton_is_faster`."""
-    slow_triton = torch.cuda.get_device_capability(device)[0] in (9, 10)
+def _faster_attention(kernels: Kernels, merges: bool) -> Callable[..., Tensor]:
+    """Attention that takes, at each call, torch's own, the vendor's in two parts, or Triton's.
+
+    In float32, and on one segment, torch's own wins.  Two segments it would have to join first, which
+    copies the whole cache.  Instead, Triton reads both where they lie; but on Hopper and B200 its products
+    take about 1.5 times as long as the vendor's, so there the vendor is called on the cache and on the new
+    tokens, and both results are merged by their log-sum-exp.  Where tokens see their own scale alone (SA),
+    Triton hides the others for nothing, while a mask bars torch from its fast kernels.  A rule by
+    arithmetic, not yet measured (`benchmarks/kernels.py` will tell).
+
+    Args:
+        merges: the vendor's products are so much faster here, and its log-sum-exp is there.
+    """
 
     def attend(
         q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0
     ) -> Tensor:
-        faster = _triton_is_faster(q, segments, visible, slow_triton)
-        return (kernels if faster else TORCH).cross_scale_attention(q, segments, visible, scale)
+        if q.dtype == torch.float32 or (len(segments) == 1 and visible is None):
+            return TORCH.cross_scale_attention(q, segments, visible, scale)
+        if merges and visible is None:
+            return merged_attention(q, segments, kernels.merge_attention, scale)
+        return kernels.cross_scale_attention(q, segments, visible, scale)
 
     return attend
 
 
-def _triton_is_faster(
-    q: Tensor, segments: Sequence[Segment], visible: Tensor | None, slow_triton: bool
-) -> bool:
-    """Whether Triton's attention wins: a rule by arithmetic, not yet measured (`benchmarks/kernels.py` will
-    tell).
+def merged_attention(
+    q: Tensor, segments: Sequence[Segment], merge: Callable[..., Tensor], scale: float = 1.0
+) -> Tensor:
+    """reference.cross_scale_attention of two segments without `visible`, by the vendor's kernel on each."""
+    first, second = (vendor.partial_attention(q, k, v, scale) for k, v in segments)
+    return merge(first, second)
 
-    On one segment the vendor's kernels win.  On two, torch first copies all keys and values: 8 bytes moved
-    for each of their tokens and channels, against 4 N operations of attention.  At F FLOP/s and W bytes/s the
-    copy takes 2 F / (N W) of attention's own time: 250 / N on an H200 (600 T, 4.8 T), 320 / N on an RTX 4090
-    (160 T, 1 T).  Triton copies nothing, but its products take about 1.5 times as long as the vendor's on
-    Hopper and B200 (`slow_triton`), and hardly longer elsewhere.  Scales as a mask cost Triton nothing and
-    bar torch from its fast kernels.  In float32 the vendor's win.
-    """
-    if q.dtype == torch.float32 or len(segments) == 1:
+
+def _gelu_works(device: torch.device) -> bool:
+    """Whether the vendor's product with GELU is there, and applies the tanh form."""
+    x = torch.linspace(-4, 4, 64, device=device).half()[:, None] * torch.eye(64, device=device).half()
+    weight, bias = torch.eye(64, device=device).half(), torch.zeros(64, device=device).half()
+    try:
+        off = (vendor.linear_gelu(x, weight, bias) - reference.linear_gelu(x, weight, bias)).float().abs()
+    except Exception as error:  # of any library on the way
+        log.debug(f"the vendor's product with GELU does not run: {error}")
         return False
-    return visible is not None or not slow_triton or q.shape[2] <= FEW_QUERIES
+    return bool((off <= 1e-4 + 2e-3 * x.float().clamp_min(0)).all())  # the other form is off by 5e-4 below 0
+
+
+def _merging_works(kernels: Kernels, device: torch.device) -> bool:
+    """Whether the vendor's operation is there and says what it is taken to say, by a small example."""
+    q, *parts = torch.linspace(-2, 2, 5 * 16 * 64, device=device).view(5, 1, 1, 16, 64).sin().bfloat16()
+    segments = ((parts[0], parts[1]), (parts[2], parts[3]))
+    return _agrees(lambda: merged_attention(q, segments, kernels.merge_attention), q, segments)
+
+
+def _agrees(attend: Callable[[], Tensor], q: Tensor, segments: Sequence[Segment]) -> bool:
+    """Whether an attention runs and gives what the definition gives, as far as half precision goes."""
+    try:
+        ours, right = attend().float(), TORCH.cross_scale_attention(q.float(), _in_float(segments))
+    except Exception as error:  # of any library on the way
+        log.debug(f"an attention kernel does not run: {error}")
+        return False
+    return bool((ours - right).abs().max() < 0.05)
+
+
+def _in_float(segments: Sequence[Segment]) -> list[Segment]:
+    return [(k.float(), v.float()) for k, v in segments]

@@ -23,9 +23,17 @@ from .editing import Input, picture_options, read_input, remembered, source_of
 from .images import check_writable, png, to_image, write_files
 from .model.backbone import Backbone, Published
 from .model.catalog import default_roots
+from .model.graphs import with_graphs
 from .model.library import ModelFiles, find_model
 from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
 from .model.schedule import Schedule, parse_aspect
+from .model.tiny_decoder import (
+    FOLDER,
+    TinyDecoder,
+    find_tiny_decoder,
+    load_tiny_decoder,
+    tiny_decoder_name,
+)
 from .ops import choose
 from .pipeline.budget import Offer, check_budget, offers, plan_for, plan_within
 from .pipeline.draft import Recipe
@@ -45,6 +53,7 @@ class Request:
         pixels: image area, a key of `schedule.PRESETS`.
         cfg, tau: one number or one a scale.
         strength: factor on what refine passes add, in [0, 1]; window: side of the frequency window.
+        tiny: decode with the codec's tiny decoder, quicker and not as well.
         no_cssa, no_refine_guidance: refine passes without cross-scale attention, without guidance.
         picture, mask: files of the picture to start from and of what may change in it; mode, fit: see
             `editing`.
@@ -87,6 +96,7 @@ class Request:
     sha256: Sequence[str] = ()
     output: Path | None = None
     maps: Path | None = None
+    tiny: bool = False
 
     @classmethod
     def of(cls, options: object, **changes: Any) -> Request:
@@ -300,6 +310,9 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
     del encoder
     backbone = files.load(checked.device, checked.dtype)
     backbone = replace(backbone, kernels=choose("auto", checked.device)[0])
+    backbone, _ = with_graphs(backbone, checked.device)
+    if request.tiny:
+        backbone = replace(backbone, tiny=_tiny_decoder(checked, backbone))
     denied = tuple(others) * request.batch or None
     recipe = Recipe(
         (text,) * request.batch, denied, request.seeds, checked.schedule, checked.guidance, checked.sampling
@@ -310,6 +323,23 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
     start = time.perf_counter()
     source = source_of(checked.given, request, backbone, checked.schedule, drafted(checked), before)
     return backbone, replace(recipe, source=source), seconds | {"encode": time.perf_counter() - start}
+
+
+def _tiny_decoder(checked: Checked, backbone: Backbone) -> TinyDecoder:
+    """The tiny decoder of the model's codec, on the device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    roots = [*checked.request.models, *default_roots()]
+    path = find_tiny_decoder(checked.files.vae, [Path(root) / FOLDER for root in roots])
+    if path is None:
+        name = tiny_decoder_name(checked.files.vae)
+        raise ValueError(
+            f"{name}.safetensors was not found in a folder {FOLDER} of the models folders; make it with "
+            "training/tiny_decoder.py, or leave --tiny out"
+        )
+    return load_tiny_decoder(path, backbone.channels, backbone.stride).to(checked.device)
 
 
 def drafted(checked: Checked) -> int:
@@ -414,7 +444,8 @@ def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]
     request, given = checked.request, checked.given
     aspect = f"{given.image.shape[2]}:{given.image.shape[1]}" if given else request.aspect
     drawn_from = {"edit": remembered(given, request)} if given else {}
-    return drawn_from | {
+    decoder = {"decoder": "tiny"} if request.tiny else {}
+    return drawn_from | decoder | {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
         "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": aspect,
         "pixels": checked.pixels, "model": Path(checked.files.name).name, "model_id": backbone.model_id,
@@ -455,6 +486,7 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
         texts.insert(0, picture)
     told = {name: recipe.get(name) for name in names} | chosen
     options = [f"--{name}={_typed(value)}" for name, value in told.items() if value is not None]
+    options += ["--tiny"] * (recipe.get("decoder") == "tiny")
     if plan:
         return [command, f"--plan={plan}", *options, "--", *texts]
     switches = ["--no-cssa"] * (not recipe.get("cssa", True))

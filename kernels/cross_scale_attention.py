@@ -18,6 +18,8 @@ from torch import Tensor
 from . import reference
 from .reference import Segment
 
+MERGED = 16  # tokens of one head that a program merges
+
 
 class Tile(NamedTuple):
     """How the work is cut: a program's queries, keys read at a time, warps, and loads under way at once."""
@@ -72,6 +74,22 @@ def cross_scale_attention(
     return out
 
 
+def merge_attention(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """See reference.merge_attention.  Results of any strides with their last axis contiguous; the
+    log-sum-exps contiguous.
+    """
+    (a, log_a), (b, log_b) = first, second
+    rows, heads, tokens, size = a.shape
+    out = torch.empty(rows, tokens, heads, size, dtype=a.dtype, device=a.device).transpose(1, 2)
+    with torch.cuda.device_of(a):
+        _merge_attention[(triton.cdiv(tokens, MERGED), rows * heads)](
+            a, log_a.contiguous(), b, log_b.contiguous(), out, tokens, heads,
+            *a.stride()[:3], *b.stride()[:3], *out.stride()[:3],
+            D=size, CHANNELS=triton.next_power_of_2(size), TOKENS=MERGED, num_warps=4,
+        )
+    return out
+
+
 def _split(segment: Segment, tokens: int) -> tuple[Segment, Segment]:
     """One segment as two: what came before, and the last `tokens` tokens.  Views."""
     k, v = segment
@@ -109,6 +127,28 @@ def _cross_scale_attention(
     )
     at = out + row * out_row + head * out_head + token[:, None].to(tl.int64) * out_token + channel
     tl.store(at, (mean / total[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _merge_attention(
+    a, log_a, b, log_b, out, tokens, heads, a_row, a_head, a_token, b_row, b_head, b_token,
+    out_row, out_head, out_token, D: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr,
+):
+    row, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.arange(0, CHANNELS)[None, :]
+    inside = token < tokens
+    mask = inside[:, None] & (channel < D)
+    at = tl.program_id(1).to(tl.int64) * tokens + token
+    difference = tl.load(log_b + at, mask=inside, other=0.0) - tl.load(log_a + at, mask=inside, other=0.0)
+    fall = tl.exp(-tl.abs(difference))
+    share = (tl.where(difference >= 0, 1.0, fall) / (1 + fall))[:, None]  # sigmoid, which cannot overflow
+    place = token[:, None].to(tl.int64)
+    first = tl.load(a + row * a_row + head * a_head + place * a_token + channel, mask=mask, other=0.0)
+    second = tl.load(b + row * b_row + head * b_head + place * b_token + channel, mask=mask, other=0.0)
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    merged = (first + share * (second - first)).to(out.dtype.element_ty)
+    tl.store(out + row * out_row + head * out_head + place * out_token + channel, merged, mask=mask)
 
 
 @triton.jit

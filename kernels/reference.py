@@ -82,6 +82,23 @@ def cross_scale_attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
 
 
+def partial_attention(q: Tensor, k: Tensor, v: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys (R, H, M, D): the result (R, H, N, D), and the logarithm of the sum of
+    the exponentials of each query's scores (R, H, N), by which such parts are merged.
+    """
+    scores = (q @ k.transpose(-1, -2)) * scale
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+def merge_attention(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over the keys of two parts, from each part's result and log-sum-exp: (R, H, N, D) in the
+    results' dtype.
+    """
+    (a, log_a), (b, log_b) = first, second
+    share = torch.sigmoid(_float(log_b) - _float(log_a))[..., None]  # of the second part
+    return (_float(a) + share * (_float(b) - _float(a))).to(a.dtype)
+
+
 def modulated_norm(
     x: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
 ) -> Tensor:
@@ -96,6 +113,35 @@ def affine_norm(
 ) -> Tensor:
     """LayerNorm in x's precision, whatever the weights': x (R, N, C), both (C,) -> dtype (None: x's)."""
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps).to(dtype or x.dtype)
+
+
+def add_norm(
+    x: Tensor, update: Tensor, gamma: Tensor | None, gain: Tensor, shift: Tensor, modulated: bool,
+    dtype: torch.dtype | None = None, eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Add a residual branch's update, and norm the sum for the next branch.
+
+    Args:
+        x: (R, N, C), the residual stream; update: (R, N, C), maybe of a lower precision.
+        gamma: (R, 1, C) factor on the update; None = 1.
+        gain, shift: of `modulated_norm` if modulated, else of `affine_norm`.
+
+    Returns:
+        x + gamma * update in x's dtype, and its norm in `dtype` (None: x's).
+    """
+    x = x + update if gamma is None else gated_add(x, gamma, update)
+    norm = modulated_norm if modulated else affine_norm
+    return x, norm(x, gain, shift, dtype, eps)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (..., C) through a linear map (D, C) and GELU in its tanh form: (..., D)."""
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """GroupNorm, then SiLU: x (B, C, H, W), weight and bias (C,) -> x's shape and dtype."""
+    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=True)
 
 
 def gated_add(x: Tensor, gamma: Tensor, y: Tensor) -> Tensor:

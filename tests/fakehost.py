@@ -301,7 +301,9 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "comfy.model_patcher": {"ModelPatcher": Patcher},
         "comfy.patcher_extension": {"CallbacksMP": SimpleNamespace(ON_DETACH="detach")},
         "comfy.sd": {"CLIP": CLIP, "VAE": VAE, "__file__": str(host.models.parent / "comfy" / "sd.py")},
-        "comfy.cli_args": {"LatentPreviewMethod": SimpleNamespace(NoPreviews="none"), "args": host.args},
+        "comfy.cli_args": {
+            "LatentPreviewMethod": SimpleNamespace(NoPreviews="none", TAESD="taesd"), "args": host.args
+        },
         "comfy.utils": {"ProgressBar": ProgressBar},
         "comfy.hooks": {"EnumHookMode": SimpleNamespace(MinVram="minvram")},
     }
@@ -310,7 +312,7 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
 def _folders(models: Path) -> dict[str, Any]:
     """The host's folder_paths.  Listings are made anew at each call, where the host keeps them."""
     weights = {".safetensors", ".pth", ".pt", ".bin"}
-    known = {name: ([str(models / name)], weights) for name in ("vae", "text_encoders")}
+    known = {name: ([str(models / name)], weights) for name in ("vae", "text_encoders", "vae_approx")}
 
     def add(name: str, folder: str, is_default: bool = False) -> None:
         known.setdefault(name, ([], set()))[0].insert(0, folder)

@@ -279,7 +279,7 @@ def test_ceilings_are_the_fastest_of_several_runs(monkeypatch: pytest.MonkeyPatc
 def test_drawing_is_timed_without_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_backbone()
     decoded: list[int] = []
-    monkeypatch.setattr(VAE, "decode", lambda _self, total: decoded.append(1) or total)
+    monkeypatch.setattr(VAE, "decode", lambda _self, total, *_: decoded.append(1) or total)
     recipe = Recipe((torch.randn(3, 32),), None, (0,), SCHEDULE)
     variant = Variant("moss2", parse_method("moss2"), ops.TORCH)
     made = bench.calls(backbone, recipe, [variant])

@@ -10,14 +10,16 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import TINY, tiny_backbone
+from hart_builders import SCHEDULE as HART_SCHEDULE
+from hart_builders import prompt, tiny_hart_backbone
 from torch import Tensor
 
 from comfy_moss.model import graphs as graphs_module
-from comfy_moss.model.backbone import Pass, Step
-from comfy_moss.model.graphs import Graphs, Replay
+from comfy_moss.model.backbone import HART, Pass, Step
+from comfy_moss.model.graphs import Graphs, Replay, graphs_for, with_graphs
 from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.rope import rotation
-from comfy_moss.model.sampling import Guidance
+from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.model.schedule import Positions, make_schedule
 from comfy_moss.ops import choose
 from comfy_moss.pipeline.draft import Recipe, draw_draft
@@ -57,7 +59,7 @@ def plain() -> InfinityBackbone:
 
 @pytest.fixture
 def graphed(plain: InfinityBackbone, recorder: Recorder) -> InfinityBackbone:
-    return replace(plain, graphs=Graphs(recorder))
+    return replace(plain, graphs=Graphs(lambda: recorder))
 
 
 def _recipe(seed: int = 0, words: Sequence[int] = (5,), guidance: Guidance = Guidance()) -> Recipe:
@@ -115,7 +117,7 @@ def test_drafts_keep_their_caches_while_others_are_drawn(plain, graphed) -> None
 
 
 def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain, recorder) -> None:
-    condition, graphs, model = _recipe().condition(plain), Graphs(recorder), plain.transformer
+    condition, graphs, model = _recipe().condition(plain), Graphs(lambda: recorder), plain.transformer
     step = Step(Positions.of_scale(SCHEDULE, 2), SCHEDULE, condition)
     tables = rotation(step.positions, SCHEDULE, TINY.head_dim)
     pairs = []
@@ -128,8 +130,7 @@ def test_passes_of_one_size_at_several_lengths_of_the_cache_are_told_apart(plain
         parts = [torch.randn(2, tables[0].shape[1], TINY.width, generator=generator) for _ in range(3)]
         nows = [Pass(replace(step, cache=cache, store=True), *tables) for cache in caches]
         for x in parts:
-            replayed = graphs.replay(model, x, nows[0])
-            pairs.append((model(x, nows[0]) if replayed is None else replayed, model(x, nows[1])))
+            pairs.append((graphs.run(model, x, nows[0]), model(x, nows[1])))
         del caches, nows
     # at the end: a later replay must not write into an earlier result
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -162,7 +163,7 @@ def test_what_cannot_be_recorded_runs_as_usual_and_says_so(plain, caplog) -> Non
     def refuse(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing\nlong trace")
 
-    model = replace(plain, graphs=Graphs(refuse))
+    model = replace(plain, graphs=Graphs(lambda: refuse))
     for seed in range(2):
         assert torch.equal(_drawn(model, _recipe(seed)), _drawn(plain, _recipe(seed)))
     assert "not permitted when stream is capturing" in caplog.text and "long trace" not in caplog.text
@@ -170,12 +171,111 @@ def test_what_cannot_be_recorded_runs_as_usual_and_says_so(plain, caplog) -> Non
 
 def test_the_recording_not_used_for_longest_is_let_go(plain, recorder, monkeypatch) -> None:
     monkeypatch.setattr(graphs_module, "MOST", PASSES)
-    model = replace(plain, graphs=Graphs(recorder))
+    model = replace(plain, graphs=Graphs(lambda: recorder))
     for seed in range(2):
         _drawn(model, _recipe(seed))
-    _drawn(model, _recipe(2, words=(6,)))  # as many other passes push the first ones out
+    _drawn(model, _recipe(2, words=(40,)))  # as many other passes push the first ones out
     _drawn(model, _recipe(3))
     assert recorder.recorded == recorder.replayed == PASSES
+
+
+def test_a_prompt_of_another_length_replays_and_draws_what_it_draws_alone(plain, graphed, recorder) -> None:
+    for seed, words in enumerate([(5,), (5,), (9,), (31,), (1,)]):
+        recipe = _recipe(seed, words)
+        assert torch.equal(_drawn(graphed, recipe), _drawn(plain, recipe))
+    assert recorder.recorded == PASSES and recorder.replayed == 4 * PASSES
+
+
+def test_padding_is_masked_exactly(plain) -> None:
+    """In float64 attention over padded text is attention over the text, to the last bit that addition
+    leaves.
+    """
+    text, model = [torch.randn(5, 32), torch.randn(7, 32)], plain.transformer
+    bare, padded = (model.condition(text, None, True, multiple) for multiple in (1, 32))
+    assert padded.text[0][0].shape[2] == 32 and bare.text[0][0].shape[2] == 7
+    assert torch.allclose(bare.pooled, padded.pooled, rtol=0, atol=1e-6)
+    q = torch.randn(4, 2, 6, 16, dtype=torch.float64)
+    results = []
+    for condition in (bare, padded):
+        k, v = (part.double() for part in condition.text[0])
+        mask = condition.text_mask
+        mask = mask if mask.dtype == torch.bool else mask.double()
+        results.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    assert (results[0] - results[1]).abs().max() < 1e-12
+
+
+def test_text_is_copied_once_a_picture(plain, graphed, monkeypatch) -> None:
+    for seed in range(2):
+        _drawn(graphed, _recipe(seed))
+    copied, copy = [], torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, of: (copied.append(len(of)), copy(to, of))[1])
+    _drawn(graphed, _recipe(2))
+    # text, its mask, and three vectors of the prompts
+    assert max(copied) == 3 + 2 * plain.depth + 1 and copied.count(max(copied)) == 1
+    assert sorted(copied)[:-1] == [3] * PASSES  # tokens and rotations
+
+
+def test_a_pass_that_cannot_be_recorded_is_tried_once(plain) -> None:
+    tries = []
+
+    def refuse(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        tries.append(work)
+        raise RuntimeError("not now")
+
+    model = replace(plain, graphs=Graphs(lambda: refuse))
+    for seed in range(4):
+        _drawn(model, _recipe(seed))
+    assert len(tries) == PASSES
+
+
+def test_a_smaller_picture_keeps_the_recordings_and_a_larger_one_starts_anew(graphed, recorder) -> None:
+    for method in ("draft-1", "draft-1", "moss2", "moss2", "draft-1"):
+        _drawn(graphed, _recipe(1), method)
+    # the draft's passes serve moss2, which adds its refine pass
+    assert recorder.recorded == len(SCHEDULE) - 1 + 1
+
+
+def test_recordings_that_hold_too_much_start_anew(plain, recorder, monkeypatch, caplog) -> None:
+    recorder.nbytes = graphs_module.MOST_BYTES + 1
+    made = []
+    model = replace(plain, graphs=Graphs(lambda: (made.append(recorder), recorder)[1]))
+    for seed in range(2):
+        assert torch.equal(_drawn(model, _recipe(seed)), _drawn(plain, _recipe(seed)))
+    assert len(made) > 2 and "more than they may" in caplog.text
+
+
+def test_hart_replays_too(recorder) -> None:
+    model = tiny_hart_backbone()
+    graphed = replace(model, graphs=Graphs(lambda: recorder))
+    for seed in range(3):
+        settings = (HART_SCHEDULE, Guidance(Ramp(5.5)), Sampling(1.0, 0, 0.0))
+        recipe = Recipe((prompt(seed, tokens=2 + seed),), None, (seed,), *settings)
+        for method in ("moss2", "dense"):
+            chosen = parse_method(method, published=HART)
+            ours, theirs = (generate(m, recipe, chosen).total for m in (graphed, model))
+            assert torch.equal(ours, theirs)
+    assert recorder.replayed
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "spare", "reason"),
+    [
+        ("cpu", "2.13.0", True, "the model is on cpu"),
+        ("cuda", "2.5.1+cu121", True, "they need PyTorch 2.6 or newer, here is 2.5.1"),
+        ("cuda", "2.13.0", False, "memory is scarce"),
+    ],
+)
+def test_where_there_are_no_graphs_one_sentence_says_why(device, version, spare, reason, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    graphs, why = graphs_for(torch.device(device), spare)
+    assert graphs is None and reason in why
+
+
+def test_on_cuda_everybody_gets_graphs(plain) -> None:
+    graphs, why = graphs_for(torch.device("cuda"))
+    assert isinstance(graphs, Graphs) and "at most 64 passes and 2 GiB" in why
+    assert with_graphs(plain, torch.device("cuda"))[0].graphs is not None
+    assert "not written for this family" in with_graphs(object(), torch.device("cuda"))[1]
 
 
 @pytest.mark.gpu

@@ -89,7 +89,7 @@ def test_truncation_keeps_ties_and_never_the_unlikely():
     assert top_k_top_p(logits, 2, 0.0).isfinite().tolist() == [[[True, False, True, True, False]]]
     assert top_k_top_p(logits, 1, 0.0).isfinite().sum() == 1
     assert top_k_top_p(logits, 5, 0.5).isfinite().tolist() == [[[True, False, False, False, False]]]
-    assert top_k_top_p(logits, torch.tensor([9]), 0.0).isfinite().all()
+    assert top_k_top_p(logits, [(9, 1)], 0.0).isfinite().all()
 
 
 def test_codes_are_drawn_by_their_probability_and_removed_ones_never():

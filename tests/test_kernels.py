@@ -271,6 +271,47 @@ def test_a_token_of_equal_channels_is_normed_to_its_shift(kernels):
     assert torch.allclose(out, vectors[:, 1:].expand_as(out), atol=0.01)
 
 
+# --- the residual add with the norm behind it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain"])
+@pytest.mark.parametrize("modulated", [True, False], ids=["modulated", "affine"])
+def test_the_add_and_its_norm_are_as_exact_as_torch(kernels, dtype, gated, modulated):
+    x, update, vectors = random(2, 7, 48), random(2, 7, 48, dtype=dtype), random(2, 3, 48)
+    gain, shift = (vectors[:, 1:2], vectors[:, 2:]) if modulated else random(2, 48, dtype=dtype)
+    args = (x, update, vectors[:, :1] if gated else None, gain, shift, modulated)
+    assert_as_exact_as_torch(kernels.add_norm, TORCH.add_norm, *args, dtype=dtype)
+
+
+# --- parts of attention -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "size"), [(1, 16), (17, 32), (33, 48)])
+def test_merging_is_as_exact_as_torch(kernels, dtype, tokens, size):
+    parts = random(2, 2, tokens, 3, size, dtype=dtype).transpose(2, 3), 3 * random(2, 2, 3, tokens)
+    first, second = zip(*parts, strict=True)
+    assert_as_exact_as_torch(kernels.merge_attention, TORCH.merge_attention, first, second)
+
+
+# --- GroupNorm and SiLU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels", "groups"), [(32, 32), (48, 24), (96, 32), (128, 32)])
+@pytest.mark.parametrize("grid", [(1, 1), (9, 7), (16, 16)])
+def test_group_norm_is_as_exact_as_torch(kernels, monkeypatch, dtype, channels, groups, grid):
+    from comfy_moss.kernels import group_norm
+
+    x = (3 + 2 * random(2, channels, *grid)).to(dtype).contiguous(memory_format=torch.channels_last)
+    args = (x, groups, random(channels, dtype=dtype), random(channels, seed=1, dtype=dtype))
+    assert_as_exact_as_torch(kernels.group_norm_silu, TORCH.group_norm_silu, *args)
+    monkeypatch.setattr(group_norm, "ELEMENTS", 512), monkeypatch.setattr(group_norm, "PARTS", 3)
+    assert_as_exact_as_torch(kernels.group_norm_silu, TORCH.group_norm_silu, *args)  # of many parts and turns
+    assert kernels.group_norm_silu(*args).is_contiguous(memory_format=torch.channels_last)
+
+
 # --- every kernel -------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from builders import write_model
 from fakehost import FakeHost, Interrupted, Socket, installed
+from safetensors.torch import save_file
 
 from comfy_moss.images import to_image
 from comfy_moss.model.backbone import PAPER
@@ -23,6 +24,7 @@ from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
+from comfy_moss.model.tiny_decoder import TinyDecoder, tiny_decoder_name
 from comfy_moss.pipeline.dispatch import write_painting
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.plan import Picture, generate, parse_method, parse_plan
@@ -310,6 +312,26 @@ def test_progress_counts_the_scales_and_shows_pictures_where_they_are_wanted(
         kind, picture, size = host.progress[-1][2]
         side = one.draft.total.shape[-1]  # the host enlarges to the picture's own size
         assert (kind, picture.size, size) == ("JPEG", (side, side), side * one.model.backbone.stride)
+
+
+def test_taesd_previews_come_from_the_codecs_tiny_decoder_where_there_is_one(
+    host: FakeHost, draft: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(host.args, "preview_method", "taesd")
+    model = draft(preview=False).model
+    model.__dict__.pop("tiny", None)
+    one = draft(preview=True, refine_scales=4)
+    side, stride = one.draft.total.shape[-1], one.model.backbone.stride
+    assert host.progress[-1][2][1].size == (side, side) and "previews are coarse" in caplog.text
+    name = tiny_decoder_name(one.model.files.vae)
+    path = host.models / "vae_approx" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    tiny = TinyDecoder.of_stride(model.backbone.channels, stride, (4,) * stride.bit_length())
+    save_file(tiny.state_dict(), path)
+    model.__dict__.pop("tiny", None)  # as after a load
+    host.run("MoSs_DenseRefine", draft=one, preview=True)
+    model.__dict__.pop("tiny", None)
+    assert host.progress[-1][2][1].size == (side * stride, side * stride)
 
 
 def test_the_draft_keeps_its_picture_for_runs_in_which_it_is_not_drawn_again(

@@ -18,6 +18,7 @@ from builders import tiny_backbone
 from torch import Tensor
 
 from comfy_moss import ops
+from comfy_moss.kernels import reference, vendor
 from comfy_moss.model.backbone import Pass, Step
 from comfy_moss.model.cache import KVCache
 from comfy_moss.model.rope import rotation
@@ -28,6 +29,7 @@ from comfy_moss.pipeline.draft import Recipe, draw_draft
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = [field.name for field in fields(Kernels) if field.name != "name"]
 SCHEDULE = make_schedule(1.0, "0.06M")
+PRODUCTS = ("cross_scale_attention", "cross_scale_attention by scale", "linear_gelu")
 
 
 # --- in the model -------------------------------------------------------------------------------------------
@@ -113,9 +115,10 @@ def test_a_backbone_computes_with_the_kernels_it_is_given():
     model = replace(tiny_backbone(), kernels=spy)
     draw_draft(model, Recipe((torch.ones(3, 32),), None, (0,), SCHEDULE), 2)
 
-    assert {name: calls.count(name) for name in OPERATIONS} == {
-        name: 2 * model.depth * (2 if name in ("modulated_norm", "gated_add") else 1) for name in OPERATIONS
-    }
+    layers, alone = 2 * model.depth, 2  # of two passes; the first norm and the last update have no neighbour
+    counts = {"cosine_rope2d": layers, "cross_scale_attention": layers, "linear_gelu": layers}
+    counts |= {"add_norm": 3 * layers - alone, "modulated_norm": alone, "gated_add": alone}
+    assert {name: calls.count(name) for name in OPERATIONS} == dict.fromkeys(OPERATIONS, 0) | counts
 
 
 def test_a_cache_hands_out_its_places_in_order_until_it_is_full():
@@ -187,18 +190,32 @@ def test_a_triton_that_fails_at_the_first_kernel_is_told_in_one_line(card, monke
     card()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(size))
-    monkeypatch.setattr(ops, "triton_kernels", lambda: replace(TORCH, gated_add=broken))
+    monkeypatch.setattr(ops, "triton_kernels", lambda: replace(TORCH, cross_scale_attention=broken))
 
     reason = "triton is installed but does not work (RuntimeError: Failed to find C compiler.)"
     assert choose("auto", "cuda:0") == (TORCH, f"torch: {reason}")
+
+
+def test_a_triton_whose_products_are_wrong_is_told(card, monkeypatch):
+    ones = torch.ones
+    card()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: ones(size))
+    wrong = replace(TORCH, cross_scale_attention=lambda q, *_: 2 * q)
+    monkeypatch.setattr(ops, "triton_kernels", lambda: wrong)
+
+    assert choose("auto", "cuda:0") == (TORCH, "torch: triton is installed but computes wrong numbers")
 
 
 def test_where_triton_works_auto_takes_it_but_leaves_attention_to_the_rule(card, monkeypatch):
     card()
     kernels = replace(TORCH, name="triton", cross_scale_attention=lambda *args: "triton's")
     monkeypatch.setattr(ops, "_obstacle", lambda device: None)
+    monkeypatch.setattr(ops, "_gelu_works", lambda device: True)
+    monkeypatch.setattr(ops, "_merging_works", lambda kernels, device: False)
     monkeypatch.setattr(ops, "triton_kernels", lambda: kernels)
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.7.1"))
+    kernels = replace(kernels, linear_gelu=vendor.linear_gelu)
 
     assert choose("triton", "cuda") == (kernels, "triton 3.7.1 on NVIDIA H200")
     auto, reason = choose("auto", "cuda")
@@ -207,23 +224,54 @@ def test_where_triton_works_auto_takes_it_but_leaves_attention_to_the_rule(card,
     assert replace(auto, name="triton", cross_scale_attention=kernels.cross_scale_attention) == kernels
     x = torch.ones(1, 1, 600, 8, dtype=torch.float16)
     assert auto.cross_scale_attention(x[:, :, :5], ((x, x), (x, x))) == "triton's"
-    assert torch.equal(auto.cross_scale_attention(x, ((x, x), (x, x))), x)
     assert torch.equal(auto.cross_scale_attention(x[:, :, :5], ((x, x),)), x[:, :, :5])
 
 
-def test_triton_attention_is_taken_where_joining_the_cache_costs_more():
-    many, few = torch.empty(1, 1, 1613, 8).half(), torch.empty(1, 1, 400, 8).half()
-    one, two, scales = (None,), (None, None), torch.empty(1613)
-
-    taken = [
-        ops._triton_is_faster(q, segments, visible, slow_triton=hopper)
-        for q, segments, visible, hopper in [
-            (many, two, None, False), (few, two, None, True), (many, two, scales, True),
-            (few, one, None, False), (many, two, None, True), (few.float(), two, None, False),
-        ]
+def test_the_cache_is_never_joined_to_the_new_tokens_in_half_precision(monkeypatch):
+    """The rule: torch's own in float32 and on one segment; Triton's for scales; on two, merged where that
+    pays.
+    """
+    kernels = replace(TORCH, cross_scale_attention=lambda *args: "triton")
+    monkeypatch.setattr(ops, "TORCH", replace(TORCH, cross_scale_attention=lambda *args: "torch"))
+    monkeypatch.setattr(ops, "merged_attention", lambda *args: "merged")
+    half, one, two, scales = torch.empty(1, 1, 5, 8).half(), (None,), (None, None), torch.empty(5)
+    calls = [
+        (half, one, None), (half, two, None), (half, two, scales), (half, one, scales),
+        (half.float(), two, None),
     ]
 
-    assert taken == [True, True, True, False, False, False]
+    def taken(merges: bool) -> list[str]:
+        return [ops._faster_attention(kernels, merges)(*call) for call in calls]
+
+    assert taken(merges=True) == ["torch", "merged", "triton", "triton", "torch"]
+    assert taken(merges=False) == ["torch", "triton", "triton", "triton", "torch"]
+
+
+def test_two_parts_merged_by_their_log_sum_exp_are_attention_over_both(monkeypatch):
+    """Exact in float64, also where one part holds nearly all the weight; and by torch's kernel on a CPU."""
+    q, k, v = torch.randn(3, 2, 3, 17, 16, dtype=torch.float64)
+    k[:, :, 3] *= 40
+    segments = (k[:, :, :9], v[:, :, :9]), (k[:, :, 9:], v[:, :, 9:])
+    exact = TORCH.cross_scale_attention(q, segments, None, 0.7)
+    parts = [reference.partial_attention(q, *segment, 0.7) for segment in segments]
+    assert (reference.merge_attention(*parts) - exact).abs().max() < 1e-12
+
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    called = lambda q, k, v, scale: attend(q, k, v, scale=scale)[:2]  # noqa: E731
+    monkeypatch.setattr(ops.vendor, "partial_attention", called)
+    merged = ops.merged_attention(q, segments, reference.merge_attention, 0.7)
+    assert (merged - exact).abs().max() < 1e-12
+    assert ops._merging_works(TORCH, torch.device("cpu"))
+
+
+def test_a_vendor_whose_operations_mean_something_else_is_not_used(monkeypatch):
+    cpu = torch.device("cpu")
+    assert not ops._merging_works(TORCH, cpu)  # FlashAttention is not there
+    monkeypatch.setattr(ops.vendor, "partial_attention", lambda q, k, v, scale: (v, q[..., 0].float()))
+    assert not ops._merging_works(TORCH, cpu)
+    assert not ops._gelu_works(cpu)  # torch's on a CPU has the other form of GELU
+    monkeypatch.setattr(ops.vendor, "linear_gelu", reference.linear_gelu)
+    assert ops._gelu_works(cpu)
 
 
 def test_an_unknown_backend_is_named():
@@ -262,5 +310,5 @@ def test_the_benchmark_compares_and_times_every_operation(tmp_path):
     assert {row["operation"] for row in rows} >= set(OPERATIONS)
     assert {(row["past"], row["tokens"]) for row in rows} == {(21, 9), (0, 5)}
     assert all(row["median_us"] > 0 and row["iqr_us"] >= 0 and row["terabytes_s"] > 0 for row in rows)
-    assert all((row["teraflops"] > 0) == ("attention" in row["operation"]) for row in rows)
+    assert all((row["teraflops"] > 0) == (row["operation"] in PRODUCTS) for row in rows)
     assert all(row["operation"] in done.stdout for row in rows)

@@ -140,9 +140,11 @@ def look(
             keep = part[-1] < scales - 1
             step = Step(positions, schedule, condition, cache=cache, store=keep, visible=visible)
             now = Pass(step, *rotation(positions, schedule, CONFIG.head_dim))
+            update = None
             for layer, block in enumerate(model.blocks):
-                x = block(x, layer, now)
-                inner += [x] if layer == PLACE_BLOCK else []
+                x, update = block(x, update, layer, now)
+                inner += [now.added(x, update)] if layer == PLACE_BLOCK else []
+            x = now.added(x, update)
             logits = model.logits(x, condition)
             margins = (logits[..., 1] - logits[..., 0]).split([len(targets[n][0]) for n in part], dim=1)
             pairs = zip(margins, (targets[n] for n in part), strict=True)

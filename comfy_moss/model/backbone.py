@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..ops import TORCH, Kernels, Segment
 from .cache import KVCache
-from .sampling import Guidance, Sampling
+from .rope import grid_coordinates, rotation
+from .sampling import Finite, Guidance, Sampling, bit_noise, noise_keys, noise_of
 from .schedule import Grid, Positions, Schedule
 
 
@@ -79,6 +81,39 @@ class Branch(Protocol):
         """Updates (R, N, C) of all tokens from those (R, K, C) of the picked ones."""
 
 
+class Tables:
+    """What the passes of a run look up by token, made when first asked for, once a run, on its device."""
+
+    def __init__(self, schedule: Schedule, seeds: Sequence[int], device: torch.device) -> None:
+        self.schedule, self.seeds, self.device = schedule, seeds, device
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Of all tokens of all scales, (1, T)."""
+        return Positions.of_all(self.schedule, self.device)
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Keys of the noise, (B, T), see `sampling.noise_of`."""
+        return noise_keys(self.seeds, self.positions)
+
+    @cached_property
+    def rotations(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Size of a head -> cos and sin, each (1, T, .), see `rope.rotation`."""
+        return {}
+
+    def rotation(self, head_dim: int) -> tuple[Tensor, Tensor]:
+        """See `rope.rotation`."""
+        if head_dim not in self.rotations:
+            self.rotations[head_dim] = rotation(self.positions, self.schedule, head_dim)
+        return self.rotations[head_dim]
+
+    @cached_property
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """See `rope.grid_coordinates`, each (1, T)."""
+        return grid_coordinates(self.positions, self.schedule)
+
+
 @dataclass(frozen=True)
 class Step:
     """Everything about a forward pass but the tokens' values: which tokens of what picture, drawn how.
@@ -94,6 +129,8 @@ class Step:
         visible: which new token sees which: None = all see all, (N,) int32 = those with its own number (its
             scale), (R or 1, N, N) bool = row sees column.
         branch: runs residual branches on some of the tokens only; None = on all.
+        tables: what the passes of this run look up; None = it is made anew.
+        finite: told of all logits and asked at the end of the run; None = asked at once.
 
     Raises:
         ValueError: the cache lacks rows, or another cache has overwritten its tokens.
@@ -109,6 +146,8 @@ class Step:
     store: bool = False
     visible: Tensor | None = None
     branch: Branch | None = None
+    tables: Tables | None = None
+    finite: Finite | None = None
 
     def __post_init__(self) -> None:
         if self.cache is None:
@@ -125,6 +164,52 @@ class Step:
     def part(self, tokens: slice) -> Step:
         """Some of the tokens, for drawing them."""
         return replace(self, positions=self.positions.part(tokens))
+
+    def rotation(self, head_dim: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the tokens, each (B or 1, N, head_dim / 2), see `rope.rotation`."""
+        if self.tables is None or self.positions.place is None:
+            return rotation(self.positions, self.schedule, head_dim)
+        return tuple(map(self.positions.take, self.tables.rotation(head_dim)))
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """Where the tokens lie, each (B or 1, N), see `rope.grid_coordinates`."""
+        if self.tables is None or self.positions.place is None:
+            return grid_coordinates(self.positions, self.schedule)
+        return tuple(map(self.positions.take, self.tables.coordinates))
+
+    def noise(self, bits: int) -> Tensor:
+        """Uniform noise (B, N, bits) of the tokens, see `sampling.bit_noise`."""
+        if self.tables is None or self.positions.place is None:
+            return bit_noise(self.seeds, self.positions, bits)
+        return noise_of(self.positions.take(self.tables.noise), bits)
+
+    def check_finite(self, logits: Tensor) -> None:
+        """Refuse logits that are no numbers, at once or at the end of the run.
+
+        Raises:
+            ValueError: as said.
+        """
+        finite = self.finite or Finite()
+        finite.note(logits)
+        if self.finite is None:
+            finite.check()
+
+
+class Update(NamedTuple):
+    """What a residual branch adds to the tokens.
+
+    Attributes:
+        layer, kind: the branch, see `Branch`.
+        value: (R, N, C), or (R, K, C) of the picked tokens.
+        picked: (R, K) their indices; None = all.
+        gamma: (R, 1, C) factor; None = 1.
+    """
+
+    layer: int
+    kind: str
+    value: Tensor
+    picked: Tensor | None = None
+    gamma: Tensor | None = None
 
 
 AttentionCall = tuple[Tensor, tuple[Segment, ...], Tensor | None]  # of `Kernels.cross_scale_attention`
@@ -164,6 +249,30 @@ class Pass:
             return x + update if gamma is None else self.kernels.gated_add(x, gamma, update)
         update = update.to(x.dtype) if gamma is None else gamma * update
         return x + self.step.branch.fill(layer, kind, update, picked)
+
+    def added(self, x: Tensor, update: Update | None) -> Tensor:
+        """x (R, N, C) plus an update."""
+        return x if update is None else self.add(update.layer, update.kind, x, *update[2:])
+
+    def normed(
+        self, layer: int, kind: str, x: Tensor, update: Update | None, norm: tuple[Tensor, Tensor],
+        modulated: bool, dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add an update to x (R, N, C), and norm what the next branch reads.
+
+        Args:
+            norm: scale and shift of `Kernels.modulated_norm` if modulated, else of `Kernels.affine_norm`.
+
+        Returns:
+            x with the update, the normed tokens that run the branch, and their indices; None = all.
+        """
+        if update is not None and self.step.branch is None:
+            both = self.kernels.add_norm(x, update.value, update.gamma, *norm, modulated, dtype)
+            return *both, None
+        x = self.added(x, update)
+        part, picked = self.pick(layer, kind, x)
+        alone = self.kernels.modulated_norm if modulated else self.kernels.affine_norm
+        return x, alone(part, *norm, dtype), picked
 
     def rotary(self, picked: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tables of all tokens, or of the picked ones."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ..ops import TORCH, Kernels
 from .backbone import HART, Pass, PositionedText, Published, Step, Text, TokenWork
 from .cache import KVCache
+from .graphs import Graphs
 from .hart_head import (
     DiffusionNet,
     DiffusionSchedule,
@@ -35,10 +37,11 @@ from .hart_head import (
     top_k_top_p,
 )
 from .quantize import downsample, upsample
-from .rope import picture_rotation, prompt_rotation, rotate
-from .sampling import bit_noise, check_finite
+from .rope import behind_prompt, coordinate_rotation, prompt_rotation, rotate
+from .sampling import look_up
 from .schedule import Grid, Schedule
-from .vae import Tokenizer, decode_as_fits
+from .tiny_decoder import TinyDecoder
+from .vae import Tokenizer
 
 MAX_LOG_SCALE = math.log(100)
 SHARPNESS = 0.25  # of attention, times 1 / sqrt(D)
@@ -273,6 +276,8 @@ class HartBackbone:
 
     Attributes:
         kernels: what `ops.choose` found for the device.
+        graphs: replays the passes of a picture that are like an earlier one's; None = every kernel by itself.
+        tiny: decodes in the codec's place: quicker, and not as well; None = the codec.
         smooth: tokens are mixes of codes, as released; off = single codes.
         residual: the last scale's tokens get the diffusion's residual, as released.
         passes: in how many passes (MaskGIT) the last scale is drawn when it is drawn whole; 1 as released.
@@ -282,6 +287,8 @@ class HartBackbone:
     vae: Tokenizer
     model_id: str = ""
     kernels: Kernels = field(default=TORCH, kw_only=True)
+    graphs: Graphs | None = field(default=None, kw_only=True)
+    tiny: TinyDecoder | None = field(default=None, kw_only=True)
     smooth: bool = field(default=True, kw_only=True)
     residual: bool = field(default=True, kw_only=True)
     passes: int = field(default=1, kw_only=True)
@@ -352,9 +359,8 @@ class HartBackbone:
         config = self.transformer.config
         capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
         capacity = [tokens + self._prefix for tokens in capacity]
-        return KVCache(
-            capacity, len(condition.context), config.heads, config.head_dim, self._dtype, self.device
-        )
+        make = self.graphs.new_cache if self.graphs else KVCache
+        return make(capacity, len(condition.context), config.heads, config.head_dim, self._dtype, self.device)
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         return rearrange(downsample(total, grid), "b c h w -> b (h w) c")
@@ -366,17 +372,18 @@ class HartBackbone:
                 f"this model is guided at its logits alone (layer 0), not at layers {step.guidance.layers}"
             )
         x = self.transformer.embed(tokens, step.positions.scale, condition, len(step.schedule))
+        run = partial(self.graphs.run, self.transformer) if self.graphs else self.transformer
         if tokens is None:
             tables = prompt_rotation(condition.positions, head_dim)
-            return self.transformer(x, Pass(step, *tables, kernels=self.kernels))[:, -1:]
+            return run(x, Pass(step, *tables, kernels=self.kernels))[:, -1:]
         if self.passes > 1 and step.visible is None and step.branch is None and _is_whole_last_scale(step):
             step = replace(step, visible=self._visible_in_passes(step))
-        tables = picture_rotation(step.positions, step.schedule, condition.offset, head_dim)
-        return self.transformer(x, Pass(step, *tables, kernels=self.kernels))
+        tables = coordinate_rotation(*behind_prompt(*step.coordinates(), condition.offset), head_dim)
+        return run(x, Pass(step, *tables, kernels=self.kernels))
 
     def draw_order(self, step: Step) -> Tensor:
         """(B, N) a random order of the last scale's tokens; passes take them from its end."""
-        return bit_noise(step.seeds, step.positions, 1)[..., 0].argsort(dim=1)
+        return step.noise(1)[..., 0].argsort(dim=1)
 
     def _visible_in_passes(self, step: Step) -> Tensor:
         """(R, N, N) bool: a token sees those of its own pass and of earlier ones.
@@ -388,11 +395,11 @@ class HartBackbone:
 
     def logits(self, hidden: Tensor, step: Step) -> Tensor:
         """Logits (B, N, V) after guidance and temperature."""
-        scales, condition, scale = len(step.schedule), step.condition, step.positions.scale[0]
+        scales, condition = len(step.schedule), step.condition
         tau = step.sampling.tau_at(step.positions, scales)
         if not condition.guided or 0 not in step.guidance.layers:
             return self.transformer.logits(hidden[: condition.batch], condition.unguided()) / tau
-        t = guidance_weights(step.guidance, scales, self.device)[scale][:, None]
+        t = look_up(guidance_weights(step.guidance, scales).tolist(), step.positions)
         positive, negative = self.transformer.logits(hidden, condition).chunk(2)
         return ((1 + t) * positive - t * negative) / tau
 
@@ -403,21 +410,22 @@ class HartBackbone:
     def noise_of(self, step: Step) -> Tensor:
         """Uniform noise (B, N, .): for a token's code, for every code in its mix, for its residual."""
         config = self.transformer.config
-        residual = (config.diffusion_steps + 1) * config.channels if _last(step).any() else 0
-        return bit_noise(step.seeds, step.positions, 1 + config.codes + residual)
+        finest = _last_tokens(step)
+        residual = (config.diffusion_steps + 1) * config.channels if finest.start < finest.stop else 0
+        return step.noise(1 + config.codes + residual)
 
     def _draw(self, hidden: Tensor, step: Step) -> Tensor:
         """Token vectors (B, N, c) from hidden states (R, N, C)."""
         logits, noise = self.logits(hidden, step), self.noise_of(step)
-        check_finite(logits)
+        step.check_finite(logits)
         logits = top_k_top_p(logits, top_k_of(step.positions, step.sampling.top_k), step.sampling.top_p)
         codes, book = draw_code(logits, noise[..., 0]), self.vae.quantize.codebook
         tokens = book[codes]
         if self.smooth:
-            ratio = progress(len(step.schedule), self.device)[step.positions.scale[0]]
+            ratio = look_up(progress(len(step.schedule)).tolist(), step.positions)[..., 0]
             tokens = gumbel_softmax(logits, ratio, exponential(noise[..., 1 : 1 + len(book)])) @ book
-        last = _last(step).nonzero()[:, 0]
-        if self.residual and len(last):
+        last = _last_tokens(step)
+        if self.residual and last.start < last.stop:
             rest = normal(noise[:, last, 1 + len(book) :])
             tokens[:, last] += self.draw_residual(hidden[:, last], codes[:, last], step, rest)
         return tokens
@@ -433,7 +441,7 @@ class HartBackbone:
         z = self.transformer.residual_condition(hidden, self.vae.quantize.codebook[codes]).flatten(0, 1)
         guided = condition.guided and 0 in step.guidance.layers
         positive, negative = z[: codes.numel()], z[codes.numel() :]
-        w = guidance_weights(step.guidance, len(step.schedule))[-1].item()
+        w = float(guidance_weights(step.guidance, len(step.schedule))[-1])  # on the CPU
         noise = rearrange(noise, "b n (s c) -> s (b n) c", c=config.channels)
         schedule, net = DiffusionSchedule.of(config.diffusion_steps), self.transformer.diffloss["net"]
         residual = draw_residual(net, schedule, positive, negative if guided else None, w, noise)
@@ -456,7 +464,9 @@ class HartBackbone:
         return added * region
 
     def decode(self, total: Tensor) -> Tensor:
-        return decode_as_fits(self.vae.decode, total.to(self.vae.post_quant_conv.weight)).float()
+        if self.tiny is not None:
+            return self.tiny.decode(total).float()
+        return self.vae.decode(total.to(self.vae.post_quant_conv.weight), self.kernels).float()
 
     def encode(self, image: Tensor) -> Tensor:
         return self.vae.encode(image.to(self.vae.quant_conv.weight)).float()
@@ -473,11 +483,13 @@ class HartBackbone:
         raise ValueError("this model draws codes of a codebook and has no bits to edit; use Infinity")
 
 
-def _last(step: Step) -> Tensor:
-    """(N,) bool: tokens of the last scale.  Every picture's sequence lists the scales alike."""
-    return step.positions.scale[0] == len(step.schedule) - 1
+def _last_tokens(step: Step) -> slice:
+    """The tokens of the last scale, which come last; none where start is stop."""
+    runs = step.positions.told()
+    inside = sum(count for scale, count in runs if scale == len(step.schedule) - 1)
+    return slice(len(step.positions) - inside, len(step.positions))
 
 
 def _is_whole_last_scale(step: Step) -> bool:
     h, w = step.schedule.grids[-1]
-    return len(step.positions) == h * w and bool(_last(step).all())
+    return step.positions.told() == ((len(step.schedule) - 1, h * w),)

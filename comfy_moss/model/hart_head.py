@@ -9,7 +9,7 @@ Facts: docs/hart.md, sections 6 to 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,37 +23,42 @@ TOP_K, LATE_TOP_K, LATE = 600, 300, 7  # codes that a token may become, fewer fr
 TINY = 2.0**-24  # distance from 0 and 1 that noise keeps
 
 
-def progress(scales: int, device: torch.device | str = "cpu") -> Tensor:
-    """(S,) float32: how far through the scales each is, see `sampling.Ramp`."""
-    return torch.tensor(Ramp(1.0).shares(scales), device=device)
+def progress(scales: int) -> Tensor:
+    """(S,) float32 on the CPU: how far through the scales each is, see `sampling.Ramp`."""
+    return torch.tensor(Ramp(1.0).shares(scales))
 
 
-def guidance_weights(guidance: Guidance, scales: int, device: torch.device | str = "cpu") -> Tensor:
-    """(S,) float32: t of every scale; logits become (1 + t) * prompt - t * unconditional.
+def guidance_weights(guidance: Guidance, scales: int) -> Tensor:
+    """(S,) float32 on the CPU: t of every scale; logits become (1 + t) * prompt - t * unconditional.
 
     The authors count without the 1: their 4.5 is a ramp of 5.5 here.
     """
     if isinstance(guidance.cfg, Ramp):
-        return (guidance.cfg.strength - 1) * progress(scales, device)
-    return torch.tensor(per_scale(guidance.cfg, scales, "cfg"), device=device) - 1
+        return (guidance.cfg.strength - 1) * progress(scales)
+    return torch.tensor(per_scale(guidance.cfg, scales, "cfg")) - 1
 
 
-def top_k_of(positions: Positions, top_k: int) -> Tensor:
-    """(N,) int64: how many codes each token may become.  top_k 0 = the released numbers."""
-    scale = positions.scale[0]
-    return torch.where(scale < LATE, TOP_K, LATE_TOP_K) if top_k == 0 else torch.full_like(scale, top_k)
+def top_k_of(positions: Positions, top_k: int) -> list[tuple[int, int]]:
+    """How many codes each token may become, as (how many, number of tokens) in order.  top_k 0 = the released
+    numbers.
+    """
+    released = ((TOP_K if scale < LATE else LATE_TOP_K, count) for scale, count in positions.told())
+    return list(released) if top_k == 0 else [(top_k, len(positions))]
 
 
-def top_k_top_p(logits: Tensor, top_k: Tensor | int, top_p: float) -> Tensor:
+def top_k_top_p(logits: Tensor, top_k: Sequence[tuple[int, int]] | int, top_p: float) -> Tensor:
     """Logits (B, N, V) with -inf at unlikely codes.
 
     Args:
-        top_k: one number or (N,); ties with the k-th survive.
+        top_k: one number, or one for each run of tokens with its length; ties with the k-th survive.
         top_p: in (0, 1]: the least likely codes whose probabilities sum to at most 1 - top_p go.  0 = off.
     """
-    top_k = torch.as_tensor(top_k, device=logits.device).clamp(1, logits.shape[-1]).expand(logits.shape[:-1])
-    best = logits.topk(int(top_k.max()), dim=-1).values
-    logits = logits.masked_fill(logits < best.gather(-1, top_k[..., None] - 1), -math.inf)
+    runs = [(top_k, logits.shape[1])] if isinstance(top_k, int) else top_k
+    runs = [(min(max(1, number), logits.shape[-1]), count) for number, count in runs]
+    best = logits.topk(max(number for number, _ in runs), dim=-1).values
+    parts = best.split([count for _, count in runs], dim=1)
+    least = [part[..., number - 1 : number] for part, (number, _) in zip(parts, runs, strict=True)]
+    logits = logits.masked_fill(logits < torch.cat(least, dim=1), -math.inf)
     if not 0 < top_p:
         return logits
     ordered, index = logits.sort(dim=-1)
@@ -108,8 +113,8 @@ def pass_sizes(tokens: int, count: int) -> list[int]:
 
 def pass_of(order: Tensor, count: int) -> Tensor:
     """Which pass draws each token, (B, N) in [0, count); order (B, N): a permutation, last entries first."""
-    sizes = torch.tensor(pass_sizes(order.shape[1], count), device=order.device)
-    number = torch.arange(count, device=order.device).repeat_interleave(sizes).flip(0)
+    sizes = pass_sizes(order.shape[1], count)
+    number = torch.cat([torch.full_like(order[0, :size], n) for n, size in enumerate(sizes)]).flip(0)
     return torch.empty_like(order).scatter_(1, order, number.expand_as(order))
 
 
@@ -181,7 +186,7 @@ class DiffusionNet(nn.Module):
 
     def forward(self, x: Tensor, time: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and variance, each (N, c), of states x (N, c) at a time in [0, 999]; z (N, C)."""
-        y = self.time_embed(torch.tensor([time], device=x.device)) + self.cond_embed(z)
+        y = self.time_embed(torch.full((1,), time, device=x.device)) + self.cond_embed(z)
         h = self.input_proj(x)
         for block in self.res_blocks:
             h = block(h, y)
@@ -263,13 +268,16 @@ def denoise(
     """
     unguided = None if w == 1 else unguided
     x = noise[0].float()
+    constants = (schedule.alphas_cumprod, schedule.betas, schedule.posterior_log_variance)
+    constants += (schedule.posterior_mean_x0, schedule.posterior_mean_xt)
+    columns = list(zip(*(values.tolist() for values in constants), strict=True))
     for n, k in enumerate(reversed(range(len(schedule.times)))):
         eps, variance = predict(net, x, schedule.times[k], z, unguided, w)
-        alpha, beta = schedule.alphas_cumprod[k].item(), schedule.betas[k].item()
+        alpha, beta, least, share_x0, share_xt = columns[k]
         x0 = (x / math.sqrt(alpha) - math.sqrt(1 / alpha - 1) * eps).clamp(-1, 1)
         share = (variance + 1) / 2
-        log_variance = share * math.log(beta) + (1 - share) * schedule.posterior_log_variance[k].item()
-        x = schedule.posterior_mean_x0[k].item() * x0 + schedule.posterior_mean_xt[k].item() * x
+        log_variance = share * math.log(beta) + (1 - share) * least
+        x = share_x0 * x0 + share_xt * x
         if k > 0:
             x = x + (log_variance / 2).exp() * noise[n + 1]
         yield x0, x

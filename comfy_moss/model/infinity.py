@@ -18,15 +18,15 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..ops import TORCH, Kernels, modulated_norm
-from .backbone import PAPER, Pass, Published, Step, TokenWork
+from .backbone import PAPER, Pass, Published, Step, TokenWork, Update
 from .cache import KVCache
 from .contents import count_of
-from .graphs import Graphs
+from .graphs import TEXT, Graphs
 from .quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
-from .rope import rotation
-from .sampling import bit_noise, bit_probability, check_finite, draw_bits, mix_rows
+from .sampling import bit_probability, draw_bits, mix_rows
 from .schedule import Grid, Schedule
-from .vae import VAE, decode_as_fits
+from .tiny_decoder import TinyDecoder
+from .vae import VAE
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,17 @@ class InfinityCondition:
 
     Attributes:
         pooled: (R, C) attention-pooled text, also the start token.
-        modulation: (R, 6, C) shared adaLN vectors: gamma1, gamma2, scale1, scale2, shift1, shift2.
+        modulation: (R, L, 6, C) adaLN vectors of every layer: gamma1, gamma2, scale1, scale2, shift1, shift2.
+        head: (R, 2, C) scale and shift before the logits.
         text: per layer (k, v), each (R, H, T, D).
-        text_mask: (R, 1, 1, T) bool, True on real tokens; None when all prompts have T tokens.
+        text_mask: (R, 1, 1, T) bool, True on real tokens, or what is added to scores; None when all prompts
+            have T tokens.
         batch: B, number of pictures; R = 2B when guided, else B.
     """
 
     pooled: Tensor
     modulation: Tensor
+    head: Tensor
     text: tuple[tuple[Tensor, Tensor], ...]
     text_mask: Tensor | None
     batch: int
@@ -96,7 +99,7 @@ class InfinityCondition:
         n = self.batch
         text = tuple((k[:n], v[:n]) for k, v in self.text)
         mask = self.text_mask if self.text_mask is None else self.text_mask[:n]
-        return InfinityCondition(self.pooled[:n], self.modulation[:n], text, mask, n)
+        return InfinityCondition(self.pooled[:n], self.modulation[:n], self.head[:n], text, mask, n)
 
 
 class SelfAttention(nn.Module):
@@ -110,10 +113,22 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
+        self.register_buffer("joined", None, persistent=False)
+
+    def join(self) -> None:
+        """Keep the bias of q, k and v joined, once the weights will not change any more."""
+        self.joined = self._bias()
+
+    @property
+    def bias(self) -> Tensor:
+        """(3C,): of q, of k, which has none, and of v."""
+        return self._bias() if self.joined is None else self.joined
+
+    def _bias(self) -> Tensor:
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def forward(self, x: Tensor, layer: int, now: Pass, picked: Tensor | None) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias)
+        qkv = F.linear(x, self.mat_qkv.weight, self.bias)
         qkv = rearrange(qkv, "r n (three h d) -> r n three h d", three=3, h=self.heads)
         scale, room = self.scale_mul_1H11.flatten(), now.room(layer, x.shape[1])
         q, k, v = now.kernels.cosine_rope2d(qkv, scale, *now.rotary(picked), room)
@@ -158,8 +173,8 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+    def forward(self, x: Tensor, ops: Kernels) -> Tensor:
+        return self.fc2(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
 class Block(nn.Module):
@@ -173,23 +188,28 @@ class Block(nn.Module):
         self.ca = CrossAttention(width, heads)
         self.ffn = FeedForward(width, hidden)
 
-    def forward(self, x: Tensor, layer: int, now: Pass) -> Tensor:
-        """x (R, N, C), the residual stream, in float32; the weights may be of a lower precision."""
-        ops, condition, dtype = now.kernels, now.step.condition, self.sa.q_bias.dtype
-        modulation = self.ada_gss + rearrange(condition.modulation, "r six c -> r 1 six c")
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (R, 1, C)
+    def forward(
+        self, x: Tensor, update: Update | None, layer: int, now: Pass
+    ) -> tuple[Tensor, Update]:
+        """x (R, N, C), the residual stream, in float32; the weights may be of a lower precision.
 
-        part, picked = now.pick(layer, "sa", x)
-        part = ops.modulated_norm(part, scale1, shift1, dtype)
-        x = now.add(layer, "sa", x, self.sa(part, layer, now, picked), picked, gamma1)
+        Args:
+            update: what is still to be added to x, by the branch before; None = nothing.
 
-        part, picked = now.pick(layer, "ca", x)
-        part = ops.affine_norm(part, self.ca_norm.weight, self.ca_norm.bias, dtype, self.ca_norm.eps)
-        x = now.add(layer, "ca", x, self.ca(part, *condition.text[layer], condition.text_mask), picked)
+        Returns:
+            x, and what is still to be added to it.
+        """
+        condition, dtype, norm = now.step.condition, self.sa.q_bias.dtype, self.ca_norm
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = condition.modulation[:, layer, :, None].unbind(1)
 
-        part, picked = now.pick(layer, "ffn", x)
-        part = ops.modulated_norm(part, scale2, shift2, dtype)
-        return now.add(layer, "ffn", x, self.ffn(part), picked, gamma2)
+        x, part, picked = now.normed(layer, "sa", x, update, (scale1, shift1), True, dtype)
+        update = Update(layer, "sa", self.sa(part, layer, now, picked), picked, gamma1)
+
+        x, part, picked = now.normed(layer, "ca", x, update, (norm.weight, norm.bias), False, dtype)
+        update = Update(layer, "ca", self.ca(part, *condition.text[layer], condition.text_mask), picked)
+
+        x, part, picked = now.normed(layer, "ffn", x, update, (scale2, shift2), True, dtype)
+        return x, Update(layer, "ffn", self.ffn(part, now.kernels), picked, gamma2)
 
 
 class TextPool(nn.Module):
@@ -209,6 +229,14 @@ class TextPool(nn.Module):
         q = repeat(self.mat_q, "1 h d -> r h 1 d", r=len(text))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(rearrange(out, "r h 1 d -> r (h d)"))
+
+
+def _text_mask(lengths: Sequence[int], text: Tensor, always: bool = False) -> Tensor | None:
+    """(R, 1, 1, T) bool, True on real tokens of text (R, T, Ct); None where all are, unless always."""
+    if min(lengths) == text.shape[1] and not always:
+        return None
+    real = torch.arange(text.shape[1]) < torch.tensor(lengths)[:, None]
+    return rearrange(real, "r t -> r 1 1 t").to(text.device)
 
 
 class AdaLinear(nn.Sequential):
@@ -244,7 +272,7 @@ class InfinityTransformer(nn.Module):
         self.head = nn.Linear(width, 2 * config.bits)
 
     def condition(
-        self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool
+        self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool, multiple: int = 1
     ) -> InfinityCondition:
         """Prepare the prompts for every layer.
 
@@ -252,6 +280,7 @@ class InfinityTransformer(nn.Module):
             positive: B text features, each (L_i, Ct), L_i >= 1.
             negative: B features of negative prompts, or None for the learned unconditional text.
             guided: add the unconditional rows.
+            multiple: pad the text to a multiple of so many tokens, which are masked.
 
         Raises:
             ValueError: text of another model.
@@ -261,15 +290,19 @@ class InfinityTransformer(nn.Module):
             raise ValueError("this text was encoded for another model; use this model's own text encoder")
         if guided:
             rows += negative if negative is not None else [self.cfg_uncond[: len(text)] for text in positive]
-        lengths = torch.tensor([len(row) for row in rows], device=self.pos_start.device)
         text = nn.utils.rnn.pad_sequence([row.to(self.pos_start) for row in rows], batch_first=True)
-        mask = torch.arange(text.shape[1], device=lengths.device) < lengths[:, None]
-        mask = None if mask.all() else rearrange(mask, "r t -> r 1 1 t")
+        text = F.pad(text, (0, 0, 0, -text.shape[1] % multiple))
+        mask = _text_mask([len(row) for row in rows], text, always=multiple > 1)
         text = self.text_norm(text)
         pooled = self.text_proj_for_sos["ca"](text, mask)
+        if multiple > 1:  # as what is added to the scores, once and not in every layer of every pass
+            mask = torch.zeros_like(mask, dtype=self.blocks[0].sa.q_bias.dtype).masked_fill(~mask, -math.inf)
         memory = self.text_proj_for_ca(text)
         keys_values = tuple(block.ca.text_kv(memory) for block in self.blocks)
-        return InfinityCondition(pooled, self.shared_ada_lin(pooled), keys_values, mask, len(positive))
+        own = torch.cat([block.ada_gss for block in self.blocks], dim=1)  # (1, L, 6, C)
+        modulation = own + rearrange(self.shared_ada_lin(pooled), "r six c -> r 1 six c")
+        head = self.head_nm["ada_lin"](pooled)
+        return InfinityCondition(pooled, modulation, head, keys_values, mask, len(positive))
 
     def embed(self, tokens: Tensor | None, scale: Tensor, condition: InfinityCondition) -> Tensor:
         """Input of block 0, (R, N, C): both halves of the rows see the same tokens.
@@ -287,15 +320,16 @@ class InfinityTransformer(nn.Module):
 
     def forward(self, x: Tensor, now: Pass) -> Tensor:
         """Run all blocks over x (R, N, C)."""
+        update = None
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, now)
+            x, update = block(x, update, layer, now)
             if layer in now.mix and now.step.condition.guided:
-                x = mix_rows(x, now.mix[layer])
-        return x
+                x, update = mix_rows(now.added(x, update), now.mix[layer]), None
+        return now.added(x, update)
 
     def logits(self, x: Tensor, condition: InfinityCondition) -> Tensor:
         """Hidden (R, N, C) -> (R, N, d, 2), the last axis being (bit 0, bit 1)."""
-        scale, shift = rearrange(self.head_nm["ada_lin"](condition.pooled), "r two c -> two r 1 c")
+        scale, shift = rearrange(condition.head, "r two c -> two r 1 c")
         logits = self.head(modulated_norm(x.float(), scale, shift))
         return rearrange(logits, "r n (d two) -> r n d two", two=2)
 
@@ -311,6 +345,7 @@ class InfinityBackbone:
     Attributes:
         kernels: what `ops.choose` found for the device.
         graphs: replays the passes of a picture that are like an earlier one's; None = every kernel by itself.
+        tiny: decodes in the codec's place: quicker, and not as well; None = the codec.
         published: settings of the methods for this model.
     """
 
@@ -319,6 +354,7 @@ class InfinityBackbone:
     model_id: str = ""
     kernels: Kernels = field(default=TORCH, kw_only=True)
     graphs: Graphs | None = field(default=None, kw_only=True)
+    tiny: TinyDecoder | None = field(default=None, kw_only=True)
     published: Published = field(default=PAPER, kw_only=True)
     pass_type: ClassVar[type[Pass]] = Pass
 
@@ -371,7 +407,7 @@ class InfinityBackbone:
     def condition(
         self, text: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool, schedule: Schedule
     ) -> InfinityCondition:
-        return self.transformer.condition(text, negative, guided)
+        return self.transformer.condition(text, negative, guided, TEXT if self.graphs else 1)
 
     def new_cache(self, condition: InfinityCondition, capacity: int | Sequence[int]) -> KVCache:
         config = self.transformer.config
@@ -392,13 +428,11 @@ class InfinityBackbone:
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)
         mix = step.guidance.mixes(self.depth, step.guidance.at(step.positions, len(step.schedule)))
         now = self.pass_type(step, *tables, mix, self.kernels)
-        plain = self.pass_type is Pass  # a recording knows no other inputs than such a pass has
-        hidden = self.graphs.replay(self.transformer, x, now) if self.graphs and plain else None
-        return self.transformer(x, now) if hidden is None else hidden
+        return self.graphs.run(self.transformer, x, now) if self.graphs else self.transformer(x, now)
 
     def rotation(self, step: Step) -> tuple[Tensor, Tensor]:
         """Rotary tables of a step's tokens, each (B or 1, N, D / 2)."""
-        return rotation(step.positions, step.schedule, self.transformer.config.head_dim)
+        return step.rotation(self.transformer.config.head_dim)
 
     def logits(self, hidden: Tensor, step: Step) -> Tensor:
         """Logits (B, N, d, 2) after temperature and guidance."""
@@ -412,13 +446,13 @@ class InfinityBackbone:
 
     def sample(self, hidden: Tensor, step: Step) -> Tensor:
         logits = self.logits(hidden, step)
-        check_finite(logits)
-        noise = bit_noise(step.seeds, step.positions, logits.shape[-2])
+        step.check_finite(logits)
+        noise = step.noise(logits.shape[-2])
         return draw_bits(logits, noise, step.sampling.top_k, step.sampling.top_p)
 
     def bit_probability(self, hidden: Tensor, step: Step) -> Tensor:
         logits = self.logits(hidden, step)
-        check_finite(logits)
+        step.check_finite(logits)
         return bit_probability(logits, step.sampling.top_k, step.sampling.top_p)
 
     def codes(self, bits: Tensor) -> Tensor:
@@ -429,7 +463,9 @@ class InfinityBackbone:
         return resample(image, self.map_grid(schedule.grids[-1]))
 
     def decode(self, total: Tensor) -> Tensor:
-        return decode_as_fits(self.vae.decode, total.to(self.vae.decoder.conv_in.conv.weight)).float()
+        if self.tiny is not None:
+            return self.tiny.decode(total).float()
+        return self.vae.decode(total.to(self.vae.decoder.conv_in.conv.weight), self.kernels).float()
 
     def encode(self, image: Tensor) -> Tensor:
         return self.vae.encode(image.to(self.vae.encoder.conv_in.conv.weight)).float()

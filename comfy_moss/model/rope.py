@@ -9,9 +9,11 @@ prompt's positions are one-dimensional, a picture's count on behind it.  Facts: 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .sampling import look_up
 from .schedule import Positions, Schedule
 
 BASE = 10000.0
@@ -19,10 +21,9 @@ BASE = 10000.0
 
 def grid_positions(positions: Positions, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Integer (py, px), each (B, N), on the rope grid: round(index * full / own) in fp32, half to even."""
-    grids = torch.tensor(schedule.grids, dtype=torch.float32, device=positions.scale.device)
-    full = torch.tensor(schedule.rope_grid, dtype=torch.float32, device=positions.scale.device)
-    ratio = (full / grids)[positions.scale]  # (B, N, 2)
-    return (positions.row * ratio[..., 0]).round(), (positions.col * ratio[..., 1]).round()
+    ratios = (np.float32(schedule.rope_grid) / np.float32(schedule.grids)).T.tolist()
+    y, x = (look_up(ratio, positions)[..., 0] for ratio in ratios)
+    return (positions.row * y).round(), (positions.col * x).round()
 
 
 def rotation(positions: Positions, schedule: Schedule, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -74,16 +75,24 @@ def coordinate_rotation(y: Tensor, x: Tensor, head_dim: int) -> tuple[Tensor, Te
     return _tables(row, row, column, column)
 
 
+def grid_coordinates(positions: Positions, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """y and x, each (B or 1, N) float32, measured on the last grid."""
+    heights, widths = zip(*schedule.grids, strict=True)
+    y = positions.row / look_up(heights, positions)[..., 0] * schedule.rope_grid[0]
+    x = positions.col / look_up(widths, positions)[..., 0] * schedule.rope_grid[1]
+    return y, x
+
+
 def coordinates(positions: Positions, schedule: Schedule, offset: Tensor) -> tuple[Tensor, Tensor]:
     """y and x, each (R, N) float32, measured on the last grid, behind the prompt of each row."""
-    grids = torch.tensor(schedule.grids, dtype=torch.float32, device=offset.device)
-    grids = grids[positions.scale]  # (B or 1, N, 2)
-    found = []
-    for axis, cell in enumerate((positions.row, positions.col)):
-        at = cell / grids[..., axis] * schedule.rope_grid[axis]
-        at = at.repeat(len(offset) // len(at), 1) if len(at) > 1 else at
-        found.append(at + offset.float()[:, None])
-    return found[0], found[1]
+    return behind_prompt(*grid_coordinates(positions, schedule), offset)
+
+
+def behind_prompt(y: Tensor, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Grid coordinates (B or 1, N) behind the prompt of each row, each (R, N) float32."""
+    found = (at.repeat(len(offset) // len(at), 1) if len(at) > 1 else at for at in (y, x))
+    behind_y, behind_x = (at + offset.float()[:, None] for at in found)
+    return behind_y, behind_x
 
 
 def _frequencies_2d(head_dim: int, device: torch.device) -> Tensor:

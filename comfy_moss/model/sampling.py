@@ -42,7 +42,7 @@ class Sampling:
             raise ValueError(f"top_k must be 0 or more, got {self.top_k}")
 
     def tau_at(self, positions: Positions, scales: int) -> Tensor:
-        """Temperature of every token, (B or 1, N, 1) float32."""
+        """Temperature of every token, (B or 1, N or 1, 1) float32."""
         return look_up(per_scale(self.tau, scales, "tau"), positions)
 
 
@@ -100,7 +100,7 @@ class Guidance:
         return any(strength != 1 for strength in self.per_scale(scales))
 
     def at(self, positions: Positions, scales: int) -> Tensor:
-        """Strength of every token, (B or 1, N, 1) float32."""
+        """Strength of every token, (B or 1, N or 1, 1) float32."""
         return look_up(self.per_scale(scales), positions)
 
     def mixes(self, depth: int, cfg: Tensor) -> dict[int, Tensor]:
@@ -123,13 +123,25 @@ def mix_rows(x: Tensor, cfg: Tensor) -> Tensor:
     return torch.where(cfg.repeat(2 if cfg.shape[0] > 1 else 1, 1, 1) != 1, torch.cat([mixed, mixed]), x)
 
 
-def check_finite(logits: Tensor) -> None:
-    """Refuse logits that are no numbers.
+class Finite:
+    """Whether all logits of a run were numbers: noted on the device, asked once at the end."""
 
-    Raises:
-        ValueError: some are not finite.
-    """
-    if not torch.isfinite(logits).all():
+    def __init__(self) -> None:
+        self._noted: list[Tensor] = []
+
+    def note(self, logits: Tensor) -> None:
+        """Take some logits into account; waits for nothing."""
+        self._noted.append(torch.isfinite(logits).all())
+
+    def check(self) -> None:
+        """Refuse logits that are no numbers.
+
+        Raises:
+            ValueError: some noted since the last check were not finite.
+        """
+        noted, self._noted = self._noted, []
+        if not noted or torch.stack(noted).all():
+            return
         raise ValueError(
             "the model returned values that are not numbers; its file is damaged or does not fit this "
             "precision"
@@ -150,8 +162,18 @@ def per_scale(value: float | Sequence[float], scales: int, name: str) -> tuple[f
 
 
 def look_up(values: Sequence[float], positions: Positions) -> Tensor:
-    """Each token's entry in a list of one number a scale, (B or 1, N, 1) float32."""
-    return torch.tensor(values, device=positions.scale.device)[positions.scale][..., None]
+    """Each token's entry in a list of one number a scale, (B or 1, N or 1, 1) float32.
+
+    Where the scales are known here, by filling: copying a list to a GPU would wait for it.
+    """
+    device = positions.scale.device
+    if not positions.runs:
+        return torch.tensor(values, device=device)[positions.scale][..., None]
+    runs = [(values[scale], count) for scale, count in positions.runs]
+    if len({value for value, _ in runs}) == 1:
+        return torch.full((1, 1, 1), runs[0][0], dtype=torch.float32, device=device)
+    parts = [torch.full((1, n, 1), value, dtype=torch.float32, device=device) for value, n in runs]
+    return torch.cat(parts, dim=1)
 
 
 def bit_probability(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -193,14 +215,26 @@ def bit_noise(seeds: Sequence[int], positions: Positions, bits: int) -> Tensor:
     Returns:
         (B, N, d) float32 on the device of the positions.
     """
+    return noise_of(noise_keys(seeds, positions), bits)
+
+
+def noise_keys(seeds: Sequence[int], positions: Positions) -> Tensor:
+    """(B, N) int64: what `noise_of` draws a token's noise from; seeds and positions as of `bit_noise`."""
     device = positions.scale.device
-    low = torch.tensor([s & 0xFFFFFFFF for s in seeds], device=device)[:, None]
-    high = torch.tensor([(s >> 32) & 0xFFFFFFFF for s in seeds], device=device)[:, None]
+    low, high = (
+        torch.cat([torch.full((1, 1), part & 0xFFFFFFFF, device=device) for part in parts])
+        for parts in (seeds, [seed >> 32 for seed in seeds])
+    )
     key = _mix(low ^ 0x9E3779B9)
     for part in (high, positions.scale, positions.row, positions.col):
         key = _mix(key ^ _mix((part + 0x7F4A7C15) & 0xFFFFFFFF) ^ 0x165667B1)
         key = (key * 5 + 0xE6546B64) & 0xFFFFFFFF
-    bit = _mix(torch.arange(1, bits + 1, device=device) * 0x9E3779B1 & 0xFFFFFFFF)
+    return key
+
+
+def noise_of(key: Tensor, bits: int) -> Tensor:
+    """Uniform noise (B, N, d) in (0, 1) from keys (B, N)."""
+    bit = _mix(torch.arange(1, bits + 1, device=key.device) * 0x9E3779B1 & 0xFFFFFFFF)
     value = _mix(key[..., None] ^ bit) >> 8
     # The greatest value plus a half rounds up to 2^24: held below, or a bit that is sure would not be drawn.
     return ((value.float() + 0.5) / (1 << 24)).clamp_max(1 - 2.0**-24)

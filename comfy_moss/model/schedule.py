@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 from .. import typed
@@ -120,12 +121,18 @@ class Positions:
     Attributes:
         scale: (B, N) int64 index into the schedule, 0 = coarsest.
         row, col: (B, N) int64, in cells of that scale's own grid.
+        runs: (scale, number of tokens) of the sequence in order, the same for every picture, so that nobody
+            has to ask the device; () = not known.
+        place: where the tokens stand among all of the schedule, scale after scale in raster order: a slice,
+            or (B, N) int64; None = not known.
     B may be 1 for "the same in every row of the batch".
     """
 
     scale: Tensor
     row: Tensor
     col: Tensor
+    runs: tuple[tuple[int, int], ...] = ()
+    place: slice | Tensor | None = None
 
     @classmethod
     def of_scale(cls, schedule: Schedule, scale: int, device: torch.device | str = "cpu") -> Positions:
@@ -133,27 +140,70 @@ class Positions:
         import torch
 
         h, w = schedule.grids[scale]
-        cell = torch.arange(h * w, device=device)[None]
-        return cls(torch.full_like(cell, scale), cell // w, cell % w)
+        cell, start = torch.arange(h * w, device=device)[None], schedule.tokens(0, scale)
+        runs, place = ((scale, h * w),), slice(start, start + h * w)
+        return cls(torch.full_like(cell, scale), cell // w, cell % w, runs, place)
+
+    @classmethod
+    def of_all(cls, schedule: Schedule, device: torch.device | str = "cpu") -> Positions:
+        """All tokens of all scales, (1, T)."""
+        return cls.concat([cls.of_scale(schedule, scale, device) for scale in range(len(schedule))])
 
     @classmethod
     def of_cells(cls, schedule: Schedule, scale: int, cells: Tensor) -> Positions:
         """Chosen tokens of one scale; cells (B, N) are raster indices on its grid."""
         import torch
 
-        width = schedule.grids[scale][1]
-        return cls(torch.full_like(cells, scale), cells // width, cells % width)
+        width, runs = schedule.grids[scale][1], ((scale, cells.shape[1]),)
+        place = cells + schedule.tokens(0, scale)
+        return cls(torch.full_like(cells, scale), cells // width, cells % width, runs, place)
 
     @classmethod
     def concat(cls, parts: list[Positions]) -> Positions:
         """One sequence from several, in order."""
         import torch
 
-        return cls(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("scale", "row", "col")))
+        runs = sum((p.runs for p in parts), ()) if all(p.runs for p in parts) else ()
+        names = ["scale", "row", "col"]
+        names += ["place"] * all(hasattr(p.place, "shape") for p in parts)
+        joined = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in names}
+        slices = [p.place for p in parts if isinstance(p.place, slice)]
+        if len(slices) == len(parts) and all(a.stop == b.start for a, b in pairwise(slices)):
+            joined["place"] = slice(slices[0].start, slices[-1].stop)
+        return cls(**joined, runs=runs)
 
     def part(self, tokens: slice) -> Positions:
         """Some of the tokens."""
-        return Positions(*(x[:, tokens] for x in (self.scale, self.row, self.col)))
+        place = self.place
+        if isinstance(place, slice):
+            place = range(place.start, place.stop)[tokens]
+            place = slice(place.start, place.stop)
+        elif place is not None:
+            place = place[:, tokens]
+        cells = (x[:, tokens] for x in (self.scale, self.row, self.col))
+        return Positions(*cells, self._runs_of(tokens), place)
+
+    def told(self) -> tuple[tuple[int, int], ...]:
+        """The runs; where they are not known, by asking the device."""
+        return self.runs or tuple((scale, len(list(same))) for scale, same in groupby(self.scale[0].tolist()))
+
+    def _runs_of(self, tokens: slice) -> tuple[tuple[int, int], ...]:
+        """The runs of a part."""
+        first, end, _ = tokens.indices(len(self))
+        found, start = [], 0
+        for scale, count in self.runs:
+            inside = min(end, start + count) - max(first, start)
+            found += [(scale, inside)] if inside > 0 else []
+            start += count
+        return tuple(found)
+
+    def take(self, table: Tensor) -> Tensor:
+        """What a table (1, T, ...) or (B, T) over all tokens says of these, (B or 1, N, ...)."""
+        if isinstance(self.place, slice):
+            return table[:, self.place]
+        if len(table) == 1:
+            return table[0][self.place]
+        return table.gather(1, self.place.expand(len(table), -1))
 
     def __len__(self) -> int:
         return self.scale.shape[1]

@@ -331,6 +331,16 @@ def fill_module(
         {name: _place(tensors, name, dtype_of(name), device) for name in wanted}, assign=True
     )
     module.eval().requires_grad_(False)
+    join_biases(module)
+
+
+def join_biases(module: nn.Module) -> None:
+    """Have the parts of a module that can keep their biases joined; for weights that will not change any
+    more.
+    """
+    for part in module.modules():
+        if callable(join := getattr(part, "join", None)):
+            join()
 
 
 def _place(tensors: Tensors, name: str, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:

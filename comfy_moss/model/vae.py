@@ -1,4 +1,4 @@
-"""Convolutional codecs: image <-> the feature map that codes sum up to; and decoding in tiles.
+"""Convolutional codecs: image <-> the feature map that codes sum up to.
 
 Stride 2^(levels - 1).  Module names follow the released files (`X.conv.weight`, `X.norm.weight`).
 Facts: docs/infinity.md, section 7; docs/hart.md, section 9.
@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..ops import TORCH, Kernels
 from .contents import count_of
 from .quantize import Quantizer
+from .strips import decode_in_strips
 
 log = logging.getLogger(__name__)
 CONVS = {"conv_in", "conv_out", "conv1", "conv2", "nin_shortcut"}
@@ -71,8 +73,9 @@ class Norm(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(24 if channels % 32 else 32, channels, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(x))
+    def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
+        norm = self.norm
+        return ops.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 class ResBlock(nn.Module):
@@ -84,8 +87,10 @@ class ResBlock(nn.Module):
         self.conv2 = Conv(outputs, outputs)
         self.nin_shortcut = Conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.nin_shortcut(x) + self.conv2(self.norm2(self.conv1(self.norm1(x))))
+    def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
+        h = self.conv2(self.norm2(self.conv1(self.norm1(x, ops)), ops))
+        h += self.nin_shortcut(x)
+        return h
 
 
 class Down(nn.Module):
@@ -134,9 +139,9 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(Attention(outputs) if attention else nn.Identity() for _ in range(blocks))
         self.downsample = self.upsample = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
         for block, attention in zip(self.block, self.attn, strict=True):
-            x = attention(block(x))
+            x = attention(block(x, ops))
         return x
 
 
@@ -149,8 +154,8 @@ class Middle(nn.Module):
         self.attn_1 = Attention(channels) if attention else nn.Identity()
         self.block_2 = ResBlock(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x, ops)), ops)
 
 
 class Encoder(nn.Module):
@@ -195,11 +200,11 @@ class Decoder(nn.Module):
         self.norm_out = Norm(widths[0])
         self.conv_out = Conv(widths[0], 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+    def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
+        x = self.mid(self.conv_in(x), ops)
         for level in reversed(self.up):
-            x = level.upsample(level(x))
-        return self.conv_out(self.norm_out(x))
+            x = level.upsample(level(x, ops))
+        return self.conv_out(self.norm_out(x, ops))
 
 
 class VAE(nn.Module):
@@ -215,9 +220,9 @@ class VAE(nn.Module):
         """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""
         return one_by_one(self.encoder, image)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, ops: Kernels = TORCH) -> Tensor:
         """Summed codes (B, c, h, w) -> image (B, 3, h * stride, w * stride) in [-1, 1]."""
-        return one_by_one(self.decoder, codes).clamp(-1, 1)
+        return one_by_one(lambda one: decode_as_fits(self.decoder, one, ops), codes).clamp(-1, 1)
 
 
 def plain_names(used: Iterable[str]) -> dict[str, str]:
@@ -254,12 +259,13 @@ class Tokenizer(nn.Module):
         """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""
         return one_by_one(lambda one: self.quant_conv(self.encoder(one)), image)
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, ops: Kernels = TORCH) -> Tensor:
         """Summed codes (B, c, h, w) -> image (B, 3, h * stride, w * stride) in [-1, 1]."""
-        return one_by_one(lambda one: self.decoder(self.post_quant_conv(one)), codes).clamp(-1, 1)
 
+        def decode(one: Tensor) -> Tensor:
+            return decode_as_fits(self.decoder, self.post_quant_conv(one), ops)
 
-TILE, OVERLAP = 32, 8  # cells of the code map
+        return one_by_one(decode, codes).clamp(-1, 1)
 
 
 def one_by_one(code: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -267,62 +273,19 @@ def one_by_one(code: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     return torch.cat([code(one[None]) for one in batch]) if len(batch) > 1 else code(batch)
 
 
-def decode_as_fits(decode: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
-    """Decode at once, or in tiles where the device has too little memory for that; see `decode_in_tiles`."""
-    try:
-        return decode(codes)
-    except torch.OutOfMemoryError:
-        log.warning("the picture is decoded in tiles: this device has too little memory to decode it at once")
-    return decode_in_tiles(decode, codes)
+def decode_as_fits(decoder: Decoder, features: Tensor, ops: Kernels = TORCH) -> Tensor:
+    """Decode at once, or in strips where the device has too little memory for that.
 
-
-def decode_in_tiles(
-    decode: Callable[[Tensor], Tensor], codes: Tensor, tile: int = TILE, overlap: int = OVERLAP
-) -> Tensor:
-    """Decode overlapping tiles one after the other and blend them linearly.
-
-    Close to decoding at once, but not equal: the codec's norms see a tile where they would see the picture.
-
-    Args:
-        decode: codes (B, c, h, w) -> image (B, 3, h * stride, w * stride).
-        codes: (B, c, H, W).
-        tile, overlap: side of a tile and least overlap of neighbours, in cells; overlap < tile.
-
-    Returns:
-        (B, 3, H * stride, W * stride), as `decode` would give at once where the codes fit into one tile.
+    In half precision on a GPU channels lie side by side, as its convolutions compute; else they would be
+    turned round before and after each of them.
     """
-    rows, columns = (_spans(length, tile, overlap) for length in codes.shape[2:])
-    if len(rows) == len(columns) == 1:
-        return decode(codes)
-    image = weights = None
-    for top, bottom in rows:
-        for left, right in columns:
-            part = decode(codes[:, :, top:bottom, left:right])
-            stride = part.shape[2] // (bottom - top)
-            if image is None:
-                image = part.new_zeros(*part.shape[:2], *(stride * n for n in codes.shape[2:]))
-                weights = torch.zeros_like(image[:1, :1])
-            down, across = (_ramp(length, overlap * stride, part) for length in part.shape[2:])
-            ramp = down[:, None] * across
-            place = slice(top * stride, bottom * stride), slice(left * stride, right * stride)
-            image[(..., *place)] += part * ramp
-            weights[(..., *place)] += ramp
-    return image / weights
-
-
-def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Tiles of one size from end to end, as evenly spread as whole cells allow."""
-    if length <= tile:
-        return [(0, length)]
-    count = -(-(length - overlap) // (tile - overlap))
-    starts = [round(n * (length - tile) / (count - 1)) for n in range(count)]
-    return [(start, start + tile) for start in starts]
-
-
-def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
-    """Weights that rise over the overlap from nearly 0 to 1 and fall again."""
-    distance = torch.arange(1, length + 1, device=like.device, dtype=like.dtype)
-    return torch.minimum(distance, distance.flip(0)).clamp_max(overlap) / overlap
+    if features.is_cuda and features.dtype != torch.float32:
+        features = features.contiguous(memory_format=torch.channels_last)
+    try:
+        return decoder(features, ops)
+    except torch.OutOfMemoryError:
+        log.warning("the picture is decoded in strips: this device has too little memory to do it at once")
+    return decode_in_strips(decoder, features)
 
 
 # --- previews -----------------------------------------------------------------------------------------------

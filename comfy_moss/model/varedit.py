@@ -23,6 +23,7 @@ from .cache import KVCache
 from .infinity import InfinityBackbone, InfinityCondition
 from .quantize import map_to_tokens
 from .rope import grid_positions, rotation_at
+from .sampling import look_up
 from .schedule import RATIOS, Grid, Positions, Schedule
 
 WHITE = (255, 255, 255)
@@ -70,10 +71,9 @@ def source_tokens(schedule: Schedule) -> int:
 
 def running_rows(positions: Positions, schedule: Schedule) -> Tensor:
     """(B or 1, N) the row of `running_positions` that each token has."""
-    device = positions.scale.device
     first = [source_tokens(schedule) + schedule.tokens(0, n) for n in range(len(schedule))]
     widths = [width for _, width in schedule.grids]
-    first, widths = (torch.tensor(numbers, device=device)[positions.scale] for numbers in (first, widths))
+    first, widths = (look_up(numbers, positions)[..., 0].long() for numbers in (first, widths))
     return first + positions.row * widths + positions.col
 
 
@@ -146,9 +146,8 @@ def _two(segments: Sequence[Segment], new: int) -> tuple[Segment, Segment]:
 
 def _scales(positions: Positions) -> list[tuple[int, slice]]:
     """The scales of a pass, and where their tokens stand in it: side by side, and alike for every picture."""
-    scales, counts = positions.scale[0].unique_consecutive(return_counts=True)
     found, first = [], 0
-    for scale, count in zip(scales.tolist(), counts.tolist(), strict=True):
+    for scale, count in positions.told():
         found.append((scale, slice(first, first + count)))
         first += count
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import comfy.hooks
@@ -19,6 +20,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from comfy.patcher_extension import CallbacksMP
@@ -28,6 +30,8 @@ from torch import Tensor, nn
 from ..images import to_bytes
 from ..model.backbone import Backbone, PositionedText, PromptReader, Text
 from ..model.library import ModelFiles
+from ..model.tensors import CheckpointError
+from ..model.tiny_decoder import FOLDER, TinyDecoder, find_tiny_decoder, load_tiny_decoder, tiny_decoder_name
 from ..model.vae import VAE, LatentRGB, fit_latent_rgb
 from ..pipeline.cost import Stopwatch
 from ..pipeline.refine import KVStore
@@ -51,6 +55,12 @@ def manage(
     return patcher(module, load_device=load_device, offload_device=offload_device)
 
 
+def is_scarce() -> bool:
+    """Whether the host was started to save GPU memory (--lowvram, --novram)."""
+    state = getattr(mm, "vram_state", None)
+    return getattr(state, "name", "") in ("LOW_VRAM", "NO_VRAM")
+
+
 @dataclass(frozen=True, repr=False)
 class MossModel:
     """A model with all its parts, whose weights are loaded, moved and unloaded by the host.
@@ -69,11 +79,13 @@ class MossModel:
 
     def __post_init__(self) -> None:
         # the callback must not hold the model: that circle would keep its weights until garbage is collected
-        store = self.store
+        store, graphs = self.store, getattr(self.backbone, "graphs", None)
 
         def detached(_: object, unpatch_all: bool) -> None:
             if unpatch_all:  # otherwise a load is about to put the model back where it is
                 store.clear()
+                if graphs:
+                    graphs.clear()
 
         self.patcher.add_callback(CallbacksMP.ON_DETACH, detached)
 
@@ -98,6 +110,29 @@ class MossModel:
         mm.load_models_gpu([self.vae_patcher], force_full_load=True)
         return self.vae_patcher.load_device
 
+    def preview(self, total: Tensor) -> Tensor:
+        """Sums of codes (B, c, h, w) as pictures (B, H, W, 3) in [0, 1] on the CPU, as the artist chose: by
+        the codec's tiny decoder ("taesd") where there is one, else by the linear map.
+        """
+        if args.preview_method != LatentPreviewMethod.TAESD or self.tiny is None:
+            return self.rgb(total)
+        pictures = self.tiny.to(total.device).decode(total)
+        return ((pictures + 1) / 2).movedim(1, -1).float().cpu()
+
+    @cached_property
+    def tiny(self) -> TinyDecoder | None:
+        """Its codec's tiny decoder, in models/vae_approx or shipped; None = there is none to be read."""
+        path = find_tiny_decoder(self.files.vae, map(Path, folder_paths.get_folder_paths(FOLDER)))
+        if path is None:
+            name = tiny_decoder_name(self.files.vae)
+            log.warning(f"MoSs: {name} is not in models/{FOLDER}; previews are coarse")
+            return None
+        try:
+            return load_tiny_decoder(path, self.backbone.channels, self.backbone.stride)
+        except CheckpointError as error:
+            log.warning(f"MoSs: previews are coarse: {error}")
+            return None
+
     @cached_property
     def rgb(self) -> LatentRGB:
         """What its codes look like: fitted to the codec once, wherever it is by then."""
@@ -110,9 +145,7 @@ class MossModel:
 
 
 def previews_wanted() -> bool:
-    """Whether the artist wants live previews at all.  No codec of ours has a small model of its own (taesd),
-    so every method of
-    the host but "none" shows the linear map."""
+    """Whether the artist wants live previews at all."""
     return args.preview_method != LatentPreviewMethod.NoPreviews
 
 
@@ -150,7 +183,7 @@ class Progress:
     def _preview(self, total: Tensor) -> tuple[str, Image.Image, int]:
         """The first picture of the batch as the host takes it: the host enlarges it to the size given."""
         with self.watch.stage("preview"):
-            picture = Image.fromarray(to_bytes(self.model.rgb(total)[0]).numpy())
+            picture = Image.fromarray(to_bytes(self.model.preview(total)[0]).numpy())
         return "JPEG", picture, min(PREVIEW, max(total.shape[2:]) * self.model.backbone.stride)
 
 

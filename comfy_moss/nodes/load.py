@@ -23,12 +23,13 @@ from ..model.catalog import is_whole_name, kind_of, model_entries
 from ..model.checkpoint import RELEASED_VAES
 from ..model.contents import CODEC, TEXT, TRANSFORMER
 from ..model.family import BACKBONES, INFINITY
+from ..model.graphs import with_graphs
 from ..model.hart_checkpoint import AVERAGED, PARTS
 from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_hart, find_model
 from ..model.tensors import CheckpointError
 from ..model.text import QWEN, text_width
 from ..ops import choose
-from .host import InfinityCLIP, InfinityVAE, MossModel, log, manage
+from .host import InfinityCLIP, InfinityVAE, MossModel, is_scarce, log, manage
 from .wires import Model, MossNode, schema
 
 NANO = "nano (embedded)"
@@ -257,8 +258,9 @@ def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     dtype, device = precision_of(precision), mm.get_torch_device()
     backbone = files.load(mm.unet_offload_device(), dtype)
     kernels, reason = choose("auto", device)
-    log.info(f"MoSs: attention and RoPE of {files.told}: {reason}")
     backbone = replace(backbone, kernels=kernels, **settings)
+    backbone, why = with_graphs(backbone, device, spare_memory=not is_scarce())
+    log.info(f"MoSs: attention and RoPE of {files.told}: {reason}; {why}")
     words = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"  # the host's own
     clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype, words))
     codec = InfinityVAE(backbone.vae)

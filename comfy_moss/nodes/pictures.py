@@ -180,7 +180,7 @@ class ImageToDraft(MossNode):
         recipe = replace(recipe, source=source)
         with progress.stage("draft"):
             run = Run.begin(model.backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)))
-            draft = draft_of(run, scales, on_scale=progress)
+            draft = run.finished(draft_of(run, scales, on_scale=progress))
         draft, samples, shown = drawn(model, draft, run, progress)
         mask = torch.ones(image.shape[:3]) if mask is None else mask
         return io.NodeOutput(draft, samples, image, mask, ui=shown)

@@ -217,7 +217,7 @@ class InfinityDraft(MossNode):
             )
         with progress.stage("draft"):
             run = Run.begin(model.backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)))
-            draft = draft_of(run, scales, on_scale=progress)
+            draft = run.finished(draft_of(run, scales, on_scale=progress))
         if left:
             model.store.keep(draft, run)
         drawn = plan_of(draft)
@@ -349,6 +349,7 @@ class MossRefine(MossNode):
         run = replace(run, backbone=replace(model.backbone, kernels=kernels))
         with progress.stage("refine"), torch.inference_mode():
             residual, run = draw_pass(run, base, dispatch.dispatch, step, store)
+            residual = run.finished(residual)
         if store:
             model.store.keep_pass(base, residual, run)
         progress(base.scales + 1, base.scales + 1, base.total)
@@ -413,7 +414,8 @@ class MossComposite(MossNode):
             device = model.load_codec()
         with watch.stage("composite"):
             made_by = replace(residual.residual.made_by, strength=strength)
-            laid = composite(model.backbone, draft.draft, replace(residual.residual, made_by=made_by), device)
+            residual_of = replace(residual.residual, made_by=made_by)
+            laid = composite(model.backbone, draft.draft, residual_of, device).cpu()
             total = finished(model.backbone, laid, device)
         changes = {
             "label": plan_of(laid).label, "tokens_per_scale": laid.tokens_per_scale,

@@ -82,7 +82,7 @@ def drawn(
         store.make_room(recipe)
     with progress.stage("draft"):
         run = store.begin(backbone, recipe, tokens)
-        draft = draft_of(run, scales, on_scale=progress)
+        draft = run.finished(draft_of(run, scales, on_scale=progress))
     if refine_scales:
         store.keep(draft, run)
     plan = plan_of(draft)

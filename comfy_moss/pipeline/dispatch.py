@@ -152,6 +152,17 @@ class Dispatch:
         """Tokens per refine scale and picture."""
         return tuple(c.shape[1] for c in self.cells)
 
+    def cpu(self) -> Dispatch:
+        """The same on the CPU; itself where it is there."""
+        cells = on_cpu(self.cells)
+        return self if cells is self.cells else Dispatch(self.scales, cells)
+
+
+def on_cpu(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same on the CPU; itself where all are there."""
+    here = all(tensor.device.type == "cpu" for tensor in tensors)
+    return tensors if here else tuple(tensor.cpu() for tensor in tensors)
+
 
 def band(tokens: int, upper: float, lower: float) -> range:
     """Ranks (0 = busiest) of the tokens between two bounds in percent.

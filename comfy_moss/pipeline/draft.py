@@ -8,17 +8,17 @@ drop it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Branch, Condition, Step, Text
+from ..model.backbone import Backbone, Branch, Condition, Step, Tables, Text
 from ..model.cache import KVCache
-from ..model.sampling import Guidance, Sampling
+from ..model.sampling import Finite, Guidance, Sampling
 from ..model.schedule import Positions, Schedule
-from .dispatch import Dispatch, RefinePass
+from .dispatch import Dispatch, RefinePass, on_cpu
 from .source import Source
 
 # (scales done, scales in all, sum of codes so far); may raise to cancel
@@ -98,6 +98,13 @@ class Residual:
         dispatch = replace(self.dispatch, cells=cells)
         return replace(self, dispatch=dispatch, bits=tuple(bits[list(pictures)] for bits in self.bits))
 
+    def cpu(self) -> Residual:
+        """The same on the CPU; itself where it is there."""
+        dispatch, bits = self.dispatch.cpu(), on_cpu(self.bits)
+        if dispatch is self.dispatch and bits is self.bits:
+            return self
+        return replace(self, dispatch=dispatch, bits=bits)
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -118,6 +125,15 @@ class Draft:
     model_id: str
     passes: tuple[Residual, ...] = ()
     base: Draft | None = None
+
+    def cpu(self) -> Draft:
+        """The same on the CPU, as it is stored; itself where it is there."""
+        bits, base = on_cpu(self.bits), self.base and self.base.cpu()
+        passes = tuple(residual.cpu() for residual in self.passes)
+        here = bits is self.bits and base is self.base and self.total.device.type == "cpu"
+        if here and all(a is b for a, b in zip(passes, self.passes, strict=True)):
+            return self
+        return replace(self, bits=bits, total=self.total.cpu(), passes=passes, base=base)
 
     @property
     def scales(self) -> int:
@@ -165,6 +181,9 @@ class Draft:
         return whole + self.refined
 
 
+Drawn = TypeVar("Drawn", Draft, Residual)
+
+
 def _rows(value: Any, rows: list[int]) -> Any:
     """Rows of every tensor of a condition; whatever else it holds stays."""
     if isinstance(value, Tensor):
@@ -176,12 +195,24 @@ def _rows(value: Any, rows: list[int]) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One drawing under way: the model, the recipe and what earlier tokens left behind."""
+    """One drawing under way: the model, the recipe and what earlier tokens left behind.
+
+    Attributes:
+        tables: what its passes look up; finite: whether all they drew from were numbers.
+    """
 
     backbone: Backbone
     recipe: Recipe
     condition: Condition
     cache: KVCache | None
+    tables: Tables | None = None
+    finite: Finite = field(default_factory=Finite)
+
+    def __post_init__(self) -> None:
+        recipe, tables = self.recipe, self.tables
+        if tables is None or (tables.schedule, tables.seeds) != (recipe.schedule, recipe.seeds):
+            tables = Tables(recipe.schedule, recipe.seeds, self.backbone.device)
+            object.__setattr__(self, "tables", tables)
 
     @classmethod
     def begin(
@@ -231,7 +262,17 @@ class Run:
         """A forward pass over those tokens of this picture."""
         recipe = self.recipe
         settings = (recipe.guidance, recipe.sampling, recipe.seeds)
-        return Step(positions, recipe.schedule, self.condition, *settings, self.cache, store, visible, branch)
+        passing = (self.cache, store, visible, branch, self.tables, self.finite)
+        return Step(positions, recipe.schedule, self.condition, *settings, *passing)
+
+    def finished(self, drawn: Drawn) -> Drawn:
+        """What a step that somebody sees has drawn, on the CPU.  Here a GPU is waited for, nowhere before.
+
+        Raises:
+            ValueError: the model returned values that are not numbers.
+        """
+        self.finite.check()
+        return drawn.cpu()
 
     def whole_scale(
         self, total: Tensor, scale: int, store: bool, branch: Branch | None = None
@@ -355,17 +396,18 @@ def draw_draft(
     if not 1 <= scales <= len(schedule):
         raise ValueError(f"a draft has 1 to {len(schedule)} scales here, got {scales}")
     run = Run.begin(backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)), condition)
-    return draft_of(run, scales, given, on_scale), run.cache
+    return run.finished(draft_of(run, scales, given, on_scale)), run.cache
 
 
 def draft_of(
     run: Run, scales: int, given: Sequence[Tensor] = (), on_scale: OnScale | None = None
 ) -> Draft:
-    """The draft of a run that has drawn nothing yet; arguments as of `draw_draft`."""
+    """The draft of a run that has drawn nothing yet, on its device (see `Run.finished`); arguments as of
+    `draw_draft`.
+    """
     bits, total = [], empty_total(run.backbone, run.recipe)
     if at_once := min(len(run.condition.given), scales):
         known = [*given, *run.condition.given[len(given) :]][:at_once]
         bits, total = run_given(run, total, known, on_scale)
     drawn, total = draw_scales(run, total, range(at_once, scales), given, on_scale=on_scale)
-    bits += drawn
-    return Draft(run.recipe, tuple(b.cpu() for b in bits), total.cpu(), run.backbone.model_id)
+    return Draft(run.recipe, (*bits, *drawn), total, run.backbone.model_id)

@@ -60,6 +60,7 @@ def edit_draft(
         found = replace(run.recipe.source, mask=found_mask(change, schedule, edit.found), first=follow)
         run = replace(run, recipe=replace(run.recipe, source=found))
     rest, total = draw_scales(run, total, range(follow, scales), on_scale=on_scale)
+    other.finite.check()
     kept = tuple(b.cpu() for b in (*bits, *rest))
     return run, Draft(run.recipe, kept, total.cpu(), backbone.model_id), change.cpu()
 

@@ -189,4 +189,4 @@ def finish_fastvar(
             run, total, range(scale, scale + 1), given, pruner.branch(scale), on_scale, store=scale < stored
         )
         bits += drawn
-    return Draft(recipe, tuple(b.cpu() for b in bits), total.cpu(), backbone.model_id), run.cache, kept
+    return run.finished(Draft(recipe, tuple(bits), total, backbone.model_id)), run.cache, kept

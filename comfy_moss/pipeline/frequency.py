@@ -28,6 +28,7 @@ def frequency_map(total: Tensor, window: int = 3) -> Tensor:
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"the frequency window must be odd and at least 3, got {window}")
+    total = total.cpu() if total.device.type == "mps" else total  # which has no float64
     # so that the difference below stays exact
     centred = total.double() - total.double().mean(dim=(2, 3), keepdim=True)
     mean, square = (

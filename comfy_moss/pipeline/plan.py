@@ -376,6 +376,10 @@ class PassMaps:
     frequency: Tensor
     dispatch: Dispatch
 
+    def cpu(self) -> PassMaps:
+        """The same on the CPU."""
+        return PassMaps(self.draft.cpu(), self.frequency.cpu(), self.dispatch.cpu())
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -419,7 +423,8 @@ def generate(
         total = finished(backbone, drawn)
         picture = Picture(total, Cost(method.label, tuple(tokens), cache.nbytes, watch.seconds))
     with watch.stage("decode"), torch.inference_mode():
-        return replace(picture, image=backbone.decode(picture.total.to(backbone.device)))
+        image = backbone.decode(picture.total.to(backbone.device))
+    return replace(picture, image=image, cost=replace(picture.cost, seconds=watch.seconds))
 
 
 @torch.inference_mode()
@@ -441,6 +446,7 @@ def run(
             live = Run.begin(backbone, recipe, stored)
             draft = draft_of(live, fitted.draft, on_scale=on_scale)
     kv_bytes, maps = live.cache.nbytes, []
+    painted = painted if painted is None else painted.to(backbone.device)
     for n, step in enumerate(fitted.passes, start=1):
         draft, live, found = run_pass(
             live, draft, step, watch, plan.window, painted, store=n < len(fitted.passes)
@@ -449,12 +455,13 @@ def run(
         if on_scale:
             done = len(schedule) if n == len(fitted.passes) else step.scales[-1] + 1
             on_scale(done, len(schedule), draft.total)
+    draft, shown = live.finished(draft), tuple(found.cpu() for found in maps)
     total = draft.total
     if recipe.source is not None:
         with watch.stage("composite"):
             total = finished(backbone, draft)
     cost = Cost(plan.label, draft.tokens_per_scale, kv_bytes, watch.seconds, draft.refined)
-    return Picture(total, cost, tuple(maps), change=change)
+    return Picture(total, cost, shown, change=change)
 
 
 def run_pass(

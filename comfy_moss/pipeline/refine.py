@@ -63,7 +63,7 @@ def refine(
         run = rebuild(backbone, draft, condition=condition)[1]
     else:
         run = Run(backbone, draft.recipe, condition, cache)
-    return draw_pass(run, draft, dispatch, made_by, store=False)[0]
+    return run.finished(draw_pass(run, draft, dispatch, made_by, store=False)[0])
 
 
 def draw_pass(
@@ -77,7 +77,8 @@ def draw_pass(
         given: what the pass is known to have drawn (teacher forcing); None = draw.
 
     Returns:
-        What was drawn, and the run for the next pass: once guidance is off its unconditional rows are gone.
+        What was drawn, on its device (see `Run.finished`), and the run for the next pass: once guidance is
+        off its unconditional rows are gone.
 
     Raises:
         ValueError: the dispatch was made for another draft, or guidance is asked for after it was switched
@@ -94,7 +95,7 @@ def draw_pass(
     hidden = run.backbone.forward(tokens, step)
     if given is not None:
         return given, follows
-    bits = run.backbone.sample(hidden, step).cpu().split(list(dispatch.counts), dim=1)
+    bits = run.backbone.sample(hidden, step).split(list(dispatch.counts), dim=1)
     return Residual(dispatch, bits, made_by), follows
 
 
@@ -115,8 +116,8 @@ def composite(
     """The draft with a pass laid over it, by the pass's strength.
 
     Each scale's codes stand in an otherwise empty map, upsampled like the dense loop's, and without effect on
-    places that nobody drew.  The result is a draft again: its `total` (B, c, H, W) can be decoded, or refined
-        by another pass.
+    places that nobody drew.  The result is a draft again: its `total` (B, c, H, W), on that device, can be
+    decoded, or refined by another pass.
 
     Args:
         device: where the codec is, if not with the transformer.
@@ -125,7 +126,7 @@ def composite(
     for _, added, _ in _added(backbone, draft, residual, total.device):
         total = total + added
     passes, base = (*draft.passes, residual), draft.base or draft
-    return replace(draft, total=total.cpu(), passes=passes, base=base)
+    return replace(draft, total=total, passes=passes, base=base)
 
 
 def _added(
@@ -233,16 +234,17 @@ def finish_dense(
     run, done = Run(backbone, recipe, condition, grown), draft
     if not draft.passes:
         bits, total = draw_scales(run, draft.total.to(backbone.device), draft.left, on_scale=on_scale)
-        whole = (*draft.bits, *(b.cpu() for b in bits))
-        return Draft(recipe, whole, total.cpu(), draft.model_id), grown
+        whole = Draft(recipe, (*draft.bits, *bits), total, draft.model_id)
+        return run.finished(whole), grown
     for scale in draft.left:
-        cells = torch.arange(schedule.tokens(scale, scale + 1)).expand(len(draft.total), -1)
+        count = schedule.tokens(scale, scale + 1)
+        cells = torch.arange(count, device=backbone.device).expand(len(draft.total), -1)
         whole, made_by = Dispatch((scale,), (cells,)), RefinePass((scale,), (100.0,))
         residual, run = draw_pass(run, done, whole, made_by, store=scale != draft.left[-1])
         done = composite(backbone, done, residual)
         if on_scale:
             on_scale(scale + 1, len(schedule), done.total)
-    return done, grown
+    return run.finished(done), grown
 
 
 # --- the store of KV caches ---------------------------------------------------------------------------------
