@@ -106,7 +106,7 @@ def moss(
     return nodes, links, lanes
 
 
-def result(kind: str = "SaveImage", height: int = 340) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
+def result(kind: str = "SaveImage", height: int = 310) -> tuple[dict[str, Node], tuple[Link, ...], Lanes]:
     """The picture, below the decoder."""
     widgets = {"filename_prefix": "MoSs"} if kind == "SaveImage" else {}
     node: Node = (kind, X[4], 570, WIDTHS[4], height, widgets)

@@ -203,7 +203,7 @@ def test_menus_are_told_by_content(host: FakeHost) -> None:
 
 def test_hart_straight_in_its_folder_is_offered(host: FakeHost) -> None:
     real_files.write_hart(host.models / "hart")
-    assert menu(host, "MoSs_LoadHART", "model") == ["models/hart"]
+    assert menu(host, "MoSs_LoadHART", "model") == ["llm/ema_model.bin"]
     model = host.run("MoSs_LoadHART", model="models/hart").result[0]
     assert model.files.folder == host.models / "hart"
     before = host.nodes["MoSs_LoadHART"].fingerprint_inputs("models/hart", "automatic")
