@@ -76,6 +76,14 @@ function setWidget(node, name, value) {
 /** Write a text to a widget of a node, unless something is connected to it. */
 export const writeText = setWidget;
 
+/** Let a connected `values` widget, which some front-ends go on showing, hold what came through the connection. */
+export function holdValues(dispatch, text) {
+  const widget = widgetOf(dispatch, "values");
+  if (!widget || !isLinked(dispatch, "values") || widget.value === text) return;
+  widget.value = text;
+  dispatch.setDirtyCanvas?.(true, true);
+}
+
 /**
  * Grey out the numbers of a Token Dispatch node while its preset does not take them; they can still be read.
  */

@@ -4,7 +4,7 @@
  */
 
 import { boundsFromShares } from "./dispatch.mjs";
-import { greyValues, writeText } from "./graph.mjs";
+import { greyValues, holdValues, writeText } from "./graph.mjs";
 import {
   CUSTOM_SHARES, formatBounds, formatNumbers, isCustom, readPass, readScales, resample,
 } from "./pass.mjs";
@@ -36,7 +36,10 @@ function refit(dispatch, { preset, values }, k) {
  * @param {import("./decode.mjs").Inspection | null} inspection of its last run
  */
 export function keepValues(dispatch, { pass, k }, inspection) {
-  if (!pass) return;
+  if (!pass) {
+    if (inspection) holdValues(dispatch, formatNumbers(inspection.ran.bounds));
+    return;
+  }
   const custom = isCustom(pass.preset);
   greyValues(dispatch, !custom);
   const choices = choicesNow(inspection, k);

@@ -557,6 +557,7 @@ def test_linked_values_show_the_run_and_lock_the_handles_visibly(page: Page) -> 
         inspector = page.inspector(kind)
         assert inspector.bounds == [70, 40, 20, 10]
         assert inspector.locked and "connected input" in inspector.note
+        assert page.widget("values") == "70, 40, 20, 10"
         handle = inspector.root.locator(".moss-handle").first
         assert handle.evaluate("(it) => getComputedStyle(it).cursor") == "not-allowed"
 
