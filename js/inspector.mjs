@@ -65,7 +65,7 @@ export class Inspector {
     this.words.setAttribute("aria-live", "polite");
     this.legend = element("div", "moss-legend");
     this.reading = element("div", "moss-read", {}, this.legend, this.words, this.brush.panel);
-    this.note = element("div", "moss-note");
+    this.note = element("div", "moss-notice");
     this.cost = element("span", "", { title: say("cost.title") });
     const back = () => this.#change(() => graph.resetPass(graph.dispatchOf(this.node)));
     this.reset = button(say("reset"), { title: say("reset.title"), onclick: back });

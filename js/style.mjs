@@ -73,17 +73,17 @@ const SHEET = `
 .moss-legend, .moss-words > div { display: flex; flex-wrap: wrap; align-content: start; column-gap: 10px; }
 .moss-legend.moss-behind { visibility: hidden; }
 .moss-read .moss-brush { align-self: end; }
-.moss-note {
+.moss-notice {
   flex: none; display: flex; gap: 5px; padding: 3px 6px; border-radius: 4px; background:
   var(--comfy-input-bg, #222);
 }
-.moss-note::before {
+.moss-notice::before {
   content: ""; flex: none; width: 12px; height: 16px; background: currentColor; mask: var(--moss-sign)
   center / 12px no-repeat;
 }
-.moss-note[data-kind="locked"] { --moss-sign: ${LOCK}; }
-.moss-note[data-kind="problem"], .moss-note[data-kind="failed"] { --moss-sign: ${WARNING}; }
-.moss-note[data-kind="failed"] { user-select: text; cursor: text; color: var(--error-text, #ff6b6b); }
+.moss-notice[data-kind="locked"] { --moss-sign: ${LOCK}; }
+.moss-notice[data-kind="problem"], .moss-notice[data-kind="failed"] { --moss-sign: ${WARNING}; }
+.moss-notice[data-kind="failed"] { user-select: text; cursor: text; color: var(--error-text, #ff6b6b); }
 .moss-scale { display: inline-flex; align-items: center; gap: 4px; white-space: nowrap; }
 .moss-scale::before {
   content: ""; width: 9px; height: 9px; border-radius: 2px; background: var(--moss-colour);

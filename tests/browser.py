@@ -33,7 +33,8 @@ BUILD = """async (batch) => {
   };
   const load = make("MoSs_LoadInfinity", -800);
   const text = make("CLIPTextEncode", -1100, { text: "a red square left of a blue circle" });
-  const settings = { seed: 3, control_after_generate: "fixed", batch_size: batch, preview: false };
+  const settings = { seed: 3, control_after_generate: "fixed", batch_size: batch, preview: false,
+    method: "custom" };
   const draft = make("MoSs_InfinityDraft", -400, settings);
   const map = make("MoSs_FrequencyMap", 20), dispatch = make("MoSs_TokenDispatch", 420, { preset: "paper" });
   const show = make("PreviewImage", 820);
@@ -104,7 +105,7 @@ class Inspector:
     @property
     def note(self) -> str:
         """What is not as one would think; "" = nothing."""
-        note = self.root.locator(".moss-note")
+        note = self.root.locator(".moss-notice")
         return note.inner_text().strip() if note.is_visible() else ""
 
     @property

@@ -11,6 +11,7 @@ import { decode } from "../js/decode.mjs";
 import { band, boundsFromShares, counts, redrawnBy, shareOfDense } from "../js/dispatch.mjs";
 import { readPainting, writePainting } from "../js/painting.mjs";
 import { readPass, resample } from "../js/pass.mjs";
+import { formatPicks, parsePicks, pick } from "../js/picks.mjs";
 import { rankTokens } from "../js/ranks.mjs";
 
 const vectors = JSON.parse(readFileSync(process.env.MOSS_VECTORS, "utf8"));
@@ -42,10 +43,21 @@ test("paintings as text", () => {
 });
 
 test("what the widgets of MoSs Token Dispatch mean", () => {
-  for (const { widgets, known, left, pass } of vectors.widgets) {
-    const found = readPass(widgets, { known, left, planned: null });
+  for (const { widgets, known, left, planned, pass } of vectors.widgets) {
+    const found = readPass(widgets, { known, left, planned });
     assert.deepEqual(found.problem ? null : found, pass, JSON.stringify(widgets));
   }
+});
+
+test("which drafts are picked", () => {
+  for (const [text, count, picked] of vectors.picks) {
+    assert.deepEqual(parsePicks(text, count), picked, text);
+    if (picked) assert.deepEqual(parsePicks(formatPicks(picked), count), picked);
+  }
+  assert.deepEqual(pick([0], 2, false), [2]);
+  assert.deepEqual(pick([0, 3], 2, true), [0, 2, 3]);
+  assert.deepEqual(pick([0, 3], 0, true), [3]);
+  assert.deepEqual(pick([3], 3, true), [3]);
 });
 
 test("bounds for another number of scales share the tokens out alike", () => {

@@ -240,7 +240,7 @@ def test_the_inspector_follows_edits_by_hand(page: Page) -> None:
     assert "twenty" in inspector.note and inspector.bounds == [75, 65, 25, 5]
     inspector.press("Reset")
     page.wait()
-    assert page.widget("preset") == "automatic" and inspector.bounds == [*NANO.best[4]]
+    assert page.widget("preset") == "method" and inspector.bounds == [*NANO.best[4]]
 
 
 def test_without_a_dispatch_node_the_map_has_nothing_to_move(page: Page) -> None:
@@ -640,6 +640,40 @@ def test_undo_keeps_the_brush_in_the_hand(page: Page) -> None:
     inspector = page.inspector(DISPATCH)
     assert page.widget("painting") == ""
     assert inspector.painting and "Drag to paint" in inspector.reading
+
+
+def test_drafts_are_picked_on_their_sheet(opened_page: Page) -> None:
+    opened_page.build(batch=4)
+    opened_page.change(
+        "MoSs_InfinityDraft",
+        """const sheet = LiteGraph.createNode("MoSs_PickDrafts");
+        sheet.pos = [-360, 20];
+        app.graph.add(sheet);
+        const map = app.graph.nodes.find(({ type }) => type === "MoSs_FrequencyMap");
+        node.connect(0, sheet, 0);
+        sheet.connect(0, map, 0);
+        app.canvas.ds.offset = [400, 90];
+        app.canvas.setDirty(true, true);""",
+    )
+    opened_page.run()
+    opened_page.wait(500)
+    cards = opened_page.page.locator(".moss-card")
+
+    def picked() -> list[int]:
+        return [n for n, card in enumerate(cards.all()) if card.get_attribute("aria-pressed") == "true"]
+
+    assert cards.count() == 4 and picked() == [0]
+    assert all(image.evaluate("(it) => it.naturalWidth") > 0 for image in cards.locator("img").all())
+    cards.nth(2).click()
+    cards.nth(1).click(modifiers=["Shift"])
+    assert picked() == [1, 2]
+    assert opened_page.node("MoSs_PickDrafts", "node.widgets[0].value") == "2, 3"
+    opened_page.run()
+    assert len(opened_page.sent(MAP).payload["pictures"]) == 2
+    opened_page.change("MoSs_PickDrafts", "node.widgets[0].value = '9'")
+    with pytest.raises(RuntimeError) as error:
+        opened_page.run()
+    assert opened_page.page.locator(".moss-sheet .moss-hint").inner_text() == str(error.value).strip()
 
 
 def test_a_warning_is_said_in_the_page(opened_page: Page) -> None:

@@ -10,8 +10,9 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ from comfy_moss.pipeline.source import Source
 NODE = shutil.which("node")
 SCHEDULE = make_schedule(1.5, "0.25M")  # rows differ from columns
 WORK = TokenWork(2_654_208.0, 2304.0)  # nano's
+PRESETS = ("method", "automatic", "paper")
 CHANCE = torch.Generator().manual_seed(0)
 
 
@@ -63,6 +65,17 @@ def taken(dispatch: Dispatch) -> list[list[list[list[int]]]]:
 
         pictures.append([[at(row, column) for column in range(width)] for row in range(height)])
     return pictures
+
+
+@dataclass(frozen=True)
+class Case:
+    """Widgets of MoSs Token Dispatch, behind a draft that leaves k scales and whose method goes on with a pass."""
+
+    preset: str
+    values: str
+    scales: str = "all"
+    k: int = 4
+    planned: RefinePass | None = None
 
 
 def drafted(k: int, batch: int = 1, guidance: float = 1.0, inside: bool = False) -> Draft:
@@ -103,18 +116,20 @@ def dispatched(
     }
 
 
-def read(
-    maps: Any, preset: str, values: str, scales: str, k: int, published: Published
-) -> dict[str, Any] | None:
+def read(maps: Any, case: Case, published: Published) -> dict[str, Any] | None:
     """The pass that MoSs Token Dispatch's widgets stand for; None: it refuses them."""
+    model = SimpleNamespace(backbone=SimpleNamespace(published=published))
+    wire = SimpleNamespace(draft=drafted(case.k), model=model, next_pass=case.planned)
     try:
-        chosen = maps.read_scales(scales, drafted(k))
-        config = maps.read_config(preset, values, len(chosen), published)
-        step = replace(config, scales=chosen)
+        step = maps.read_pass(case.preset, case.values, case.scales, wire)
         step.on(SCHEDULE)
     except ValueError:
         return None
-    return {"scales": list(step.scales), "bounds": list(step.bounds)}
+    return told(step)
+
+
+def told(step: RefinePass | None) -> dict[str, Any] | None:
+    return step and {"scales": list(step.scales), "bounds": list(step.bounds)}
 
 
 def widgets(folder: Path) -> list[dict[str, Any]]:
@@ -130,19 +145,45 @@ def widgets(folder: Path) -> list[dict[str, Any]]:
         "all", "", " ALL ", "-1", "1", "-4, -3", "-3 -1", "-1, -2", "-2, -2", "-5", "last", "-4,-3,-2,-1",
         "-1.5", "--1", "- 1", "-3;-2", "0",
     )
-    cases = [(preset, text, "all", 4) for preset in ("custom bounds", "custom shares") for text in numbers]
-    cases += [(preset, "40", name, 4) for preset in ("automatic", "paper", "custom bounds") for name in names]
-    cases += [(preset, "100", "all", k) for preset in ("automatic", "paper") for k in range(1, 8)]
+    custom = ("custom bounds", "custom shares")
+    cases = [Case(preset, text) for preset in custom for text in numbers]
+    cases += [Case(preset, "40", name) for preset in (*PRESETS, custom[0]) for name in names]
+    cases += [Case(preset, "100", "all", k) for preset in PRESETS for k in range(1, 8)]
+    planned = (RefinePass((-1,), (45.0,), guidance=1.0), RefinePass((-4, -2), (70.0, 20.0)))
+    cases += [
+        Case(preset, text, name, 4, step)
+        for step in planned for preset in (*PRESETS, *custom)
+        for text in ("60", "60, 20", "80, 70, 30, 10") for name in ("all", "", "-1", "-3, -1")
+    ]
     with installed(folder) as host:
         host.start()
         maps = sys.modules["comfy_moss.nodes.maps"]
         found = {k: maps.known_bounds(k, NANO) for k in range(1, 8)}
-        known = {preset: {k: each[preset] for k, each in found.items()} for preset in ("automatic", "paper")}
+        known = {preset: {k: each[preset] for k, each in found.items()} for preset in PRESETS[1:]}
         return [
-            {"widgets": {"preset": preset, "values": values, "scales": scales}, "known": known,
-             "left": list(range(-k, 0)), "pass": read(maps, preset, values, scales, k, NANO)}
-            for preset, values, scales, k in cases
+            {"widgets": {"preset": case.preset, "values": case.values, "scales": case.scales}, "known": known,
+             "left": list(range(-case.k, 0)), "planned": told(case.planned), "pass": read(maps, case, NANO)}
+            for case in cases
         ]
+
+
+def picks(folder: Path) -> list[tuple[str, int, list[int] | None]]:
+    """What MoSs Pick Drafts reads in its widget."""
+    texts = (
+        "1", "1, 3", "2-4", "all", " ALL ", "4 2;2", "2 - 3, 1", "1,,3,", "", "0", "5", "3-2", "1-9", "one",
+        "-1", "1.5",
+    )
+    with installed(folder) as host:
+        host.start()
+        pick = sys.modules["comfy_moss.nodes.pick"]
+
+        def picked(text: str) -> list[int] | None:
+            try:
+                return pick.read_picks(text, 4)
+            except ValueError:
+                return None
+
+        return [(text, 4, picked(text)) for text in texts]
 
 
 def random_bounds(rng: random.Random) -> list[float]:
@@ -171,7 +212,7 @@ def vectors(folder: Path) -> dict[str, Any]:
     steps = [RefinePass.of_last(cut) for cut in bounds]
     steps += [RefinePass((-4, -2), (70.0, 20.0)), RefinePass((-3,), (45.0,), guidance=1.0)]
     return {
-        "widgets": widgets(folder),
+        "widgets": widgets(folder), "picks": picks(folder),
         "bands": [(*cut, ranks.start, ranks.stop) for cut, ranks in ranges],
         "shares": [(share, bounds_of_shares(share)) for share in shares],
         "paintings": [
@@ -195,4 +236,4 @@ def test_the_page_computes_what_the_pipeline_computes(tmp_path: Path) -> None:
         command, env=os.environ | {"MOSS_VECTORS": str(file)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "# pass 7" in done.stdout
+    assert "# pass 8" in done.stdout

@@ -9,6 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = "".join(file.read_text("utf-8") for file in sorted((ROOT / "js").glob("*.*js")))
+SERVER = "".join(file.read_text("utf-8") for file in sorted((ROOT / "comfy_moss" / "nodes").glob("*.py")))
 TABLES = {"options", "report", "notes", "errors"}  # of names and patterns, each read whole
 
 
@@ -29,7 +30,7 @@ def test_both_languages_say_the_same() -> None:
     assert list(english) == list(chinese)
     for key, text in english.items():
         assert holes(text) == holes(chinese[key]), key
-        assert text.isascii() or set(filter(lambda letter: not letter.isascii(), text)) <= set("·"), key
+        assert text.isascii() or set(filter(lambda letter: not letter.isascii(), text)) <= set("·×"), key
         assert re.search(r"[\u4e00-\u9fff]", chinese[key]) or key == "failed.at", key
 
 
@@ -38,4 +39,5 @@ def test_the_page_has_words_for_all_it_says_and_says_all_it_has() -> None:
     said |= set(re.findall(r"key: \"([\w.]+)\"", CODE))
     said |= set(re.findall(r"\"((?:bound|brush|lock)\.[\w.]+)\"", CODE))  # chosen between two
     said |= {f"view.{view}" for view in re.search(r"VIEWS = \[(.*?)\]", CODE)[1].replace('"', "").split(", ")}
+    said |= {f"note.{key}" for key in re.findall(r"Note\(\s*\"(\w+)\"", SERVER)}
     assert said == set(sentences("en"))
