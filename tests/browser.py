@@ -34,7 +34,7 @@ BUILD = """async (batch) => {
   const load = make("MoSs_LoadInfinity", -800);
   const text = make("CLIPTextEncode", -1100, { text: "a red square left of a blue circle" });
   const settings = { seed: 3, control_after_generate: "fixed", batch_size: batch, preview: false,
-    method: "custom" };
+    method: "custom", refine_scales: 4 };
   const draft = make("MoSs_InfinityDraft", -400, settings);
   const map = make("MoSs_FrequencyMap", 20), dispatch = make("MoSs_TokenDispatch", 420, { preset: "paper" });
   const show = make("PreviewImage", 820);
