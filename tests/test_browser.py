@@ -125,13 +125,13 @@ def cost_line(payload: dict[str, Any], tokens: int) -> str:
 
 
 def test_a_report_shows_its_text_on_the_node_and_the_saved_graph_has_none_of_it(opened_page: Page) -> None:
-    workflow = json.loads((WORKFLOWS / "moss4_text_to_image.json").read_text(encoding="utf-8"))
+    workflow = json.loads((WORKFLOWS / "06 Every map on screen.json").read_text(encoding="utf-8"))
     opened_page.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", workflow)
     # a front-end may show no elements outside the window
     opened_page.change("MoSs_Report", "app.canvas.ds.scale = 1; app.canvas.centerOnNode(node)")
     opened_page.run()
-    text = opened_page.page.locator(".moss-report").first
-    assert "moss4" in text.inner_text() and "KV cache" in text.inner_text()
+    texts = " ".join(opened_page.page.locator(".moss-report").all_inner_texts())
+    assert "draft-3; -1@45 unguided" in texts and "KV cache" in texts
     saved = opened_page.page.evaluate(
         "() => app.graph.serialize().nodes.find((n) => n.type === 'MoSs_Report')"
     )
@@ -286,7 +286,7 @@ def test_painting_predicts_what_the_next_run_does(page: Page) -> None:
 
 
 def mask_with_its_own_inverse(page: Page) -> None:
-    """Connect a mask to Token Dispatch in which what is calm comes first."""
+    """Connect a mask to MoSs Token Dispatch in which what is calm comes first."""
     page.change(
         DISPATCH,
         """const map = app.graph.nodes.find(({ type }) => type === "MoSs_FrequencyMap");
@@ -593,8 +593,8 @@ def test_a_bypassed_dispatch_is_not_the_maps(page: Page) -> None:
     page.set_widget("values", "70, 40, 20, 10")
     page.change(DISPATCH, "node.mode = 4; node.onConnectionsChange?.()")
     inspector = page.inspector(MAP)
-    assert inspector.bounds == [*NANO.best[4]]
-    assert inspector.locked and "No MoSs Token Dispatch" in inspector.note
+    assert inspector.bounds == [*NANO.best[4]] and inspector.locked
+    assert "No MoSs Token Dispatch" in inspector.note
 
 
 def test_why_a_run_stopped_is_repeated_in_the_inspector(page: Page) -> None:

@@ -69,7 +69,7 @@ def taken(dispatch: Dispatch) -> list[list[list[list[int]]]]:
 
 @dataclass(frozen=True)
 class Case:
-    """Widgets of MoSs Token Dispatch, behind a draft that leaves k scales and whose method goes on with a pass."""
+    """Widgets of MoSs Token Dispatch behind a draft that leaves k scales, and the next pass of its method."""
 
     preset: str
     values: str

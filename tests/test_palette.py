@@ -109,4 +109,4 @@ def test_the_page_has_no_colours_of_its_own_for_them() -> None:
     codes = set(re.findall(r"#[0-9a-f]{6}\b", code))
     ours = [*scale_colours(range(6, 13), DEEP), DRAFTED]
     assert not codes & {"#" + bytes((255 * colour).round().int().tolist()).hex() for colour in ours}
-    assert codes <= {"#292929", "#808080", "#ffffff", "#4e4e4e", "#60a5fa", "#ff6b6b", "#e69f00"}  # and the theme
+    assert codes <= {"#292929", "#808080", "#ffffff", "#4e4e4e", "#60a5fa", "#ff6b6b", "#e69f00"}
