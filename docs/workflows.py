@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from picture_graphs import GRAPHS as PICTURES
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from workflow_graphs import ABOUT, ALIASES, BLUEPRINT, GRAPHS, HART, Graph, blueprint
+from workflow_graphs import ABOUT, ALIASES, BLUEPRINT, HART, Graph, blueprint
+from workflow_graphs import GRAPHS as TEXTS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,13 +29,14 @@ import comfy_moss  # noqa: E402, F401
 
 sys.path[0] = str(ROOT / "tests")  # the folder kernels/ must not pass for the package of that name
 from hart_builders import write_hart_model  # noqa: E402
-from hosting import Host  # noqa: E402
+from hosting import Host, write_painted  # noqa: E402
 
 SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False,
     "Comfy.RightSidePanel.IsOpen": False, "Comfy.Workflow.Persist": False, "Comfy.Graph.CanvasInfo": False,
 }
 THUMBNAIL = 400  # pixels
+GRAPHS = TEXTS | PICTURES
 FIRST = next(iter(GRAPHS))
 
 BUILD = """async (graph) => {
@@ -264,6 +267,7 @@ def main() -> None:
     with Host() as host, sync_playwright() as playwright:
         # a tiny one with random weights, so that the graph runs
         write_hart_model(host.base / "models" / "hart" / HART)
+        write_painted(host.base / "input" / "example.png")
         browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
         for name in args.only:
             # a new one: it would show the last run's pictures

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
+from PIL import Image, ImageDraw
 from websocket import WebSocket
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,17 @@ def front_end() -> Path | None:
     if path and not (Path(path) / "index.html").is_file():
         raise FileNotFoundError(f"MOSS_FRONT_END is {path}, which is no front-end: it has no index.html")
     return Path(path) if path else None
+
+
+def write_painted(path: Path) -> None:
+    """A picture whose right half was painted in the host's mask editor, which makes it transparent."""
+    alpha = Image.new("L", (256, 256), 255)
+    alpha.paste(0, (128, 0, 256, 256))
+    picture = Image.new("RGBA", (256, 256), (234, 234, 234, 255))
+    ImageDraw.Draw(picture).ellipse((58, 58, 198, 198), (48, 106, 232, 255))
+    picture.putalpha(alpha)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
 
 
 def _free_port() -> int:

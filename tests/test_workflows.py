@@ -14,7 +14,7 @@ import pytest
 import torch
 from fakehost import FakeHost, installed
 from hart_builders import write_hart_model
-from hosting import Host, checkout
+from hosting import Host, checkout, write_painted
 from PIL import Image
 
 from comfy_moss import cli
@@ -63,8 +63,8 @@ def widgets(schema: Any) -> list[str]:
     return names
 
 
-def test_there_are_thirteen_workflows_each_with_its_twin_and_a_thumbnail() -> None:
-    assert len(NAMES) == 13 == len(list((FOLDER / "api").glob("*.json"))) and NAMES[0] == FIRST
+def test_there_are_eighteen_workflows_each_with_its_twin_and_a_thumbnail() -> None:
+    assert len(NAMES) == 18 == len(list((FOLDER / "api").glob("*.json"))) and NAMES[0] == FIRST
     for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as image:
             assert image.format == "JPEG" and image.width >= 300
@@ -163,6 +163,7 @@ def test_values_of_menus_and_ranges_are_still_allowed(name: str, schemas: dict[s
 def real() -> Iterator[Host]:
     with Host() as host:
         write_hart_model(host.base / "models" / "hart" / "hart-0.7b-1024px")
+        write_painted(host.base / "input" / "example.png")
         yield host
 
 
