@@ -15,7 +15,7 @@ from ..pipeline.dispatch import as_mask, as_picture
 from ..pipeline.draft import Draft, Recipe, Run, draft_of
 from ..pipeline.edit import edit_draft
 from ..pipeline.heatmap import change_map
-from ..pipeline.plan import plan_of
+from ..pipeline.plan import Plan, parse_method, plan_of
 from ..pipeline.refine import finished
 from ..pipeline.source import (
     FITS,
@@ -43,7 +43,10 @@ def drawn(
     if draft.left:
         model.store.keep(draft, run)
     cost = Cost(plan.label, plan.tokens_per_scale(schedule), run.cache.nbytes, progress.seconds)
-    drafted = with_sketch(model, draft, cost, progress.watch)
+    method = parse_method(model.backbone.published.method, published=model.backbone.published)
+    # what the method does next is known where this draft has as many scales left as its own
+    named = method if isinstance(method, Plan) and method.k == draft.refine_scales else None
+    drafted = replace(with_sketch(model, draft, cost, progress.watch), plan=named)
     total = finished(model.backbone, draft)
     shown = {"images": drafted.pictures} if progress.shown else None
     return drafted, latent(total, drafted.cost), shown
