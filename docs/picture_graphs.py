@@ -135,6 +135,6 @@ def refine_any() -> Graph:
 
 
 GRAPHS = {
-    "12 Redraw a picture": redraw(), "13 Inpaint by painting": inpaint(), "14 Outpaint": outpaint(),
-    "15 Change by words": change_by_words(), "16 Refine any picture": refine_any(),
+    "14 Redraw a picture": redraw(), "15 Inpaint by painting": inpaint(), "16 Outpaint": outpaint(),
+    "17 Change by words": change_by_words(), "18 Refine any picture": refine_any(),
 }
