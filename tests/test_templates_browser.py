@@ -58,7 +58,8 @@ def label(page: Page, host: Host) -> str:
     graph["told"] = {"class_type": "MoSs_Report", "inputs": {"latent": decoder["inputs"]["samples"]}}
     result = host.run(graph)
     assert result["status"]["status_str"] == "success", result["status"]
-    return result["outputs"]["told"]["text"][0].splitlines()[0].split("  ", 1)[1].strip()
+    lines = (line.split("  ", 1) for line in result["outputs"]["told"]["text"][0].splitlines())
+    return next(words[1].strip() for words in lines if words[0] == "method")
 
 
 @pytest.mark.parametrize(
