@@ -51,7 +51,7 @@ def stored(command: str, folder: Path = RESULTS) -> list[Result]:
         ValueError: a file is no result of this version.
     """
     start, version = KINDS.get(command, ("", bench.FORMAT))
-    others = tuple(prefix for prefix, _ in KINDS.values()) if not start else ()
+    others = () if start else (*(prefix for prefix, _ in KINDS.values()), "edits-")  # edits.py reads its own
     paths = [path for path in sorted(folder.glob(f"{start}*.json")) if not path.name.startswith(others)]
     return [_read(path, version, command) for path in paths]
 

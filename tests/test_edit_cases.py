@@ -54,5 +54,5 @@ def test_the_page_counts_whole_turns_and_pairs_differences(folder: Path) -> None
     assert found.minus("gate", "gate-dense", "both").value == 1
     assert found.column("codec", "psnr").value == pytest.approx(30.0)
     text = edits.page(result)
-    assert text.startswith("# Edits") and "10 cases" in text and "{" not in text
+    assert text.startswith("# Edits") and "10 of the suite's 120 cases" in text and "{" not in text
     assert "1.000 [1.000, 1.000]" in text and "Not measured yet" in text
