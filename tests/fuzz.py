@@ -453,7 +453,7 @@ def workflows(trials: int, seed: int = 0) -> Findings:
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place, installed(Path(place)) as host:
         host.start()
-        model, clip, _ = host.run("MoSs_LoadInfinity").result
+        model, clip, vae = host.run("MoSs_LoadInfinity").result
         text = clip.encode("a red circle")
         draft = host.run(
             "MoSs_InfinityDraft", model=model, positive=text, area="0.06M", refine_scales=2
@@ -464,7 +464,7 @@ def workflows(trials: int, seed: int = 0) -> Findings:
         latent = host.run("MoSs_Composite", draft=draft, residual=residual).result[0]
         links = {
             "MOSS_MODEL": model, "MOSS_DRAFT": draft, "MOSS_FREQUENCY": frequency, "MOSS_DISPATCH": dispatch,
-            "MOSS_RESIDUAL": residual, "LATENT": latent, "CONDITIONING": text,
+            "MOSS_RESIDUAL": residual, "LATENT": latent, "CONDITIONING": text, "VAE": vae,
             "IMAGE": torch.rand(1, 32, 32, 3),
             "MASK": torch.rand(1, 16, 16),
         }
@@ -476,7 +476,8 @@ def workflows(trials: int, seed: int = 0) -> Findings:
         def attempt(chance: random.Random) -> Iterator[str]:
             name = chance.choice(sorted(host.nodes))
             sockets = host.nodes[name].define_schema().inputs
-            values = {socket.id: links[socket.get_io_type()] for socket in sockets if not socket.widget}
+            kinds = {s.id: chance.choice(s.get_io_type().split(",")) for s in sockets if not s.widget}
+            values = {name: links[kind] for name, kind in kinds.items()}
             values |= {socket.id: socket.default for socket in sockets if socket.widget}
             values |= {"area": "0.06M"} if name == "MoSs_InfinityDraft" else {}
             rich = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,11 @@ def test_picks_that_are_none_are_refused(host: FakeHost, nano: tuple, picks: str
 # --- compare ------------------------------------------------------------------------------------------------
 
 
-def test_compare_says_who_is_closest_in_the_same_time() -> None:
+def test_compare_says_who_is_closest_in_the_same_time(host: FakeHost) -> None:
     from comfy_moss.nodes.compare import Compared, table, verdict
 
     def one(name: str, seconds: float, ssim: float, texture: float) -> Compared:
-        return Compared(name, seconds, 100, 30.0, ssim, texture, torch.zeros(1))
+        return Compared(name, seconds, 100, 30.0, ssim, texture, torch.zeros(2))
 
     ours, blurred = one("sparse3", 1, 0.9, 0.8), one("draft-2", 1.2, 0.95, 0.3)
     slow = one("moss2", 2, 0.99, 1)
@@ -205,6 +206,7 @@ def test_compare_says_who_is_closest_in_the_same_time() -> None:
     assert "draft-2 is most like the reference, but sparse3 has most of its texture" in said
     assert said.endswith("Slower, so not counted: moss2.")
     assert "sparse3 is most like the reference, and sparse3 has most" in verdict([ours, slow])
+    assert "Slower" not in verdict([ours, replace(ours, image=torch.zeros(2))])  # equal in all figures
     lines = table(one("dense", 4, 1, 1), [ours]).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["dense", "sparse3"]
 

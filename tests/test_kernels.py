@@ -90,7 +90,8 @@ def assert_as_exact_as_torch(
         *(x if isinstance(x, tuple) else (x,) for x in (exact, torchs, ours)), strict=True
     ):
         assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
-        rounding = 4 * torch.finfo(torch.float32).eps * right.abs().max()
+        # sums in another order, as NumPy's on another processor may be
+        rounding = 8 * torch.finfo(torch.float32).eps * right.abs().max()
         assert (mine.double() - right).abs().max() <= 2 * (theirs.double() - right).abs().max() + rounding
 
 

@@ -422,7 +422,9 @@ def test_the_report_compares_two_pictures(host: FakeHost, tiny: tuple, draft: An
     output = host.run("MoSs_Report", latent=latent, reference=dense, **images)
     lines = dict(line.split(maxsplit=1) for line in output.result[0].splitlines())
     assert lines["method"] == "moss4" and {"PSNR", "SSIM", "speed", "refine", "composite"} <= lines.keys()
-    assert output.ui == {"text": (output.result[0],)}
+    assert output.ui["text"] == (output.result[0],)
+    lines = [line.split(maxsplit=1)[0] for line in output.result[0].splitlines()]
+    assert [name.split()[0] for _, name, _ in output.ui["moss_report"]] == lines
 
 
 # --- memory -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import typed
 from ..images import psnr, ssim
 from ..model.backbone import PAPER, Published
-from ..pipeline.cost import Cost, Stopwatch, report
+from ..pipeline.cost import Cost, Stopwatch, report, report_rows
 from ..pipeline.dispatch import (
     RefinePass,
     as_picture,
@@ -393,5 +393,6 @@ class MossReport(MossNode):
         reference_image: Tensor | None = None,
     ) -> io.NodeOutput:
         beside = cost_of(reference, "reference") if reference else None
-        text = report(cost_of(latent, "latent"), beside, *likeness(image, reference_image))
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        told = cost_of(latent, "latent"), beside, *likeness(image, reference_image)
+        text, rows = report(*told), [[name, name, value] for name, value in report_rows(*told)]
+        return io.NodeOutput(text, ui={"text": (text,), "moss_report": rows})

@@ -160,14 +160,20 @@ _AROUND = f"{', '.join(AROUND[:-1])} and {AROUND[-1]}"
 def report(
     cost: Cost, reference: Cost | None = None, psnr: float | None = None, ssim: float | None = None
 ) -> str:
-    """A small table in plain text.
+    """The rows of `report_rows` as lines of plain text."""
+    rows = report_rows(cost, reference, psnr, ssim)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def report_rows(
+    cost: Cost, reference: Cost | None = None, psnr: float | None = None, ssim: float | None = None
+) -> list[tuple[str, str]]:
+    """A small table: names and values.
 
     Args:
         reference: what another picture took, with which this one is compared.
         psnr, ssim: likeness to the reference picture, in dB and up to 1.
-
-    Returns:
-        Lines of a name and a value.
     """
     data = report_data(cost, reference, psnr, ssim)
     rows = [
@@ -192,8 +198,7 @@ def report(
         rows.append(("PSNR", f"{psnr:.2f} dB against the reference picture"))
     if ssim is not None:
         rows.append(("SSIM", f"{ssim:.4f} against the reference picture"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return rows
 
 
 def report_data(
