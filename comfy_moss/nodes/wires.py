@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import comfy.sd
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -177,6 +178,7 @@ SOURCES = {  # kind of wire -> its Python type, and the node that makes it
     "MASK": (Tensor, "a node with a MASK output"), "LATENT": (dict, "a node with a LATENT output"),
     "CONDITIONING": (list, "CLIP Text Encode"), "STRING": (str, "a node with a STRING output"),
     "BOOLEAN": (bool, "a node with a BOOLEAN output"),
+    "VAE": (comfy.sd.VAE, "the loader that made the pictures"),
 }
 
 
