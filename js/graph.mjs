@@ -76,7 +76,7 @@ function setWidget(node, name, value) {
 /** Write a text to a widget of a node, unless something is connected to it. */
 export const writeText = setWidget;
 
-/** Let a connected `values` widget, which some front-ends go on showing, hold what came through the connection. */
+/** Let a connected `values` widget, which some front-ends go on showing, hold what came that way. */
 export function holdValues(dispatch, text) {
   const widget = widgetOf(dispatch, "values");
   if (!widget || !isLinked(dispatch, "values") || widget.value === text) return;

@@ -10,7 +10,8 @@ const RANGE = /^(\d+)(?:-(\d+))?$/;
 export function parsePicks(text, count) {
   const told = String(text).trim().toLowerCase();
   if (told === "all") return Array.from({ length: count }, (_, index) => index);
-  const ranges = told.replace(/\s*-\s*/g, "-").split(/[,;\s]+/).filter(Boolean).map((part) => RANGE.exec(part));
+  const parts = told.replace(/\s*-\s*/g, "-").split(/[,;\s]+/).filter(Boolean);
+  const ranges = parts.map((part) => RANGE.exec(part));
   if (!ranges.length || !ranges.every(Boolean)) return null;
   const pairs = ranges.map(([, first, last = first]) => [Number(first), Number(last)]);
   if (!pairs.every(([first, last]) => first >= 1 && first <= last && last <= count)) return null;

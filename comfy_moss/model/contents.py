@@ -198,7 +198,8 @@ def preference(path: Path) -> tuple[bool, bool, int, str]:
 
 SAFE = (2, 6)  # below, weights-only reading could be made to run code (CVE-2025-32434)
 DICTIONARIES = (
-    r"collections\.defaultdict|easydict\.EasyDict|addict\.\w+\.\w+|yacs\.config\.CfgNode|[\w.]+\.AttributeDict"
+    r"collections\.defaultdict|easydict\.EasyDict|addict\.\w+\.\w+|yacs\.config\.CfgNode"
+    r"|[\w.]+\.AttributeDict"
 )
 LISTS = r"collections\.deque"
 TRAINERS = (
