@@ -647,12 +647,12 @@ def test_drafts_are_picked_on_their_sheet(opened_page: Page) -> None:
     opened_page.change(
         "MoSs_InfinityDraft",
         """const sheet = LiteGraph.createNode("MoSs_PickDrafts");
-        sheet.pos = [-360, 20];
+        sheet.pos = [-800, 480];  // below all others: none lies over its cards
         app.graph.add(sheet);
         const map = app.graph.nodes.find(({ type }) => type === "MoSs_FrequencyMap");
         node.connect(0, sheet, 0);
         sheet.connect(0, map, 0);
-        app.canvas.ds.offset = [400, 90];
+        app.canvas.ds.offset = [860, -420];
         app.canvas.setDirty(true, true);""",
     )
     opened_page.run()
