@@ -310,10 +310,13 @@ def _load_t5(path: Path, config: dict[str, Any], device: torch.device | str, dty
         buckets, farthest = (config.get(name, default) for name, default in T5_POSITIONS)
         if not 4 <= buckets < 4 * farthest:
             raise ValueError("positions without an order")
+        if not isinstance(config.get("layer_norm_epsilon", 0.0), float):
+            raise ValueError("an epsilon that is no number")  # which transformers before 5 takes as it is
         names = (*T5_SIZES, *dict(T5_POSITIONS))
         sizes = transformers.T5Config(**{name: config[name] for name in names if name in config})
+        build = transformers.T5EncoderModel  # found here, since torch 2.6 breaks its own imports below
         with torch.device("meta"):
-            model = transformers.T5EncoderModel(sizes)
+            model = build(sizes)
     fill_module(model, _encoder_only(tensors, model), lambda name: _t5_dtype(name, dtype), device)
     _unscale(model, tensors)
     model.set_input_embeddings(model.shared)  # one table, not two
@@ -371,8 +374,9 @@ def empty_qwen(config: Mapping[str, Any]) -> nn.Module:
     sizes = transformers.Qwen2Config(**{name: config[name] for name in QWEN_SIZES if name in config})
     sizes.rope_theta = float(config.get("rope_theta") or ROPE_THETA)  # before transformers 5
     sizes.rope_parameters = {"rope_type": "default", "rope_theta": sizes.rope_theta}  # from then on
+    build = transformers.Qwen2Model  # imported outside, as T5's
     with torch.device("meta"):
-        return transformers.Qwen2Model(sizes)
+        return build(sizes)
 
 
 def with_positions(model: nn.Module, device: torch.device | str) -> nn.Module:
