@@ -160,9 +160,10 @@ def test_on_a_gpu_torch_itself_refuses_to_wait(monkeypatch, method) -> None:
     monkeypatch.setattr(Recipe, "condition", prepared)
     monkeypatch.setattr(Run, "finished", ended)
     try:
-        generate(model, recipe(), parse_method(method))
+        image = generate(model, recipe(), parse_method(method)).image
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert image.is_cuda and image.isfinite().all()
 
 
 # --- values that are no numbers -----------------------------------------------------------------------------

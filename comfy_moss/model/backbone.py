@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -410,6 +410,33 @@ class PromptReader(Protocol):
 
     def features(self, ids: list[int]) -> Text:
         """Features (L, Ct) float32 on the CPU of token ids."""
+
+
+class Sized:
+    """What a backbone tells of itself, from the settings of its two parts: `transformer` and codec, `vae`."""
+
+    transformer: Any
+    vae: Any
+
+    @property
+    def depth(self) -> int:
+        return self.transformer.config.depth
+
+    @property
+    def width(self) -> int:
+        return self.transformer.config.width
+
+    @property
+    def text_width(self) -> int:
+        return self.transformer.config.text_width
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.channels
+
+    @property
+    def stride(self) -> int:
+        return self.vae.config.stride
 
 
 class Backbone(Protocol):

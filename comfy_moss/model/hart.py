@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..ops import TORCH, Kernels
-from .backbone import HART, Pass, PositionedText, Published, Step, Text, TokenWork
+from .backbone import HART, Pass, PositionedText, Published, Sized, Step, Text, TokenWork
 from .cache import KVCache
 from .graphs import Graphs
 from .hart_head import (
@@ -271,7 +271,7 @@ CHUNK = 1024  # tokens whose logits and noise, a number for every code, are in m
 
 
 @dataclass(frozen=True)
-class HartBackbone:
+class HartBackbone(Sized):
     """See `backbone.Backbone` for the members' contracts.
 
     Attributes:
@@ -302,18 +302,6 @@ class HartBackbone:
         return self.transformer.word_embed.weight.device
 
     @property
-    def depth(self) -> int:
-        return self.transformer.config.depth
-
-    @property
-    def width(self) -> int:
-        return self.transformer.config.width
-
-    @property
-    def text_width(self) -> int:
-        return self.transformer.config.text_width
-
-    @property
     def work(self) -> TokenWork:
         depth, width, hidden = self.depth, self.width, self.transformer.config.hidden
         matrices = 4 * width**2 + 3 * width * hidden  # 3 qkv, out; gate, up, down
@@ -328,14 +316,6 @@ class HartBackbone:
     def _dtype(self) -> torch.dtype:
         """Of the blocks, and so of keys and values."""
         return self.transformer.blocks[0].attn.q_bias.dtype
-
-    @property
-    def channels(self) -> int:
-        return self.vae.config.channels
-
-    @property
-    def stride(self) -> int:
-        return self.vae.config.stride
 
     def map_grid(self, grid: Grid) -> Grid:
         return tuple(grid)

@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..ops import TORCH, Kernels, modulated_norm
-from .backbone import PAPER, Pass, Published, Step, TokenWork, Update
+from .backbone import PAPER, Pass, Published, Sized, Step, TokenWork, Update
 from .cache import KVCache
 from .contents import count_of
 from .graphs import TEXT, Graphs
@@ -339,7 +339,7 @@ class InfinityTransformer(nn.Module):
 # Infinity behind the pipeline's Backbone interface: transformer and codec together.
 
 @dataclass(frozen=True)
-class InfinityBackbone:
+class InfinityBackbone(Sized):
     """See `backbone.Backbone` for the members' contracts.
 
     Attributes:
@@ -363,30 +363,10 @@ class InfinityBackbone:
         return self.transformer.pos_start.device
 
     @property
-    def depth(self) -> int:
-        return self.transformer.config.depth
-
-    @property
-    def width(self) -> int:
-        return self.transformer.config.width
-
-    @property
-    def text_width(self) -> int:
-        return self.transformer.config.text_width
-
-    @property
     def work(self) -> TokenWork:
         depth, width, hidden = self.depth, self.width, self.transformer.config.hidden
         matrices = 6 * width**2 + 2 * width * hidden  # 3 qkv, out, query, out; both of the feed-forward
         return TokenWork(float(depth * matrices), float(2 * width * depth))
-
-    @property
-    def channels(self) -> int:
-        return self.vae.config.channels
-
-    @property
-    def stride(self) -> int:
-        return self.vae.config.stride
 
     @property
     def patchify(self) -> bool:
