@@ -29,7 +29,16 @@ from ..pipeline.source import (
     picture_size,
 )
 from .host import MossModel, Progress
-from .sample import MAX_SEED, MODEL_AREA, make_recipe, preview_input, with_sketch
+from .sample import (
+    MODEL_AREA,
+    cfg_input,
+    make_recipe,
+    preview_input,
+    refine_scales_input,
+    seed_input,
+    tau_input,
+    with_sketch,
+)
 from .wires import Drafted, DraftIO, Model, MossNode, latent, schema
 
 
@@ -115,22 +124,18 @@ class ImageToDraft(MossNode):
                     "prompt alone, 2 or 3 keep the layout, more keep the things. All that are drafted keep "
                     "the picture: the refine nodes then redraw its detail alone.",
                 ),
-                io.Int.Input(
-                    "refine_scales", default=3, min=0, max=12,
+                refine_scales_input(
                     tooltip="k: how many of the last scales are left to the refine node. 0 draws the whole "
                     "picture here.",
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
+                seed_input(
                     tooltip="Of the first picture; the others of a batch count up.",
                 ),
-                io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=20.0, step=0.1,
+                cfg_input(
                     tooltip="Guidance: how strictly the prompt is followed. 0 = the model's own value. 1 "
                     "switches guidance off.",
                 ),
-                io.Float.Input(
-                    "tau", default=0.0, min=0.0, max=4.0, step=0.05,
+                tau_input(
                     tooltip="Temperature: how much chance there is. 0 = the model's own value.",
                 ),
                 io.Combo.Input(

@@ -54,6 +54,28 @@ def preview_input() -> io.Boolean.Input:
     )
 
 
+def refine_scales_input(tooltip: str, default: int = 3, most: int = 12) -> io.Int.Input:
+    """k, of every node that makes a draft."""
+    return io.Int.Input("refine_scales", default=default, min=0, max=most, tooltip=tooltip)
+
+
+def seed_input(tooltip: str) -> io.Int.Input:
+    """The seed of the first picture, of every node that draws."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip
+    )
+
+
+def cfg_input(tooltip: str) -> io.Float.Input:
+    """Guidance; 0 = the model's own."""
+    return io.Float.Input("cfg", default=0.0, min=0.0, max=20.0, step=0.1, tooltip=tooltip)
+
+
+def tau_input(tooltip: str) -> io.Float.Input:
+    """Temperature; 0 = the model's own."""
+    return io.Float.Input("tau", default=0.0, min=0.0, max=4.0, step=0.05, tooltip=tooltip)
+
+
 def make_recipe(
     model: MossModel, positive: list, negative: list | None, schedule: Schedule, seed: int, cfg: float,
     tau: float, batch: int,
@@ -144,23 +166,19 @@ class InfinityDraft(MossNode):
                     "nano), 0.25M a quarter of it. model's own is the size it was trained for; others look "
                     "worse.",
                 ),
-                io.Int.Input(
-                    "refine_scales", default=3, min=0, max=12,
+                refine_scales_input(
                     tooltip="k: how many of the last scales are left to the refine node; only for the "
                     "method custom. More is faster and uses less memory; fewer stays closer to the plain "
                     "model. The paper uses 2 to 5. 0 draws the whole picture here.",
                 ),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
+                seed_input(
                     tooltip="The same seed gives the same draft for every k, batch size and device.",
                 ),
-                io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=20.0, step=0.1,
+                cfg_input(
                     tooltip="Guidance: how strictly the prompt is followed. 0 = the model's own value (nano "
                     "1.5, 2B 3). 1 switches guidance off, which halves time and memory.",
                 ),
-                io.Float.Input(
-                    "tau", default=0.0, min=0.0, max=4.0, step=0.05,
+                tau_input(
                     tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5; 8B 1). "
                     "Lower is calmer, higher wilder.",
                 ),

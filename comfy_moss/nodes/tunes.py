@@ -23,7 +23,16 @@ from ..pipeline.dispatch import as_picture
 from ..pipeline.draft import Recipe, draft_of
 from ..pipeline.plan import plan_of
 from .host import MossModel, Progress
-from .sample import MAX_SEED, MODEL_AREA, make_recipe, preview_input, with_sketch
+from .sample import (
+    MODEL_AREA,
+    cfg_input,
+    make_recipe,
+    preview_input,
+    refine_scales_input,
+    seed_input,
+    tau_input,
+    with_sketch,
+)
 from .wires import DraftIO, Model, MossNode, latent, schema
 
 AS_IT_IS, CROPPED = "as it is", "the reference's, without padding"
@@ -99,12 +108,10 @@ def draft_outputs() -> list:
     ]
 
 
-def seed_input() -> io.Int.Input:
-    return io.Int.Input(
-        "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True,
-        tooltip="Of the first picture; the others of a batch count up. Another seed costs less than the "
-        "first: what was made ready of words and picture is used again.",
-    )
+SEED = (
+    "Of the first picture; the others of a batch count up. Another seed costs less than the first: what was "
+    "made ready of words and picture is used again."
+)
 
 
 class InstructEdit(MossNode):
@@ -127,19 +134,17 @@ class InstructEdit(MossNode):
                     tooltip="What to change, as an instruction: CLIP Text Encode with the CLIP of the "
                     "loader.",
                 ),
-                io.Int.Input(
-                    "refine_scales", default=4, min=0, max=12,
+                refine_scales_input(
+                    default=4,
                     tooltip="k: how many of the last scales are left to the refine node. 0 draws the whole "
                     "picture here.",
                 ),
-                seed_input(),
-                io.Float.Input(
-                    "cfg", default=0.0, min=0.0, max=20.0, step=0.1,
+                seed_input(SEED),
+                cfg_input(
                     tooltip="Guidance: how strictly the instruction is followed. 0 = the model's own value "
                     "(3). 1 switches guidance off.",
                 ),
-                io.Float.Input(
-                    "tau", default=0.0, min=0.0, max=4.0, step=0.05,
+                tau_input(
                     tooltip="Temperature: how much chance there is. 0 = the model's own value (0.1), where "
                     "seeds differ little.",
                 ),
@@ -199,14 +204,13 @@ class Enlarge(MossNode):
                     tooltip="What the picture shows, in detail: CLIP Text Encode with the CLIP of the "
                     "loader.",
                 ),
-                io.Int.Input(
-                    "refine_scales", default=2, min=0, max=6,
+                refine_scales_input(
+                    default=2, most=6,
                     tooltip="k: how many of the last scales are left to the refine node. With 6 nothing is "
                     "drawn here: the first seven scales come from the picture. 0 draws all of it here.",
                 ),
-                seed_input(),
-                io.Float.Input(
-                    "tau", default=0.0, min=0.0, max=4.0, step=0.05,
+                seed_input(SEED),
+                tau_input(
                     tooltip="Temperature: how much chance there is. 0 = the model's own value (0.5).",
                 ),
                 preview_input(),
