@@ -80,7 +80,7 @@ def _drawn(backbone: Backbone, recipe: Recipe, method: Method) -> Drawn:
     totals: list[Tensor] = []
     keep = (lambda _done, _scales, total: totals.append(total)) if method == Plan(0) else None
     picture = generate(backbone, recipe, method, keep)
-    return Drawn(_as_seen(picture.image), tuple(totals), picture.cost)
+    return Drawn(as_seen(picture.image), tuple(totals), picture.cost)
 
 
 @torch.inference_mode()
@@ -90,10 +90,10 @@ def _recoded(backbone: Backbone, recipe: Recipe, images: Tensor) -> Tensor:
     grids = [backbone.map_grid(grid) for grid in recipe.schedule.grids]
     pixels = (2 * images - 1).movedim(-1, 1).to(weight.device, weight.dtype)
     totals = (quantize_scales(backbone.vae.encode(x[None]), grids)[1] for x in pixels)
-    return torch.cat([_as_seen(backbone.decode(total)) for total in totals])
+    return torch.cat([as_seen(backbone.decode(total)) for total in totals])
 
 
-def _as_seen(image: Tensor) -> Tensor:
+def as_seen(image: Tensor) -> Tensor:
     """Decoded pictures as images in [0, 1] in the 256 steps of a file."""
     return to_bytes(to_image(image)).float() / 255
 

@@ -82,7 +82,7 @@ class EditProbe(Probe, EditBackbone):
                 stem = f"src.L{layer:02d}.{name}"
                 comparison.check(stem, part[:, :, rows], HIDDEN, "src K, V", relative=True)
         for scale in range(len(schedule)):
-            for name, part in zip("kv", shrunk(source.view(0), schedule, scale), strict=True):
+            for name, part in zip("kv", shrunk(source.view(0), schedule, scale, torch.float32), strict=True):
                 comparison.check(f"s{scale:02d}.src_{name}", part, HIDDEN, relative=True)
         return source
 

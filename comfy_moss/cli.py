@@ -34,6 +34,7 @@ EDITS = """examples:
   python -m comfy_moss edit star.png "a blue star" --mode refine"""
 
 EDIT_MODES = ("redraw", "inpaint", "edit", "refine")
+KV_CACHES = ("full", "int8")
 LABORATORY = ("bench", "evaluate", "export", "calibrate", "verify")
 # how torch's errors say it, on cuda and on the CPU
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
@@ -213,6 +214,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="also write draft, frequency, dispatch, every scale and a poster there",
     )
     add("--tiny", action="store_true", help="decode with the codec's tiny decoder: quicker, and not as well")
+    add(
+        "--kv-cache", type=_read(typed.word, KV_CACHES, "kv-cache"), default="full", metavar="KIND",
+        help="full, or int8: keys and values in 8 bits, about half the memory of bf16 (default: full)",
+    )
     add("--json", action="store_true", help="print one JSON object with tokens, memory and times")
 
 

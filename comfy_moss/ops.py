@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import reference, vendor
-from .kernels.reference import Segment, modulated_norm
+from .kernels.reference import Int8Segment, Segment, dequantized, modulated_norm, quantize_int8
 
 __all__ = [
-    "BACKENDS", "TORCH", "Kernels", "Segment", "area_mean", "choose", "merged_attention", "modulated_norm",
-    "triton_kernels",
+    "BACKENDS", "TORCH", "Int8Segment", "Kernels", "Segment", "area_mean", "choose", "dequantized",
+    "merged_attention", "modulated_norm", "quantize_int8", "triton_kernels",
 ]
 
 BACKENDS = ("auto", "torch", "triton")
@@ -158,19 +158,21 @@ def _faster_attention(kernels: Kernels, merges: bool) -> Callable[..., Tensor]:
     copies the whole cache.  Instead, Triton reads both where they lie; but on Hopper and B200 its products
     take about 1.5 times as long as the vendor's, so there the vendor is called on the cache and on the new
     tokens, and both results are merged by their log-sum-exp.  Where tokens see their own scale alone (SA),
-    Triton hides the others for nothing, while a mask bars torch from its fast kernels.  A rule by
-    arithmetic, not yet measured (`benchmarks/kernels.py` will tell).
+    Triton hides the others for nothing, while a mask bars torch from its fast kernels.  A cache in 8 bits
+    Triton alone reads as it is; others would have to widen all of it.  A rule by arithmetic, not yet
+    measured (`benchmarks/kernels.py` will tell).
 
     Args:
         merges: the vendor's products are so much faster here, and its log-sum-exp is there.
     """
 
     def attend(
-        q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0
+        q: Tensor, segments: Sequence[Segment | Int8Segment], visible: Tensor | None = None,
+        scale: float = 1.0,
     ) -> Tensor:
         if q.dtype == torch.float32 or (len(segments) == 1 and visible is None):
             return TORCH.cross_scale_attention(q, segments, visible, scale)
-        if merges and visible is None:
+        if merges and visible is None and not isinstance(segments[0], Int8Segment):
             return merged_attention(q, segments, kernels.merge_attention, scale)
         return kernels.cross_scale_attention(q, segments, visible, scale)
 

@@ -54,6 +54,7 @@ class Request:
         cfg, tau: one number or one a scale.
         strength: factor on what refine passes add, in [0, 1]; window: side of the frequency window.
         tiny: decode with the codec's tiny decoder, quicker and not as well.
+        kv_cache: "full", or "int8": keys and values in 8 bits.
         no_cssa, no_refine_guidance: refine passes without cross-scale attention, without guidance.
         picture, mask: files of the picture to start from and of what may change in it; mode, fit: see
             `editing`.
@@ -97,6 +98,7 @@ class Request:
     output: Path | None = None
     maps: Path | None = None
     tiny: bool = False
+    kv_cache: str = "full"
 
     @classmethod
     def of(cls, options: object, **changes: Any) -> Request:
@@ -309,7 +311,9 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
     encoded = time.perf_counter()
     del encoder
     backbone = files.load(checked.device, checked.dtype)
-    backbone = replace(backbone, kernels=choose("auto", checked.device)[0])
+    backbone = replace(
+        backbone, kernels=choose("auto", checked.device)[0], int8_cache=request.kv_cache == "int8"
+    )
     backbone, _ = with_graphs(backbone, checked.device)
     if request.tiny:
         backbone = replace(backbone, tiny=_tiny_decoder(checked, backbone))
@@ -435,7 +439,7 @@ def _maps(
 
 # --- recipes ------------------------------------------------------------------------------------------------
 
-_OPTIONS = ("model", "seed", "aspect", "pixels", "negative", "cfg", "tau", "precision")
+_OPTIONS = ("model", "seed", "aspect", "pixels", "negative", "cfg", "tau", "precision", "kv_cache")
 _METHOD_OPTIONS = ("method", "bounds", "skip", "strength", "window")  # of pictures that name no plan
 
 
@@ -445,7 +449,8 @@ def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]
     aspect = f"{given.image.shape[2]}:{given.image.shape[1]}" if given else request.aspect
     drawn_from = {"edit": remembered(given, request)} if given else {}
     decoder = {"decoder": "tiny"} if request.tiny else {}
-    return drawn_from | decoder | {
+    cache = {"kv_cache": request.kv_cache} if request.kv_cache != "full" else {}
+    return drawn_from | decoder | cache | {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
         "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": aspect,
         "pixels": checked.pixels, "model": Path(checked.files.name).name, "model_id": backbone.model_id,
@@ -485,7 +490,8 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
         picture, chosen = picture_options(edit)
         texts.insert(0, picture)
     told = {name: recipe.get(name) for name in names} | chosen
-    options = [f"--{name}={_typed(value)}" for name, value in told.items() if value is not None]
+    given = {name.replace("_", "-"): value for name, value in told.items() if value is not None}
+    options = [f"--{name}={_typed(value)}" for name, value in given.items()]
     options += ["--tiny"] * (recipe.get("decoder") == "tiny")
     if plan:
         return [command, f"--plan={plan}", *options, "--", *texts]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,36 @@ from torch import Tensor
 MAX_LOG_SCALE = math.log(100)  # of a head's queries
 
 Segment = tuple[Tensor, Tensor]  # keys and values, each (R, H, M, D)
+
+
+class Int8Segment(NamedTuple):
+    """Keys and values in 8 bits, each number times the scale of its token and head.
+
+    Attributes:
+        k, v: (R, H, M, D) int8, in [-127, 127].
+        k_scale, v_scale: (R, H, M) float32, a 127th of the largest magnitude.
+    """
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor
+    v_scale: Tensor
+
+
+def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (..., D) in 8 bits by its largest magnitude: (..., D) int8, and the scales (...) float32."""
+    x = x.float()
+    scale = x.abs().amax(-1) / 127
+    steps = x / scale.clamp_min(torch.finfo(torch.float32).tiny)[..., None]  # zeros have the scale 0
+    return steps.round_().to(torch.int8), scale
+
+
+def dequantized(segment: Segment | Int8Segment, dtype: torch.dtype) -> Segment:
+    """Keys and values (R, H, M, D) in dtype; those that are not in 8 bits as they are."""
+    if not isinstance(segment, Int8Segment):
+        return segment
+    k, v, k_scale, v_scale = segment
+    return tuple((part * scale[..., None]).to(dtype) for part, scale in ((k, k_scale), (v, v_scale)))
 
 
 def rope2d(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -58,14 +89,14 @@ def _float(x: Tensor) -> Tensor:
 
 
 def cross_scale_attention(
-    q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None, scale: float = 1.0
+    q: Tensor, segments: Sequence[Segment | Int8Segment], visible: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
     """Attention of N new tokens over the cache and over each other.
 
     Args:
         q: (R, H, N, D), the new tokens, of one scale or of several.
         segments: one or two pairs of keys and values, each (R, H, M, D): everything there is to attend to, M
-            tokens in all, the new tokens last.
+            tokens in all, the new tokens last.  The first of two may be in 8 bits.
         visible: which new token sees which; what came before them is always visible.
             None: all see all (CSSA).  (N,) int32: a token sees those with its own number (the scale, in the
                 SA ablation).
@@ -75,7 +106,8 @@ def cross_scale_attention(
     Returns:
         (R, H, N, D)
     """
-    k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in zip(*segments, strict=True))
+    parts = zip(*(dequantized(segment, q.dtype) for segment in segments), strict=True)
+    k, v = (part[0] if len(part) == 1 else torch.cat(part, dim=2) for part in parts)
     if visible is not None:
         mask = visible if visible.dim() == 3 else (visible[:, None] == visible)[None]
         visible = F.pad(mask, (k.shape[2] - q.shape[2], 0), value=True).unsqueeze(1)

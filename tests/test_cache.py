@@ -7,8 +7,9 @@ import torch
 from builders import tiny_backbone
 from test_limits import SCHEDULE, make_recipe
 
+from comfy_moss.kernels.reference import dequantized
 from comfy_moss.model.backbone import Step
-from comfy_moss.model.cache import KVCache
+from comfy_moss.model.cache import KVCache, token_bytes
 from comfy_moss.model.schedule import Positions
 from comfy_moss.pipeline.draft import draw_draft
 
@@ -85,6 +86,60 @@ def test_the_memory_lives_as_long_as_anyone_on_it():
     cache = make_cache()
     assert cache.first_rows(2).owner is cache and cache.twin().owner is cache
     assert cache.detached().owner is None and cache.cleared().lengths == [0, 0]
+
+
+# --- in 8 bits ----------------------------------------------------------------------------------------------
+
+
+def random_parts(tokens: int = 7, rows: int = 4) -> torch.Tensor:
+    """Keys and values (2, R, H, N, D) whose sizes differ from token to token; one of them zero."""
+    parts = torch.randn(2, rows, 2, tokens, 8, generator=torch.Generator().manual_seed(tokens))
+    parts *= torch.logspace(-6, 4, tokens)[:, None]
+    parts[:, 0, 1, 2] = 0
+    return parts
+
+
+def int8_cache(capacity: int = 10, rows: int = 4, dtype: torch.dtype = torch.float32) -> KVCache:
+    return KVCache([capacity] * 2, rows, 2, 8, dtype, "cpu", int8=True)
+
+
+def test_a_number_in_8_bits_is_off_by_half_a_127th_of_its_heads_largest():
+    cache, parts = int8_cache(), random_parts()
+    held = dequantized(cache.append(0, *parts), torch.float32)
+    off = (torch.stack(held) - parts).abs().amax(-1)
+    assert (off <= parts.abs().amax(-1) / 254 * (1 + 1e-5)).all() and off.max() > 0
+    assert not torch.stack(held)[:, 0, 1, 2].any()
+
+
+@pytest.mark.parametrize(("dtype", "plain"), [(torch.float32, 32), (torch.bfloat16, 16)])
+def test_bytes_in_8_bits_are_a_byte_a_number_and_four_a_head(dtype, plain):
+    each = 2 * 4 * 2 * 10 * 2  # layers, rows, heads, tokens, keys and values
+    assert int8_cache(dtype=dtype).nbytes == each * (8 + 4) == 2 * 4 * 10 * token_bytes(2, 8, dtype, True)
+    assert KVCache([10] * 2, 4, 2, 8, dtype, "cpu").nbytes == each * plain == 80 * token_bytes(2, 8, dtype)
+
+
+def test_copies_in_8_bits_are_the_same_numbers():
+    cache, parts = int8_cache(), random_parts()
+    for layer in range(2):
+        cache.append(layer, *parts)
+    grown, picked, prompts = cache.grown(20), cache.of_rows([2, 0]), cache.first_rows(2)
+    for layer in range(2):
+        views = (some.view(layer) for some in (cache, grown, picked, prompts))
+        for part, same, rows, first in zip(*views, strict=True):
+            assert torch.equal(same, part) and torch.equal(rows, part[[2, 0]])
+            assert torch.equal(first, part[:2])
+    assert grown.layers[0].dtype == torch.int8 and grown.layers[0].shape[3] == 20 and picked.rows == 2
+
+
+def test_in_8_bits_too_a_cache_knows_when_another_has_written_over_its_tokens():
+    draft = int8_cache().grown(12)
+    one, other = draft.twin(), draft.twin()
+    for twin in (one, other):
+        for layer in range(2):
+            twin.append(layer, *random_parts())
+    assert one.overwritten and not other.overwritten and one.lengths == [7, 7]
+    with pytest.raises(ValueError, match="layer 0 holds 12 tokens, 14 were needed"):
+        one.append(0, *random_parts())
 
 
 # --- in a forward pass --------------------------------------------------------------------------------------

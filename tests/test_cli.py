@@ -61,6 +61,24 @@ def test_one_picture_is_written_and_named(
     assert "moss4" in out
 
 
+def test_a_cache_in_8_bits_is_smaller_told_in_the_recipe_and_drawn_again_from_it(
+    order: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = {}
+    for kind in ("full", "int8"):
+        assert cli.main([*order, "--json", "--kv-cache", kind]) == 0
+        found[kind] = json.loads(capsys.readouterr().out)
+    sizes = [found[kind]["kv_bytes"] for kind in ("full", "int8")]
+    assert sizes[1] * 64 == sizes[0] * (16 + 4)  # of a head of 16 numbers
+    recipe = images.read_recipe(tmp_path / "out" / "a.png")
+    assert recipe["kv_cache"] == found["int8"]["kv_cache"] == "int8" and "kv_cache" not in found["full"]
+    before = _pixels(tmp_path / "out" / "a.png")
+    recipe["model"] = order[3]
+    command, *rest = request.arguments(recipe)
+    assert cli.main([command, "-o", str(tmp_path / "out" / "b.png"), *rest]) == 0
+    assert torch.equal(_pixels(tmp_path / "out" / "b.png"), before)
+
+
 @pytest.mark.parametrize(
     ("options", "label", "refined"),
     [

@@ -100,7 +100,9 @@ def test_every_kind_of_pass_can_be_replayed(plain, graphed, recorder, recipe, me
     assert recorder.replayed >= 2 * PASSES
 
 
-def test_methods_may_follow_one_another(plain, graphed) -> None:
+@pytest.mark.parametrize("int8", [False, True])
+def test_methods_may_follow_one_another(plain, graphed, int8) -> None:
+    plain, graphed = (replace(model, int8_cache=int8) for model in (plain, graphed))
     for method in ("dense", "moss2", "moss2", "fastvar", "dense", "dense", "moss3", "moss3", "moss2"):
         assert torch.equal(_drawn(graphed, _recipe(1), method), _drawn(plain, _recipe(1), method))
 

@@ -63,9 +63,14 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     found = ops.triton_kernels()
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(
-            torch, name, lambda *args, _real=getattr(torch, name), **kw: _real(*args, **kw).fill_(math.nan)
+            torch, name, lambda *args, _real=getattr(torch, name), **kw: spoiled(_real(*args, **kw))
         )
     return found
+
+
+def spoiled(memory: Tensor) -> Tensor:
+    """Memory that shows whoever reads it before it is written."""
+    return memory.fill_(math.nan if memory.is_floating_point() else 127)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -75,7 +80,8 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 
 def in_double(value: object) -> object:
     if isinstance(value, (tuple, list)):
-        return tuple(in_double(part) for part in value)
+        parts = [in_double(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -196,6 +202,20 @@ def test_in_the_ablation_a_token_sees_the_cache_and_its_own_scale(kernels, token
 def test_one_segment_holds_the_cache_and_the_new_tokens(kernels, scales):
     q, (past, _) = heads(20, 71, 32, torch.float16)
     args = q, (past,), scale_of(20) if scales else None
+
+    assert_as_exact_as_torch(kernels.cross_scale_attention, reference.cross_scale_attention, *args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tokens", "past", "size"), [(1, 67, 32), (67, 131, 96), (9, 70, 128), (5, 0, 32)])
+@pytest.mark.parametrize("scales", [False, True])
+def test_attention_reads_a_cache_in_8_bits(kernels, tokens, past, size, dtype, scales):
+    """Scales that differ a thousandfold from token to token and from head to head, as places in memory."""
+    q, ((k, v), new) = heads(tokens, past + 3, size, dtype)
+    spread = torch.logspace(-2, 1, 2 * (past + 3), device=DEVICE).view(1, 2, -1, 1)
+    (k, k_scale), (v, v_scale) = (reference.quantize_int8(part * spread) for part in (k, v))
+    segment = reference.Int8Segment(*(part[:, :, :past] for part in (k, v, k_scale, v_scale)))
+    args = q, (segment, new), scale_of(tokens) if scales else None, 0.7
 
     assert_as_exact_as_torch(kernels.cross_scale_attention, reference.cross_scale_attention, *args)
 
@@ -391,9 +411,10 @@ def test_norms_and_gated_add_reach_beyond_2_to_the_31_elements(kernels, far_apar
 # --- in the model -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["", "int8"])
 @pytest.mark.parametrize("method", ["refine", "ablation", "fastvar"])
-def test_a_model_computes_the_same_with_either_kernels(kernels, method):
-    model = tiny_backbone()
+def test_a_model_computes_the_same_with_either_kernels(kernels, method, int8):
+    model = replace(tiny_backbone(), int8_cache=int8)
     model.transformer.to(DEVICE), model.vae.to(DEVICE)
     recipe = Recipe((random(4, 32),), None, (0,), SCHEDULE, Guidance(1.0))
     hidden, bits = {"torch": [], "triton": []}, ()

@@ -38,7 +38,7 @@ PRODUCTS = ("cross_scale_attention", "cross_scale_attention by scale", "linear_g
 class Kept:
     """A cache that only joins, as training's."""
 
-    rows, overwritten = 2, False
+    rows, overwritten, int8 = 2, False, False
 
     def __init__(self) -> None:
         self.held: dict[int, tuple[Tensor, Tensor]] = {}

@@ -25,7 +25,7 @@ FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 class GrowingCache:
     """A KV cache that autograd can follow: what a pass asks of model.cache.KVCache, by concatenation."""
 
-    overwritten = False
+    overwritten = int8 = False
 
     def __init__(self, rows: int) -> None:
         empty = torch.empty(rows, CONFIG.heads, 0, CONFIG.head_dim)

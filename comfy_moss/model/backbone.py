@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..ops import TORCH, Kernels, Segment
+from ..ops import TORCH, Int8Segment, Kernels, Segment
 from .cache import KVCache
 from .rope import grid_coordinates, rotation
 from .sampling import Finite, Guidance, Sampling, bit_noise, noise_keys, noise_of
@@ -212,7 +212,8 @@ class Update(NamedTuple):
     gamma: Tensor | None = None
 
 
-AttentionCall = tuple[Tensor, tuple[Segment, ...], Tensor | None]  # of `Kernels.cross_scale_attention`
+# what `Kernels.cross_scale_attention` is called with
+AttentionCall = tuple[Tensor, tuple[Segment | Int8Segment, ...], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -285,14 +286,21 @@ class Pass:
         """Where new keys and values are to be written: in the cache, or anywhere (None)."""
         return self.step.cache.room(layer, tokens) if self.step.store else None
 
-    def context(self, layer: int, k: Tensor, v: Tensor) -> tuple[Segment, ...]:
+    def context(self, layer: int, k: Tensor, v: Tensor) -> tuple[Segment | Int8Segment, ...]:
         """All that new tokens with these keys and values attend to, themselves last; stores them if asked to.
 
-        In the cache old and new lie side by side, so that nothing has to be joined.
+        In the cache old and new lie side by side, so that nothing has to be joined.  Of one in 8 bits the new
+        tokens see each other as they are: whether they are stored makes no difference to what they see.
         """
+        cache = self.step.cache
+        if cache is None:
+            return ((k, v),)
+        if self.step.store and not cache.int8:
+            return (cache.append(layer, k, v),)
+        before = cache.view(layer)
         if self.step.store:
-            return (self.step.cache.append(layer, k, v),)
-        return ((k, v),) if self.step.cache is None else (self.step.cache.view(layer), (k, v))
+            cache.append(layer, k, v)
+        return before, (k, v)
 
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> list[AttentionCall]:
         """What new tokens attend to, from their queries, keys and values (R, H, N, D) each: the calls that
@@ -467,7 +475,9 @@ class Backbone(Protocol):
         """Prepare text features (L_i, Ct) for every layer, for pictures of this schedule."""
 
     def new_cache(self, condition: Condition, capacity: int | Sequence[int]) -> KVCache:
-        """An empty cache for that many tokens a layer, and for what the prompt itself takes."""
+        """An empty cache for that many tokens a layer, and for what the prompt itself takes; in 8 bits where
+        this model is set so.
+        """
 
     def cache_bytes(self, rows: int, tokens: int) -> int:
         """Bytes of a cache for that many tokens in every layer."""

@@ -8,7 +8,15 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from ..ops import Segment
+from ..ops import Int8Segment, Segment, quantize_int8
+
+SCALE = torch.float32  # of a token's and head's numbers in 8 bits
+
+
+def token_bytes(heads: int, head_dim: int, dtype: torch.dtype, int8: bool = False) -> int:
+    """Bytes of one token's keys and values in one layer and row."""
+    each = head_dim + SCALE.itemsize if int8 else head_dim * dtype.itemsize
+    return 2 * heads * each
 
 
 class KVCache:
@@ -21,6 +29,9 @@ class KVCache:
     Args:
         capacity: tokens each layer can hold.
         rows: R, of the batch: prompts, then their unconditional twins.
+        dtype: of the keys and values that are stored.
+        int8: hold them in 8 bits, with a scale for every token and head: about half the memory of bfloat16.
+            What is read then differs from what was stored by up to a 254th of a head's largest number.
     """
 
     def __init__(
@@ -31,9 +42,12 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        int8: bool = False,
     ) -> None:
         shapes = [(2, rows, heads, tokens, head_dim) for tokens in capacity]
-        self.layers = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        stored, self.dtype, self.int8 = torch.int8 if int8 else dtype, dtype, int8
+        self.layers = [torch.empty(shape, dtype=stored, device=device) for shape in shapes]
+        self.scales = [torch.empty(shape[:-1], dtype=SCALE, device=device) for shape in shapes if int8]
         self.lengths = [0] * len(self.layers)
         self.prefix: KVCache | None = None  # of what came before the first token: its own memory, only read
         self.owner: KVCache | None = None  # whose memory this is, and which must live as long
@@ -54,21 +68,19 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes really allocated, by whomever the memory is shared with; with those of the prefix."""
         prefix = self.prefix.nbytes if self.prefix else 0
-        return prefix + sum(layer.untyped_storage().nbytes() for layer in self.layers)
+        return prefix + sum(part.untyped_storage().nbytes() for part in (*self.layers, *self.scales))
 
-    def room(self, layer: int, tokens: int) -> Segment:
-        """The next free memory of a layer, (R, H, tokens, D) each, for whoever can compute in place.
+    def room(self, layer: int, tokens: int) -> Segment | None:
+        """The next free memory of a layer, (R, H, tokens, D) each, for whoever can compute in place; in 8
+        bits nobody can (None).
 
         Raises:
             ValueError: the layer is full.
         """
-        start, end = self.lengths[layer], self.lengths[layer] + tokens
-        if end > (capacity := self.layers[layer].shape[3]):
-            raise ValueError(f"the KV cache of layer {layer} holds {capacity} tokens, {end} were needed")
-        k, v = self.layers[layer][:, :, :, start:end]
-        return k, v
+        free = self._read(layer, self._next(layer, tokens))
+        return None if self.int8 else free
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> Segment:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> Segment | Int8Segment:
         """Store k and v (R, H, N, D) behind what the layer holds; no copy of what lies in its `room` already.
 
         Returns:
@@ -77,20 +89,44 @@ class KVCache:
         Raises:
             ValueError: the layer is full.
         """
-        for free, new in zip(self.room(layer, k.shape[2]), (k, v), strict=True):
-            if new.data_ptr() != free.data_ptr():
-                free.copy_(new)
+        free = self._read(layer, self._next(layer, k.shape[2]))
+        new = (k, v)
+        if self.int8:
+            numbers, scales = zip(quantize_int8(k), quantize_int8(v), strict=True)
+            new = (*numbers, *scales)
+        for place, part in zip(free, new, strict=True):
+            if part.data_ptr() != place.data_ptr():
+                place.copy_(part)
+        self.advance(layer, k.shape[2])
+        return self.view(layer)
+
+    def advance(self, layer: int, tokens: int) -> None:
+        """Count the next tokens of a layer, whose keys and values somebody has written there."""
         if layer == 0:  # once a pass
             mark = object()
             self._writes[len(self._mine) :] = [mark]
             self._mine = [*self._mine, mark]
-        self.lengths[layer] += k.shape[2]
-        return self.view(layer)
+        self.lengths[layer] += tokens
 
-    def view(self, layer: int) -> Segment:
+    def view(self, layer: int) -> Segment | Int8Segment:
         """Keys and values (R, H, length, D) stored in a layer; no copy."""
-        k, v = self.layers[layer][:, :, :, : self.lengths[layer]]
-        return k, v
+        return self._read(layer, slice(0, self.lengths[layer]))
+
+    def _next(self, layer: int, tokens: int) -> slice:
+        """Where the next tokens of a layer go.
+
+        Raises:
+            ValueError: the layer is full.
+        """
+        start, end = self.lengths[layer], self.lengths[layer] + tokens
+        if end > (capacity := self.layers[layer].shape[3]):
+            raise ValueError(f"the KV cache of layer {layer} holds {capacity} tokens, {end} were needed")
+        return slice(start, end)
+
+    def _read(self, layer: int, tokens: slice) -> Segment | Int8Segment:
+        """Some of a layer's memory."""
+        k, v = self.layers[layer][:, :, :, tokens]
+        return Int8Segment(k, v, *self.scales[layer][:, :, :, tokens]) if self.int8 else (k, v)
 
     def twin(self) -> KVCache:
         """A cache on the same memory with lengths of its own; what it appends does not change this one."""
@@ -106,15 +142,12 @@ class KVCache:
         """
         part = self.twin()
         part.layers = [layer[:, :rows] for layer in self.layers]
+        part.scales = [scales[:, :rows] for scales in self.scales]
         return part
 
     def of_rows(self, rows: Sequence[int]) -> KVCache:
         """A copy that holds these rows alone."""
-        first = self.layers[0]
-        _, _, heads, _, head_dim = first.shape
-        new = KVCache(self.lengths, len(rows), heads, head_dim, first.dtype, first.device)
-        for layer in range(len(self.layers)):
-            new.append(layer, *(stored[list(rows)] for stored in self.view(layer)))
+        new = self._copied(self.lengths, list(rows))
         new.prefix = self.prefix and self.prefix.of_rows(rows)
         return new
 
@@ -125,12 +158,20 @@ class KVCache:
         """
         if all(layer.shape[3] >= capacity for layer in self.layers):
             return self.twin()
-        first = self.layers[0]
-        _, rows, heads, _, head_dim = first.shape
-        new = KVCache([capacity] * len(self.layers), rows, heads, head_dim, first.dtype, first.device)
+        new = self._copied([capacity] * len(self.layers), list(range(self.rows)))
         new.prefix = self.prefix
-        for layer in range(len(self.layers)):
-            new.append(layer, *self.view(layer))
+        return new
+
+    def _copied(self, capacity: Sequence[int], rows: list[int]) -> KVCache:
+        """The tokens of these rows in memory of their own, number for number."""
+        first = self.layers[0]
+        _, _, heads, _, head_dim = first.shape
+        new = KVCache(capacity, len(rows), heads, head_dim, self.dtype, first.device, self.int8)
+        for layer, length in enumerate(self.lengths):
+            theirs = new._read(layer, new._next(layer, length))
+            for mine, part in zip(self.view(layer), theirs, strict=True):
+                part.copy_(mine[rows])
+            new.advance(layer, length)
         return new
 
     def detached(self) -> KVCache:

@@ -175,7 +175,7 @@ class Graphs:
         recording.replay()
         if step.store:  # the graph has filled the cache's memory
             for layer in range(len(transformer.blocks)):
-                step.cache.append(layer, *step.cache.room(layer, x.shape[1]))
+                step.cache.advance(layer, x.shape[1])
         return recording.result.clone()
 
     def _bound(self, transformer: nn.Module, condition: Condition) -> Bound:

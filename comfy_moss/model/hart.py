@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..ops import TORCH, Kernels
 from .backbone import HART, Pass, PositionedText, Published, Sized, Step, Text, TokenWork
-from .cache import KVCache
+from .cache import KVCache, token_bytes
 from .graphs import Graphs
 from .hart_head import (
     DiffusionNet,
@@ -278,6 +278,7 @@ class HartBackbone(Sized):
         kernels: what `ops.choose` found for the device.
         graphs: replays the passes of a picture that are like an earlier one's; None = every kernel by itself.
         tiny: decodes in the codec's place: quicker, and not as well; None = the codec.
+        int8_cache: keep keys and values in 8 bits, see `KVCache`.
         smooth: tokens are mixes of codes, as released; off = single codes.
         residual: the last scale's tokens get the diffusion's residual, as released.
         passes: in how many passes (MaskGIT) the last scale is drawn when it is drawn whole; 1 as released.
@@ -289,6 +290,7 @@ class HartBackbone(Sized):
     kernels: Kernels = field(default=TORCH, kw_only=True)
     graphs: Graphs | None = field(default=None, kw_only=True)
     tiny: TinyDecoder | None = field(default=None, kw_only=True)
+    int8_cache: bool = field(default=False, kw_only=True)
     smooth: bool = field(default=True, kw_only=True)
     residual: bool = field(default=True, kw_only=True)
     passes: int = field(default=1, kw_only=True)
@@ -333,14 +335,17 @@ class HartBackbone(Sized):
         return self.transformer.condition(text, negative, guided)
 
     def cache_bytes(self, rows: int, tokens: int) -> int:
-        return 2 * rows * (tokens + self._prefix) * self.width * self.depth * self._dtype.itemsize
+        config = self.transformer.config
+        each = token_bytes(config.heads, config.head_dim, self._dtype, self.int8_cache)
+        return rows * (tokens + self._prefix) * self.depth * each
 
     def new_cache(self, condition: HartCondition, capacity: int | Sequence[int]) -> KVCache:
         config = self.transformer.config
         capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
         capacity = [tokens + self._prefix for tokens in capacity]
         make = self.graphs.new_cache if self.graphs else KVCache
-        return make(capacity, len(condition.context), config.heads, config.head_dim, self._dtype, self.device)
+        sizes = len(condition.context), config.heads, config.head_dim
+        return make(capacity, *sizes, self._dtype, self.device, self.int8_cache)
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         return rearrange(downsample(total, grid), "b c h w -> b (h w) c")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..ops import TORCH, Kernels, modulated_norm
 from .backbone import PAPER, Pass, Published, Sized, Step, TokenWork, Update
-from .cache import KVCache
+from .cache import KVCache, token_bytes
 from .contents import count_of
 from .graphs import TEXT, Graphs
 from .quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
@@ -346,6 +346,7 @@ class InfinityBackbone(Sized):
         kernels: what `ops.choose` found for the device.
         graphs: replays the passes of a picture that are like an earlier one's; None = every kernel by itself.
         tiny: decodes in the codec's place: quicker, and not as well; None = the codec.
+        int8_cache: keep keys and values in 8 bits, see `KVCache`.
         published: settings of the methods for this model.
     """
 
@@ -355,6 +356,7 @@ class InfinityBackbone(Sized):
     kernels: Kernels = field(default=TORCH, kw_only=True)
     graphs: Graphs | None = field(default=None, kw_only=True)
     tiny: TinyDecoder | None = field(default=None, kw_only=True)
+    int8_cache: bool = field(default=False, kw_only=True)
     published: Published = field(default=PAPER, kw_only=True)
     pass_type: ClassVar[type[Pass]] = Pass
 
@@ -393,10 +395,13 @@ class InfinityBackbone(Sized):
         config = self.transformer.config
         capacity = [capacity] * config.depth if isinstance(capacity, int) else capacity
         make = self.graphs.new_cache if self.graphs else KVCache
-        return make(capacity, len(condition.pooled), config.heads, config.head_dim, self._dtype, self.device)
+        sizes = len(condition.pooled), config.heads, config.head_dim
+        return make(capacity, *sizes, self._dtype, self.device, self.int8_cache)
 
     def cache_bytes(self, rows: int, tokens: int) -> int:
-        return 2 * rows * tokens * self.width * self.depth * self._dtype.itemsize
+        config = self.transformer.config
+        each = token_bytes(config.heads, config.head_dim, self._dtype, self.int8_cache)
+        return rows * tokens * self.depth * each
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         return map_to_tokens(resample(total, self.map_grid(grid)), self.patchify)

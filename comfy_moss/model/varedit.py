@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..ops import Segment, area_mean
+from ..ops import Int8Segment, Segment, area_mean, dequantized
 from .backbone import AttentionCall, Pass, PicturedText, Step, TokenWork
 from .cache import KVCache
 from .infinity import InfinityBackbone, InfinityCondition
@@ -115,31 +115,38 @@ class EditPass(Pass):
             return [_call(q, (condition.source.view(layer), *context), k.shape[2], self.step.visible)]
         return self._in_block_0(q, context, k.shape[2])
 
-    def _in_block_0(self, q: Tensor, context: tuple[Segment, ...], new: int) -> list[AttentionCall]:
+    def _in_block_0(
+        self, q: Tensor, context: tuple[Segment | Int8Segment, ...], new: int
+    ) -> list[AttentionCall]:
         """Each token sees the source at its own scale's grid, and not at the grids of others.
 
         So every scale of the pass takes an attention call of its own.
         """
         step, calls = self.step, []
         for scale, tokens in _scales(step.positions):
-            source = shrunk(step.condition.source.view(0), step.schedule, scale)
+            source = shrunk(step.condition.source.view(0), step.schedule, scale, q.dtype)
             segments, visible = (source, *context), step.visible
             if visible is not None and visible.dim() == 3:
                 visible = visible[:, tokens]
             elif visible is not None:  # by scale: of the new tokens those of this one
-                past, (k, v) = _two(segments, new)
+                past, (k, v) = _two(segments, new, q.dtype)
                 segments, visible = (past, (k[:, :, tokens], v[:, :, tokens])), None
             calls.append(_call(q[:, :, tokens], segments, new, visible))
         return calls
 
 
-def _call(q: Tensor, segments: tuple[Segment, ...], new: int, visible: Tensor | None) -> AttentionCall:
-    return q, segments if len(segments) < 3 and visible is None else _two(segments, new), visible
+def _call(
+    q: Tensor, segments: tuple[Segment | Int8Segment, ...], new: int, visible: Tensor | None
+) -> AttentionCall:
+    return q, segments if len(segments) < 3 and visible is None else _two(segments, new, q.dtype), visible
 
 
-def _two(segments: Sequence[Segment], new: int) -> tuple[Segment, Segment]:
+def _two(
+    segments: Sequence[Segment | Int8Segment], new: int, dtype: torch.dtype
+) -> tuple[Segment, Segment]:
     """The same as what came before, and the last `new` tokens: all that some kernels take."""
-    k, v = (torch.cat(parts, dim=2) for parts in zip(*segments, strict=True))
+    plain = (dequantized(segment, dtype) for segment in segments)
+    k, v = (torch.cat(parts, dim=2) for parts in zip(*plain, strict=True))
     past = k.shape[2] - new
     return (k[:, :, :past], v[:, :, :past]), (k[:, :, past:], v[:, :, past:])
 
@@ -153,12 +160,14 @@ def _scales(positions: Positions) -> list[tuple[int, slice]]:
     return found
 
 
-def shrunk(source: Segment, schedule: Schedule, scale: int) -> Segment:
+def shrunk(
+    source: Segment | Int8Segment, schedule: Schedule, scale: int, dtype: torch.dtype
+) -> Segment | Int8Segment:
     """Keys and values (R, H, L, D) of the source, averaged over a scale's cells; not normalised again."""
     grid, whole = schedule.grids[scale], schedule.grids[-1]
     if grid == whole:
         return source
-    return tuple(_area(part, whole, grid) for part in source)
+    return tuple(_area(part, whole, grid) for part in dequantized(source, dtype))
 
 
 def _area(part: Tensor, whole: Grid, grid: Grid) -> Tensor:
