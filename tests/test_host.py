@@ -207,6 +207,15 @@ def test_a_batch_is_its_single_pictures_with_seeds_counting_up(host: Host, typed
     assert difference(pictures[0], pictures[1]) > 50
 
 
+def test_a_cache_in_8_bits_is_the_command_lines(host: Host, typed: Callable) -> None:
+    graph = {**moss(3), **graphs.rival("dense")}
+    graph["load"]["inputs"]["kv_cache"] = "8 bits"
+    result = host.run(graph)
+    for name, method in (("moss", "moss4"), ("dense", "dense")):
+        (expected,) = typed("--seed=3", "--pixels=0.06M", f"--method={method}", "--kv-cache=int8")
+        assert difference(saved(host, result, name)[0], expected) <= 1
+
+
 def test_a_negative_prompt_is_the_command_lines(host: Host, typed: Callable) -> None:
     graph = moss(8)
     graph["denied"] = graphs.node("CLIPTextEncode", clip=["load", 1], text="a red square")

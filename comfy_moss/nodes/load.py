@@ -35,6 +35,7 @@ from .wires import Model, MossNode, schema
 NANO = "nano (embedded)"
 AUTOMATIC = "automatic"
 NONE = "none found"  # a menu may not be empty
+FULL, INT8 = "full", "8 bits"  # of the KV cache
 HART = "hart"
 OURS = "infinity"
 INFINITY_FOLDERS = {
@@ -243,6 +244,15 @@ def infinity_stamps(model: str, vae: str, text_encoder: str) -> str:
     return repr(found) if found[0] else "missing"
 
 
+def kv_cache_input() -> io.Combo.Input:
+    """How keys and values of drawn tokens are held."""
+    return io.Combo.Input(
+        "kv_cache", options=[FULL, INT8], default=FULL, optional=True, extra_dict={"advanced": True},
+        tooltip="What is remembered of drawn tokens. 8 bits takes half the memory of bf16 and changes "
+        "pictures slightly: for cards that run out of memory.",
+    )
+
+
 def precision_of(name: str) -> torch.dtype:
     """auto: bfloat16 where the device computes in it, else float32."""
     bf16 = name == "bf16" or (name == "auto" and mm.should_use_bf16(mm.get_torch_device()))
@@ -305,6 +315,7 @@ class LoadInfinity(MossNode):
                     tooltip="What the transformer is. automatic goes by what the file says of itself, then "
                     "by its name; VAREdit's files cannot be told from Infinity's otherwise.",
                 ),
+                kv_cache_input(),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
                 Model.Output("loaded_model", display_name="model", tooltip="Infinity, for MoSs Draft."),
@@ -317,16 +328,19 @@ class LoadInfinity(MossNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, model: str, vae: str, text_encoder: str, precision: str, family: str = AUTOMATIC
+        cls, model: str, vae: str, text_encoder: str, precision: str, family: str = AUTOMATIC,
+        kv_cache: str = FULL,
     ) -> str:
         """Changes when a file was replaced, so that it is loaded again."""
         return NANO if model == NANO else infinity_stamps(model, vae, text_encoder)
 
     @classmethod
     def execute(
-        cls, model: str, vae: str, text_encoder: str, precision: str, family: str = AUTOMATIC
+        cls, model: str, vae: str, text_encoder: str, precision: str, family: str = AUTOMATIC,
+        kv_cache: str = FULL,
     ) -> io.NodeOutput:
-        return loaded(infinity_files(model, vae, text_encoder, family), precision)
+        files = infinity_files(model, vae, text_encoder, family)
+        return loaded(files, precision, int8_cache=kv_cache == INT8)
 
 
 def hart_folders() -> list[str]:
@@ -427,6 +441,7 @@ class LoadHART(MossNode):
                     tooltip="In how many passes the last scale is drawn when it is drawn whole, each seeing "
                     "the ones before. 1 as released; MoSs Refine always takes one.",
                 ),
+                kv_cache_input(),
             ],
             outputs=[  # ids of their own: older hosts want them to differ from the inputs'
                 Model.Output("loaded_model", display_name="model", tooltip="HART, for MoSs Draft."),
@@ -455,7 +470,8 @@ class LoadHART(MossNode):
     @classmethod
     def execute(
         cls, model: str, text_encoder: str, precision: str, more_smooth: bool, residual_diffusion: bool,
-        last_scale_passes: int,
+        last_scale_passes: int, kv_cache: str = FULL,
     ) -> io.NodeOutput:
         settings = {"smooth": more_smooth, "residual": residual_diffusion, "passes": last_scale_passes}
+        settings |= {"int8_cache": kv_cache == INT8}
         return loaded(hart_files(model, text_encoder), precision, **settings)
