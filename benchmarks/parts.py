@@ -33,10 +33,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from comfy_moss.model.backbone import Backbone, Pass, PositionedText, Step, Text
 from comfy_moss.model.infinity import InfinityBackbone, InfinityTransformer
+from comfy_moss.model.layers import join_biases
 from comfy_moss.model.quantize import resample
 from comfy_moss.model.schedule import Positions, make_schedule
 from comfy_moss.model.strips import decode_in_strips
-from comfy_moss.model.tensors import join_biases
 from comfy_moss.model.vae import VAE
 from comfy_moss.ops import TORCH, Kernels, choose
 from comfy_moss.pipeline.cost import Stopwatch

@@ -18,12 +18,12 @@ from comfy_moss.model.backbone import HART, PAPER, Backbone, PicturedText, Posit
 from comfy_moss.model.hart import HartBackbone, HartConfig, HartTransformer
 from comfy_moss.model.hart_checkpoint import is_large
 from comfy_moss.model.infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
+from comfy_moss.model.layers import join_biases
 from comfy_moss.model.library import HART_CFG, find_model
 from comfy_moss.model.nsarm import HEADS, SIDE, EnlargeBackbone, EnlargeTransformer, MapConfig
 from comfy_moss.model.quantize import Quantizer
 from comfy_moss.model.sampling import Guidance, Ramp, Sampling
 from comfy_moss.model.schedule import Grid, Schedule, make_schedule, square_schedule
-from comfy_moss.model.tensors import join_biases
 from comfy_moss.model.text import PromptEncoder, TextEncoder, empty_qwen, with_positions
 from comfy_moss.model.vae import VAE, Tokenizer, VAEConfig
 from comfy_moss.model.varedit import EditBackbone

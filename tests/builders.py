@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from comfy_moss.model.infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
+from comfy_moss.model.layers import join_biases
 from comfy_moss.model.vae import VAE, VAEConfig
 
 TINY = InfinityConfig(
@@ -90,9 +92,12 @@ def released_vae_state(vae: VAE) -> dict[str, Tensor]:
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two models have equal weights."""
-    state = other.state_dict()
-    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    """Whether two models have equal weights, be the parts of their biases joined or not."""
+    states = []
+    for one in (deepcopy(model), deepcopy(other)):
+        join_biases(one)
+        states.append(one.state_dict())
+    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def tiny_text_dir(path: Path, width: int = 32, seed: int = 2) -> Path:

@@ -124,10 +124,15 @@ class CLIP:
         copied.__dict__.update(self.__dict__, patcher=self.patcher.clone())
         return copied
 
+    def load_model(self, tokens: Any) -> Patcher:
+        sys.modules["comfy.model_management"].load_models_gpu([self.patcher], memory_required=0)
+        return self.patcher
+
     def encode(self, text: str) -> list[list[Any]]:
         self.cond_stage_model.reset_clip_options()
         tokens = self.tokenizer.tokenize_with_weights(text, False)
         self.load_model(tokens)
+        self.cond_stage_model.set_clip_options({"execution_device": self.patcher.load_device})
         features, pooled, more = self.cond_stage_model.encode_token_weights(tokens)
         return [[features, {"pooled_output": pooled, **more}]]
 
@@ -282,7 +287,10 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "text_encoder_device", "text_encoder_offload_device",
     )
     management = {name: lambda: CPU for name in devices} | {
-        "should_use_bf16": lambda device: False,
+        "unet_dtype": lambda device, model_params, supported: torch.float32,
+        "unet_manual_cast": lambda stored, device, supported: None,
+        "vae_dtype": lambda device, allowed: torch.float32,
+        "get_total_memory": lambda device: 2**34,
         "dtype_size": lambda dtype: dtype.itemsize,
         "load_models_gpu": host.load,
         "throw_exception_if_processing_interrupted": lambda: host.interrupt_check(),
@@ -299,6 +307,7 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "comfy": {},
         "comfy.model_management": management,
         "comfy.model_patcher": {"ModelPatcher": Patcher},
+        "comfy.ops": {"pick_operations": lambda stored, compute, device: nn, "manual_cast": nn},
         "comfy.patcher_extension": {"CallbacksMP": SimpleNamespace(ON_DETACH="detach")},
         "comfy.sd": {"CLIP": CLIP, "VAE": VAE, "__file__": str(host.models.parent / "comfy" / "sd.py")},
         "comfy.cli_args": {

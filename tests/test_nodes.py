@@ -441,7 +441,7 @@ def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(
     asked = [options["memory_required"] for models, options in host.loads if tiny[0].patcher in models]
     token = 4 * 32 * sys.modules["comfy_moss.nodes.host"].ACTIVATIONS  # rows, width
     assert asked == [kept + 4 * 4 * token, dense + 256 * token, refined * token, whole + 256 * token]
-    assert all(options["force_full_load"] for _, options in host.loads)
+    assert not any(options.get("force_full_load") for _, options in host.loads)
     assert {id(model) for models, _ in host.loads for model in models} == {
         id(handle) for handle in (tiny[0].patcher, tiny[0].vae_patcher, tiny[1].patcher)
     }
@@ -567,7 +567,7 @@ def test_a_copy_of_the_clip_works_as_the_clip(host: FakeHost, tiny: tuple) -> No
     """The host's own CLIP nodes hand on copies."""
     (copied, _), (features, _) = tiny[1].clone().encode("a red cat")[0], tiny[1].encode("a red cat")[0]
     assert torch.equal(copied, features)
-    assert [options for _, options in host.loads] == [{"force_full_load": True}] * 2
+    assert [options for _, options in host.loads] == [{"memory_required": 0}] * 2
 
 
 def test_unloading_empties_the_store_and_changes_no_picture(host: FakeHost, draft: Any) -> None:

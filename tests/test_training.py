@@ -16,6 +16,7 @@ from comfy_moss.benchmarks import rendering, world
 from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.model.backbone import Step
 from comfy_moss.model.infinity import InfinityBackbone
+from comfy_moss.model.layers import join_biases
 from comfy_moss.model.library import find_model
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Positions
@@ -238,6 +239,7 @@ def test_a_restored_state_draws_as_the_shipped_model_does(score, tmp_path, monke
     ((_, pictures),) = score.draw(nano, backbone, [case], "0.25M")
 
     shipped = find_model("nano", []).load(torch.device("cpu"), torch.float32).transformer.state_dict()
+    join_biases(backbone.transformer)
     drawn = backbone.transformer.state_dict()
     level = drawn.pop("lvl_embed.weight")
     assert all(torch.equal(drawn[name], shipped[name]) for name in drawn)

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from comfy_moss.model.checkpoint import load_infinity
+from comfy_moss.model.checkpoint import open_transformer, vae_from_state
+from comfy_moss.model.tensors import open_tensors
 from comfy_moss.model.text import TextEncoder
 
 from .forward import Nano
@@ -29,14 +30,15 @@ def main() -> None:
         "--more-scales", action="store_true", help="for weights that never saw the last three scales of 1M"
     )
     args = parser.parse_args()
-    backbone = load_infinity(args.assets / "transformer.safetensors", args.assets / "vae.safetensors")
+    weights, _ = open_transformer(open_tensors(args.assets / "transformer.safetensors"))
+    codec = vae_from_state(open_tensors(args.assets / "vae.safetensors"))
     nano = Nano()
-    nano.transformer.load_state_dict(backbone.transformer.state_dict())
+    nano.transformer.load_state_dict({name: weights[name].float() for name in weights})
     if args.more_scales:
         start_levels(nano.transformer.lvl_embed.weight)
     text = TextEncoder.load(args.assets / "text").model.state_dict()
     nano.text.load_state_dict(text, strict=False)  # tied names differ
-    save(args.state / "vae.pt", backbone.vae.state_dict(), args.seconds)
+    save(args.state / "vae.pt", codec.state_dict(), args.seconds)
     save(args.state / "transformer.pt", nano.state_dict(), args.seconds)
 
 

@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import TORCH, Int8Segment, Kernels, Segment
 from .cache import KVCache
+from .layers import is_plain
 from .rope import grid_coordinates, rotation
 from .sampling import Finite, Guidance, Sampling, bit_noise, noise_keys, noise_of
 from .schedule import Grid, Positions, Schedule
@@ -256,24 +257,29 @@ class Pass:
         return x if update is None else self.add(update.layer, update.kind, x, *update[2:])
 
     def normed(
-        self, layer: int, kind: str, x: Tensor, update: Update | None, norm: tuple[Tensor, Tensor],
-        modulated: bool, dtype: torch.dtype,
+        self, layer: int, kind: str, x: Tensor, update: Update | None,
+        norm: tuple[Tensor, Tensor] | nn.Module, dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add an update to x (R, N, C), and norm what the next branch reads.
 
         Args:
-            norm: scale and shift of `Kernels.modulated_norm` if modulated, else of `Kernels.affine_norm`.
+            norm: scale and shift of `Kernels.modulated_norm`, or a LayerNorm.
 
         Returns:
             x with the update, the normed tokens that run the branch, and their indices; None = all.
         """
-        if update is not None and self.step.branch is None:
-            both = self.kernels.add_norm(x, update.value, update.gamma, *norm, modulated, dtype)
+        modulated = isinstance(norm, tuple)
+        fused = modulated or is_plain(norm, x, any_type=True)
+        gains = norm if modulated else (norm.weight, norm.bias)
+        if fused and update is not None and self.step.branch is None:
+            both = self.kernels.add_norm(x, update.value, update.gamma, *gains, modulated, dtype)
             return *both, None
         x = self.added(x, update)
         part, picked = self.pick(layer, kind, x)
+        if not fused:
+            return x, norm(part).to(dtype), picked
         alone = self.kernels.modulated_norm if modulated else self.kernels.affine_norm
-        return x, alone(part, *norm, dtype), picked
+        return x, alone(part, *gains, dtype), picked
 
     def rotary(self, picked: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tables of all tokens, or of the picked ones."""
@@ -416,8 +422,10 @@ class PromptReader(Protocol):
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt."""
 
-    def features(self, ids: list[int]) -> Text:
-        """Features (L, Ct) float32 on the CPU of token ids."""
+    def features(self, ids: list[int], device: torch.device | None = None) -> Text:
+        """Features (L, Ct) float32 on the CPU of token ids, computed on a device; None = where its weights
+        are.
+        """
 
 
 class Sized:

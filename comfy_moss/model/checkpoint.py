@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +19,9 @@ from torch import Tensor
 from .contents import CODEC, TRANSFORMER, identify
 from .family import BACKBONES, INFINITY, MAPS, family_of, map_heads, refuse_others
 from .infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
+from .layers import TORCH_LAYERS, Layers
 from .nsarm import EnlargeTransformer, MapConfig
-from .tensors import CheckpointError, Tensors, build, fill_module, open_tensors, weights_id
+from .tensors import CheckpointError, Tensors, load_module, open_tensors, weights_id
 from .text import text_width
 from .vae import VAE, VAEConfig, plain_names
 
@@ -139,6 +142,7 @@ def transformer_from_state(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     heads: Sequence[int] | None = None,
+    layers: Layers = TORCH_LAYERS,
 ) -> InfinityTransformer:
     """Build the transformer from tensors under released or canonical names.
 
@@ -146,33 +150,38 @@ def transformer_from_state(
         device: where it goes; None = where the tensors are.
         dtype: of the blocks; everything around them is float32 (docs/infinity.md, section 4.1).
         heads: of NSARM's maps, where there are some; None = as the file says, or as released.
+        layers: how its weights are stored, and classes of its layers.
 
     Raises:
-        CheckpointError: see `open_transformer` and `tensors.fill_module`.
+        CheckpointError: see `open_transformer` and `tensors.load_module`.
     """
     tensors, config = open_transformer(Tensors.of(state))
     maps = {name.removeprefix(MAPS): tensors.shapes[name] for name in tensors if name.startswith(MAPS)}
 
-    def make() -> InfinityTransformer:
+    def make(operations: Any) -> InfinityTransformer:
         if not maps:
-            return InfinityTransformer(config)
-        return EnlargeTransformer(config, MapConfig.from_shapes(maps, heads or map_heads(tensors)))
+            return InfinityTransformer(config, operations)
+        sizes = MapConfig.from_shapes(maps, heads or map_heads(tensors))
+        return EnlargeTransformer(config, sizes, operations)
 
-    model = build(tensors.path, make)
-    fill_module(model, tensors, lambda name: dtype if name.startswith("blocks.") else torch.float32, device)
-    return model
+    def dtype_of(name: str) -> torch.dtype:
+        inside = name.startswith("blocks.")
+        return layers.dtype_of(name, tensors.shapes[name], dtype) if inside else torch.float32
+
+    return load_module(make, tensors, dtype_of, device, layers.pick(layers.stored or dtype, dtype, False))
 
 
 def vae_from_state(
-    state: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    state: Mapping[str, Tensor], device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+    layers: Layers = TORCH_LAYERS,
 ) -> VAE:
-    """Build the codec, all of it in `dtype`, from tensors under either naming.  Errors: see `open_vae`,
-    `fill_module`.
+    """Build the codec, all of it in `layers.codec` or `dtype`, from tensors under either naming.  Errors: see
+    `open_vae`, `load_module`.
     """
     tensors, config = open_vae(Tensors.of(state))
-    model = build(tensors.path, lambda: VAE(config))
-    fill_module(model, tensors, lambda name: dtype, device)
-    return model
+    dtype = layers.codec or dtype
+    operations = layers.pick(dtype, dtype, False)
+    return load_module(partial(VAE, config), tensors, lambda name: dtype, device, operations)
 
 
 def check_pair(bits: int, channels: int, transformer: Path, vae: Path) -> None:
@@ -227,6 +236,7 @@ def load_infinity(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     family: str | None = None,
+    layers: Layers = TORCH_LAYERS,
 ) -> InfinityBackbone:
     """Load a transformer and its codec; a text encoder directory is only checked (load it with
     `text.TextEncoder`).
@@ -234,6 +244,7 @@ def load_infinity(
     Args:
         dtype: of the transformer's blocks and of the codec.
         family: a key of `family.BACKBONES`; None = what the file is taken for.
+        layers: how weights are stored, and classes of the layers.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another kind, or the files do not belong together.
@@ -249,6 +260,7 @@ def load_infinity(
         check_text(config.text_width, transformer, Path(text))
     kind, told = family_of(weights, family).name, weights_id(named, codec_named)
     return BACKBONES[kind](
-        transformer_from_state(weights, device, dtype), vae_from_state(codec, device, dtype),
+        transformer_from_state(weights, device, dtype, layers=layers),
+        vae_from_state(codec, device, dtype, layers),
         told if kind == INFINITY else f"{told}-{kind.lower()}",
     )

@@ -149,9 +149,11 @@ class Graphs:
     def run(self, transformer: nn.Module, x: Tensor, now: Pass) -> Tensor:
         """What `transformer(x, now)` returns and does to the cache."""
         with same_attention(x):
-            # a branch chooses other tokens in every pass; a prefix lies elsewhere for every picture
+            # a branch chooses other tokens in every pass; a prefix lies elsewhere for every picture; a host
+            # that has room for a part of the weights (ComfyUI says so by this name) brings the rest each time
             prefixed = any(isinstance(part, KVCache) for part in vars(now.step.condition).values())
-            anew = prefixed or now.step.branch is not None
+            partly = getattr(transformer, "model_lowvram", False)
+            anew = prefixed or partly or now.step.branch is not None
             hidden = None if anew else self._replayed(transformer, x, now)
             return transformer(x, now) if hidden is None else hidden
 

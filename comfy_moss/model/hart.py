@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ from .hart_head import (
     top_k_of,
     top_k_top_p,
 )
+from .layers import PackedBias, device_of
 from .quantize import downsample, upsample
 from .rope import behind_prompt, coordinate_rotation, prompt_rotation, rotate
 from .sampling import look_up
@@ -112,33 +114,29 @@ def _described(text: Text) -> tuple[int, ...] | str:
     return f"{tuple(text.shape)} without positions"
 
 
-class Norm(nn.RMSNorm):
-    """In float32, whatever its gains are stored in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps)
-
-
-class SelfAttention(nn.Module):
+class SelfAttention(PackedBias):
     """Attention over everything drawn so far, at a quarter of the usual sharpness; or cosine attention."""
 
-    def __init__(self, config: HartConfig) -> None:
+    def __init__(self, config: HartConfig, operations: Any) -> None:
         super().__init__()
         width, self.heads, self.sharpness = config.width, config.heads, SHARPNESS / math.sqrt(config.head_dim)
-        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
+        self.qkv_proj = operations.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = operations.Linear(width, width)
         self.cosine = config.cosine
         if config.cosine:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), math.log(4.0)))
 
+    @property
+    def packed(self) -> nn.Module:
+        return self.qkv_proj
+
     def forward(self, x: Tensor, layer: int, now: Pass, picked: Tensor | None) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv_proj.weight, bias)
-        q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=self.heads)
+        q, k, v = rearrange(self.project(x), "r n (three h d) -> three r h n d", three=3, h=self.heads)
         if self.cosine:
-            q = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
+            scale = self.scale_mul_1H11.to(x.device, torch.float32).clamp_max(MAX_LOG_SCALE).exp()
+            q = F.normalize(q.float(), dim=-1) * scale
             k = F.normalize(k.float(), dim=-1)
         cos, sin = now.rotary(picked)
         q, k = (rotate(part, cos, sin).to(x.dtype) for part in (q, k))
@@ -150,28 +148,29 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU without biases."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, operations: Any) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = operations.Linear(width, hidden, bias=False)
+        self.up_proj = operations.Linear(width, hidden, bias=False)
+        self.down_proj = operations.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward behind one and the same norm, each a residual branch."""
+    """Self-attention and feed-forward behind one and the same norm, which is float32, each a residual branch.
+    """
 
-    def __init__(self, config: HartConfig) -> None:
+    def __init__(self, config: HartConfig, operations: Any) -> None:
         super().__init__()
-        self.attn = SelfAttention(config)
-        self.ffn = FeedForward(config.width, config.hidden)
-        self.ln_wo_grad = Norm(config.width, eps=config.eps)
+        self.attn = SelfAttention(config, operations)
+        self.ffn = FeedForward(config.width, config.hidden, operations)
+        self.ln_wo_grad = operations.RMSNorm(config.width, eps=config.eps)
 
     def forward(self, x: Tensor, layer: int, now: Pass) -> Tensor:
         """x (R, N, C), the residual stream, in float32; the weights may be of a lower precision."""
-        dtype = self.attn.q_bias.dtype
+        dtype = self.attn.proj.bias.dtype
         part, picked = now.pick(layer, "sa", x)
         x = now.add(layer, "sa", x, self.attn(self.ln_wo_grad(part).to(dtype), layer, now, picked), picked)
         part, picked = now.pick(layer, "ffn", x)
@@ -179,23 +178,34 @@ class Block(nn.Module):
 
 
 class HartTransformer(nn.Module):
-    """The network.  Matrices of blocks and diffusion may be in a lower precision than the residual stream."""
+    """The network.  Matrices of blocks and diffusion may be in a lower precision than the residual stream.
 
-    def __init__(self, config: HartConfig) -> None:
+    Args:
+        operations: classes of the layers, see `layers`.
+    """
+
+    def __init__(self, config: HartConfig, operations: Any = nn) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.context_norm = Norm(config.text_width, eps=config.eps) if config.context_norm else nn.Identity()
-        self.context_embed = nn.Linear(config.text_width, width)
-        self.word_embed = nn.Linear(config.channels, width)
-        self.lvl_embed = SinusoidEmbedding(width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.head_nm = nn.ModuleDict({"ln_wo_grad": Norm(width, eps=config.eps), "ada_lin": modulation})
-        self.head = nn.Linear(width, config.codes)
-        self.decoder_norm = Norm(width, eps=config.eps)
-        net = DiffusionNet(config.channels, width, config.diffusion_width, config.diffusion_depth)
-        self.diffloss = nn.ModuleDict({"net": net})
+        width, linear, eps = config.width, operations.Linear, config.eps
+        norm = operations.RMSNorm(config.text_width, eps=eps) if config.context_norm else nn.Identity()
+        self.context_norm = norm
+        self.context_embed = linear(config.text_width, width)
+        self.word_embed = linear(config.channels, width)
+        self.lvl_embed = SinusoidEmbedding(width, operations)
+        self.blocks = nn.ModuleList(Block(config, operations) for _ in range(config.depth))
+        modulation = nn.Sequential(nn.SiLU(), linear(width, 2 * width))
+        norm = operations.RMSNorm(width, eps=eps)
+        self.head_nm = nn.ModuleDict({"ln_wo_grad": norm, "ada_lin": modulation})
+        self.head = linear(width, config.codes)
+        self.decoder_norm = operations.RMSNorm(width, eps=eps)
+        sizes = (config.channels, width, config.diffusion_width, config.diffusion_depth)
+        self.diffloss = nn.ModuleDict({"net": DiffusionNet(*sizes, operations)})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return self.blocks[0].attn.proj.bias.dtype
 
     def condition(
         self, positive: Sequence[PositionedText], negative: Sequence[PositionedText] | None, guided: bool
@@ -220,16 +230,16 @@ class HartTransformer(nn.Module):
                 f"this model reads text of {shape[0]} tokens of {shape[1]} numbers and got {other}; "
                 "encode one prompt for it"
             )
-        like = self.word_embed.weight
-        context = self.context_embed(self.context_norm(torch.stack([row.features.to(like) for row in rows])))
-        positions = torch.stack([row.positions.to(like) for row in rows])
+        like = (device_of(self), self.word_embed.bias.dtype)
+        context = self.context_embed(self.context_norm(torch.stack([row.features.to(*like) for row in rows])))
+        positions = torch.stack([row.positions.to(*like) for row in rows])
         pooled = context.amax(dim=1, keepdim=True)  # over all of them, the padding too
         scale, shift = self.head_nm["ada_lin"](pooled).chunk(2, dim=-1)
         return HartCondition(context, positions, scale, shift, len(positive))
 
     def levels(self, scales: int) -> Tensor:
         """(S, C): what tells tokens their scale."""
-        return self.lvl_embed(torch.arange(scales, device=self.word_embed.weight.device))
+        return self.lvl_embed(torch.arange(scales, device=device_of(self)))
 
     def embed(self, tokens: Tensor | None, scale: Tensor, condition: HartCondition, scales: int) -> Tensor:
         """Input of block 0, (R, N, C), or (R, T, C) of the prompt, which stands in for scale 0.
@@ -301,7 +311,7 @@ class HartBackbone(Sized):
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.word_embed.weight.device
+        return device_of(self.transformer)
 
     @property
     def work(self) -> TokenWork:
@@ -317,7 +327,7 @@ class HartBackbone(Sized):
     @property
     def _dtype(self) -> torch.dtype:
         """Of the blocks, and so of keys and values."""
-        return self.transformer.blocks[0].attn.q_bias.dtype
+        return self.transformer.dtype
 
     def map_grid(self, grid: Grid) -> Grid:
         return tuple(grid)
@@ -404,7 +414,7 @@ class HartBackbone(Sized):
         logits, noise = self.logits(hidden, step), self.noise_of(step)
         step.check_finite(logits)
         logits = top_k_top_p(logits, top_k_of(step.positions, step.sampling.top_k), step.sampling.top_p)
-        codes, book = draw_code(logits, noise[..., 0]), self.vae.quantize.codebook
+        codes, book = draw_code(logits, noise[..., 0]), self.vae.quantize.codebook.to(logits.device)
         tokens = book[codes]
         if self.smooth:
             ratio = look_up(progress(len(step.schedule)).tolist(), step.positions)[..., 0]
@@ -423,7 +433,8 @@ class HartBackbone(Sized):
             noise: (B, N, (S + 1) * c) of the normal distribution: the start, then every diffusion step.
         """
         condition, config = step.condition, self.transformer.config
-        z = self.transformer.residual_condition(hidden, self.vae.quantize.codebook[codes]).flatten(0, 1)
+        book = self.vae.quantize.codebook.to(codes.device)
+        z = self.transformer.residual_condition(hidden, book[codes]).flatten(0, 1)
         guided = condition.guided and 0 in step.guidance.layers
         positive, negative = z[: codes.numel()], z[codes.numel() :]
         w = float(guidance_weights(step.guidance, len(step.schedule))[-1])  # on the CPU
@@ -451,13 +462,13 @@ class HartBackbone(Sized):
     def decode(self, total: Tensor) -> Tensor:
         if self.tiny is not None:
             return self.tiny.decode(total).float()
-        return self.vae.decode(total.to(self.vae.post_quant_conv.weight), self.kernels).float()
+        return self.vae.decode(total.to(device_of(self.vae), self.vae.dtype), self.kernels).float()
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.vae.encode(image.to(self.vae.quant_conv.weight)).float()
+        return self.vae.encode(image.to(device_of(self.vae), self.vae.dtype)).float()
 
     def quantize(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
-        book = self.vae.quantize.codebook
+        book = self.vae.quantize.codebook.to(features.device)
         codes, _, left = self.vae.quantize.quantize(features, [side for side, _ in schedule.grids])
         tokens = [book[numbers] for numbers in codes]
         if self.residual:  # the last scale's tokens are whole vectors: a code and what it leaves over

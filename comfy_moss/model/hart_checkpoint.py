@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from torch import Tensor
 from .catalog import children, holds_model
 from .contents import HART_TOKENIZER, HART_TRANSFORMER, count_of, identify, listing
 from .hart import HartBackbone, HartConfig, HartTransformer
+from .layers import TORCH_LAYERS, Layers
 from .quantize import Quantizer
 from .tensors import (
     CheckpointError,
     Tensors,
-    build,
-    fill_module,
+    load_module,
     only_model,
     open_tensors,
     reading,
@@ -208,19 +209,24 @@ def hart_from_state(
     settings: Settings,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    layers: Layers = TORCH_LAYERS,
 ) -> HartTransformer:
     """Build the transformer.
 
     Args:
         dtype: of the matrices in blocks and residual diffusion; everything else is float32.
+        layers: how its weights are stored, and classes of its layers.
 
     Raises:
-        CheckpointError: see `open_hart` and `tensors.fill_module`.
+        CheckpointError: see `open_hart` and `tensors.load_module`.
     """
     tensors, config = open_hart(Tensors.of(state), settings)
-    model = build(tensors.path, lambda: HartTransformer(config))
-    fill_module(model, tensors, lambda name: dtype if is_large(name) else torch.float32, device)
-    return model
+
+    def dtype_of(name: str) -> torch.dtype:
+        return layers.dtype_of(name, tensors.shapes[name], dtype) if is_large(name) else torch.float32
+
+    operations = layers.pick(layers.stored or dtype, dtype, False)
+    return load_module(partial(HartTransformer, config), tensors, dtype_of, device, operations)
 
 
 def is_large(name: str) -> bool:
@@ -235,14 +241,21 @@ def tokenizer_from_state(
     settings: Settings,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    layers: Layers = TORCH_LAYERS,
 ) -> Tokenizer:
-    """Build the tokenizer; the quantiser is float32, the codec `dtype`.  Errors: see `open_tokenizer`,
-    `fill_module`.
+    """Build the tokenizer; the quantiser is float32, the codec `layers.codec` or `dtype`.  Errors: see
+    `open_tokenizer`, `load_module`.
     """
     tensors, config = open_tokenizer(Tensors.of(state))
-    model = build(tensors.path, lambda: Tokenizer(config, _quantizer(tensors.shapes, settings)))
-    fill_module(model, tensors, lambda name: torch.float32 if name.startswith("quantize.") else dtype, device)
-    return model
+    dtype = layers.codec or dtype
+
+    def make(operations: Any) -> Tokenizer:
+        return Tokenizer(config, _quantizer(tensors.shapes, settings), operations)
+
+    def dtype_of(name: str) -> torch.dtype:
+        return torch.float32 if name.startswith("quantize.") else dtype
+
+    return load_module(make, tensors, dtype_of, device, layers.pick(dtype, dtype, False))
 
 
 def _quantizer(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> Quantizer:
@@ -253,12 +266,14 @@ def _quantizer(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> Qua
 
 
 def load_hart(
-    transformer: Path, tokenizer: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    transformer: Path, tokenizer: Path, device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32, layers: Layers = TORCH_LAYERS,
 ) -> HartBackbone:
     """Load a transformer (a file with config.json beside it) and its tokenizer (a file or folder).
 
     Args:
         dtype: of the large matrices and of the codec.
+        layers: how weights are stored, and classes of the layers.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another kind, or the two do not belong together.
@@ -275,7 +290,7 @@ def load_hart(
             f"{(config.codes, config.channels)}; use the tokenizer that came with the model"
         )
     return HartBackbone(
-        hart_from_state(weights, settings, device, dtype),
-        tokenizer_from_state(codec, codec_settings, device, dtype),
+        hart_from_state(weights, settings, device, dtype, layers),
+        tokenizer_from_state(codec, codec_settings, device, dtype, layers),
         weights_id(named, codec_named),
     )

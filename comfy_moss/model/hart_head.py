@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,30 +133,39 @@ def sinusoid(values: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class Linear(nn.Linear):
-    """Computes in the precision of its weights; what goes in and comes out is float32."""
+class Mixed(nn.Sequential):
+    """Linear layers that compute in their own precision; what goes in and comes out is float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype)).float()
+        for layer in self:
+            x = layer(x) if isinstance(layer, nn.SiLU) else in_its_precision(layer, x)
+        return x
+
+
+def in_its_precision(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer of x, float32 in and out."""
+    return layer(x.to(layer.bias.dtype)).float()
 
 
 class SinusoidEmbedding(nn.Module):
     """Sinusoid, linear, SiLU, linear: (n,) -> (n, width)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, operations: Any = nn) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(Linear(SINUSOID, width), nn.SiLU(), Linear(width, width))
+        linear = operations.Linear
+        self.mlp = Mixed(linear(SINUSOID, width), nn.SiLU(), linear(width, width))
 
     def forward(self, values: Tensor) -> Tensor:
         return self.mlp(sinusoid(values))
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, operations: Any) -> None:
         super().__init__()
-        self.in_ln = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
+        linear = operations.Linear
+        self.in_ln = operations.LayerNorm(width, eps=1e-6)
+        self.mlp = Mixed(linear(width, width), nn.SiLU(), linear(width, width))
+        self.adaLN_modulation = Mixed(nn.SiLU(), linear(width, 3 * width))
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
@@ -163,31 +173,33 @@ class _Block(nn.Module):
 
 
 class _Final(nn.Module):
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, width: int, outputs: int, operations: Any) -> None:
         super().__init__()
-        self.linear = Linear(width, outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
+        self.linear = operations.Linear(width, outputs)
+        self.adaLN_modulation = Mixed(nn.SiLU(), operations.Linear(width, 2 * width))
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
-        return self.linear(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        normed = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+        return in_its_precision(self.linear, normed)
 
 
 class DiffusionNet(nn.Module):
     """The network, under the released file's names.  Its matrices may be in a lower precision."""
 
-    def __init__(self, channels: int, condition: int, width: int, depth: int) -> None:
+    def __init__(self, channels: int, condition: int, width: int, depth: int, operations: Any = nn) -> None:
         super().__init__()
-        self.time_embed = SinusoidEmbedding(width)
-        self.cond_embed = Linear(condition, width)
-        self.input_proj = Linear(channels, width)
-        self.res_blocks = nn.ModuleList(_Block(width) for _ in range(depth))
-        self.final_layer = _Final(width, 2 * channels)
+        self.time_embed = SinusoidEmbedding(width, operations)
+        self.cond_embed = operations.Linear(condition, width)
+        self.input_proj = operations.Linear(channels, width)
+        self.res_blocks = nn.ModuleList(_Block(width, operations) for _ in range(depth))
+        self.final_layer = _Final(width, 2 * channels, operations)
 
     def forward(self, x: Tensor, time: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and variance, each (N, c), of states x (N, c) at a time in [0, 999]; z (N, C)."""
-        y = self.time_embed(torch.full((1,), time, device=x.device)) + self.cond_embed(z)
-        h = self.input_proj(x)
+        told = self.time_embed(torch.full((1,), time, device=x.device))
+        y = told + in_its_precision(self.cond_embed, z)
+        h = in_its_precision(self.input_proj, x)
         for block in self.res_blocks:
             h = block(h, y)
         noise, variance = self.final_layer(h, y).chunk(2, dim=-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from .backbone import PAPER, Pass, Published, Sized, Step, TokenWork, Update
 from .cache import KVCache, token_bytes
 from .contents import count_of
 from .graphs import TEXT, Graphs
+from .layers import PackedBias, device_of, finite, is_plain
 from .quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from .sampling import bit_probability, draw_bits, mix_rows
 from .schedule import Grid, Schedule
@@ -102,91 +103,86 @@ class InfinityCondition:
         return InfinityCondition(self.pooled[:n], self.modulation[:n], self.head[:n], text, mask, n)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(PackedBias):
     """Cosine attention: unit queries and keys, a learned scale a head, rotary positions, softmax scale 1."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, operations: Any = nn) -> None:
         super().__init__()
         self.heads = heads
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mat_qkv = operations.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
-        self.proj = nn.Linear(width, width)
-        self.register_buffer("joined", None, persistent=False)
-
-    def join(self) -> None:
-        """Keep the bias of q, k and v joined, once the weights will not change any more."""
-        self.joined = self._bias()
+        self.proj = operations.Linear(width, width)
 
     @property
-    def bias(self) -> Tensor:
-        """(3C,): of q, of k, which has none, and of v."""
-        return self._bias() if self.joined is None else self.joined
-
-    def _bias(self) -> Tensor:
-        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+    def packed(self) -> nn.Module:
+        return self.mat_qkv
 
     def forward(self, x: Tensor, layer: int, now: Pass, picked: Tensor | None) -> Tensor:
-        qkv = F.linear(x, self.mat_qkv.weight, self.bias)
-        qkv = rearrange(qkv, "r n (three h d) -> r n three h d", three=3, h=self.heads)
-        scale, room = self.scale_mul_1H11.flatten(), now.room(layer, x.shape[1])
+        qkv = rearrange(self.project(x), "r n (three h d) -> r n three h d", three=3, h=self.heads)
+        scale, room = self.scale_mul_1H11.to(x.device).flatten(), now.room(layer, x.shape[1])
         q, k, v = now.kernels.cosine_rope2d(qkv, scale, *now.rotary(picked), room)
         parts = []
         for call in now.attention(layer, q, k, v):
             parts.append(now.kernels.cross_scale_attention(*call))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
+        return finite(self.proj(rearrange(out, "r h n d -> r n (h d)")))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(PackedBias):
     """Attention over the text; keys and values are made once a prompt by `text_kv`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, operations: Any = nn) -> None:
         super().__init__()
         self.heads = heads
-        self.mat_q = nn.Linear(width, width)
-        self.mat_kv = nn.Linear(width, 2 * width, bias=False)
+        self.mat_q = operations.Linear(width, width)
+        self.mat_kv = operations.Linear(width, 2 * width, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = operations.Linear(width, width)
+
+    @property
+    def packed(self) -> nn.Module:
+        return self.mat_kv
 
     def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (R, T, C) -> keys and values (R, H, T, D)."""
-        return _keys_values(text.to(self.v_bias.dtype), self.mat_kv.weight, self.v_bias, self.heads)
+        return _split(self.project(text.to(self.mat_q.bias.dtype)), self.heads)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         q = rearrange(self.mat_q(x), "r n (h d) -> r h n d", h=self.heads)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(rearrange(out, "r h n d -> r n (h d)"))
+        return finite(self.proj(rearrange(out, "r h n d -> r n (h d)")))
 
 
-def _keys_values(text: Tensor, weight: Tensor, v_bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Keys, which have no bias, and values of text (R, T, C), each (R, heads, T, D)."""
-    kv = F.linear(text, weight, torch.cat([torch.zeros_like(v_bias), v_bias]))
+def _split(kv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Keys and values, each (R, heads, T, D), from both side by side (R, T, 2C)."""
     k, v = rearrange(kv, "r t (two h d) -> two r h t d", two=2, h=heads)
     return k, v
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, operations: Any = nn) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = operations.Linear(width, hidden)
+        self.fc2 = operations.Linear(hidden, width)
 
     def forward(self, x: Tensor, ops: Kernels) -> Tensor:
-        return self.fc2(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))
+        if is_plain(self.fc1, x) and x.dtype != torch.float16:
+            return self.fc2(ops.linear_gelu(x, self.fc1.weight, self.fc1.bias))
+        return finite(self.fc2(F.gelu(finite(self.fc1(x)), approximate="tanh")))
 
 
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, each a residual branch."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, operations: Any = nn) -> None:
         super().__init__()
         self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
-        self.sa = SelfAttention(width, heads)
-        self.ca_norm = nn.LayerNorm(width, eps=1e-6)
-        self.ca = CrossAttention(width, heads)
-        self.ffn = FeedForward(width, hidden)
+        self.sa = SelfAttention(width, heads, operations)
+        self.ca_norm = operations.LayerNorm(width, eps=1e-6)
+        self.ca = CrossAttention(width, heads, operations)
+        self.ffn = FeedForward(width, hidden, operations)
 
     def forward(
         self, x: Tensor, update: Update | None, layer: int, now: Pass
@@ -199,34 +195,38 @@ class Block(nn.Module):
         Returns:
             x, and what is still to be added to it.
         """
-        condition, dtype, norm = now.step.condition, self.sa.q_bias.dtype, self.ca_norm
+        condition, dtype = now.step.condition, self.ada_gss.dtype
         gamma1, gamma2, scale1, scale2, shift1, shift2 = condition.modulation[:, layer, :, None].unbind(1)
 
-        x, part, picked = now.normed(layer, "sa", x, update, (scale1, shift1), True, dtype)
+        x, part, picked = now.normed(layer, "sa", x, update, (scale1, shift1), dtype)
         update = Update(layer, "sa", self.sa(part, layer, now, picked), picked, gamma1)
 
-        x, part, picked = now.normed(layer, "ca", x, update, (norm.weight, norm.bias), False, dtype)
+        x, part, picked = now.normed(layer, "ca", x, update, self.ca_norm, dtype)
         update = Update(layer, "ca", self.ca(part, *condition.text[layer], condition.text_mask), picked)
 
-        x, part, picked = now.normed(layer, "ffn", x, update, (scale2, shift2), True, dtype)
+        x, part, picked = now.normed(layer, "ffn", x, update, (scale2, shift2), dtype)
         return x, Update(layer, "ffn", self.ffn(part, now.kernels), picked, gamma2)
 
 
-class TextPool(nn.Module):
+class TextPool(PackedBias):
     """One vector from a prompt: learned queries, one a head, attend over its tokens."""
 
-    def __init__(self, config: InfinityConfig) -> None:
+    def __init__(self, config: InfinityConfig, operations: Any = nn) -> None:
         super().__init__()
         width, heads = config.width, config.text_heads
         self.mat_q = nn.Parameter(torch.zeros(1, heads, width // heads))
-        self.mat_kv = nn.Linear(config.text_width, 2 * width, bias=False)
+        self.mat_kv = operations.Linear(config.text_width, 2 * width, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = operations.Linear(width, width)
+
+    @property
+    def packed(self) -> nn.Module:
+        return self.mat_kv
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
         """Text (R, T, Ct) -> (R, C)."""
-        k, v = _keys_values(text, self.mat_kv.weight, self.v_bias, self.mat_q.shape[1])
-        q = repeat(self.mat_q, "1 h d -> r h 1 d", r=len(text))
+        k, v = _split(self.project(text), self.mat_q.shape[1])
+        q = repeat(self.mat_q.to(text), "1 h d -> r h 1 d", r=len(text))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(rearrange(out, "r h 1 d -> r (h d)"))
 
@@ -242,8 +242,8 @@ def _text_mask(lengths: Sequence[int], text: Tensor, always: bool = False) -> Te
 class AdaLinear(nn.Sequential):
     """SiLU, then a linear map to `count` modulation vectors: (R, C) -> (R, count, C)."""
 
-    def __init__(self, width: int, count: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(width, count * width))
+    def __init__(self, width: int, count: int, operations: Any = nn) -> None:
+        super().__init__(nn.SiLU(), operations.Linear(width, count * width))
         self.count = count
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,25 +251,36 @@ class AdaLinear(nn.Sequential):
 
 
 class InfinityTransformer(nn.Module):
-    """The network.  Blocks may be in a lower precision; what is around them, and the residual stream, not."""
+    """The network.  Blocks may be in a lower precision; what is around them, and the residual stream, not.
 
-    def __init__(self, config: InfinityConfig) -> None:
+    Args:
+        operations: classes of the layers, see `layers`.
+    """
+
+    def __init__(self, config: InfinityConfig, operations: Any = nn) -> None:
         super().__init__()
         self.config = config
-        width, text_width = config.width, config.text_width
+        width, text_width, linear = config.width, config.text_width, operations.Linear
         self.cfg_uncond = nn.Parameter(torch.zeros(config.text_length, text_width))
         self.pos_start = nn.Parameter(torch.zeros(1, 1, width))
-        self.text_norm = nn.RMSNorm(text_width, eps=1e-6)
-        self.text_proj_for_sos = nn.ModuleDict({"ca": TextPool(config)})
+        self.text_norm = operations.RMSNorm(text_width, eps=1e-6)
+        self.text_proj_for_sos = nn.ModuleDict({"ca": TextPool(config, operations)})
         self.text_proj_for_ca = nn.Sequential(
-            nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+            linear(text_width, width), nn.GELU(approximate="tanh"), linear(width, width)
         )
-        self.lvl_embed = nn.Embedding(config.levels, width)
-        self.word_embed = nn.Linear(config.bits, width)
-        self.shared_ada_lin = AdaLinear(width, 6)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.hidden) for _ in range(config.depth))
-        self.head_nm = nn.ModuleDict({"ada_lin": AdaLinear(width, 2)})
-        self.head = nn.Linear(width, 2 * config.bits)
+        self.lvl_embed = operations.Embedding(config.levels, width)
+        self.word_embed = linear(config.bits, width)
+        self.shared_ada_lin = AdaLinear(width, 6, operations)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.hidden, operations) for _ in range(config.depth)
+        )
+        self.head_nm = nn.ModuleDict({"ada_lin": AdaLinear(width, 2, operations)})
+        self.head = linear(width, 2 * config.bits)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return self.blocks[0].ada_gss.dtype
 
     def condition(
         self, positive: Sequence[Tensor], negative: Sequence[Tensor] | None, guided: bool, multiple: int = 1
@@ -289,17 +300,19 @@ class InfinityTransformer(nn.Module):
         if not all(isinstance(row, Tensor) for row in (*rows, *(negative or ()))):
             raise ValueError("this text was encoded for another model; use this model's own text encoder")
         if guided:
-            rows += negative if negative is not None else [self.cfg_uncond[: len(text)] for text in positive]
-        text = nn.utils.rnn.pad_sequence([row.to(self.pos_start) for row in rows], batch_first=True)
+            nothing = self.cfg_uncond.to(device_of(self))
+            rows += negative if negative is not None else [nothing[: len(text)] for text in positive]
+        rows = [row.to(device_of(self), self.pos_start.dtype) for row in rows]
+        text = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         text = F.pad(text, (0, 0, 0, -text.shape[1] % multiple))
         mask = _text_mask([len(row) for row in rows], text, always=multiple > 1)
         text = self.text_norm(text)
         pooled = self.text_proj_for_sos["ca"](text, mask)
         if multiple > 1:  # as what is added to the scores, once and not in every layer of every pass
-            mask = torch.zeros_like(mask, dtype=self.blocks[0].sa.q_bias.dtype).masked_fill(~mask, -math.inf)
+            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, -math.inf)
         memory = self.text_proj_for_ca(text)
         keys_values = tuple(block.ca.text_kv(memory) for block in self.blocks)
-        own = torch.cat([block.ada_gss for block in self.blocks], dim=1)  # (1, L, 6, C)
+        own = torch.cat([block.ada_gss.to(text.device) for block in self.blocks], dim=1)  # (1, L, 6, C)
         modulation = own + rearrange(self.shared_ada_lin(pooled), "r six c -> r 1 six c")
         head = self.head_nm["ada_lin"](pooled)
         return InfinityCondition(pooled, modulation, head, keys_values, mask, len(positive))
@@ -312,7 +325,7 @@ class InfinityTransformer(nn.Module):
             scale: (B or 1, N) scale of every token.
         """
         if tokens is None:
-            x = rearrange(condition.pooled, "r c -> r 1 c") + self.pos_start
+            x = rearrange(condition.pooled, "r c -> r 1 c") + self.pos_start.to(condition.pooled)
         else:
             x = repeat(self.word_embed(tokens), "b n c -> (twin b) n c", twin=2 if condition.guided else 1)
         level = self.lvl_embed(scale)
@@ -362,7 +375,7 @@ class InfinityBackbone(Sized):
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.pos_start.device
+        return device_of(self.transformer)
 
     @property
     def work(self) -> TokenWork:
@@ -378,7 +391,7 @@ class InfinityBackbone(Sized):
     @property
     def _dtype(self) -> torch.dtype:
         """Of the blocks, and so of keys and values."""
-        return self.transformer.blocks[0].sa.q_bias.dtype
+        return self.transformer.dtype
 
     def map_grid(self, grid: Grid) -> Grid:
         return (2 * grid[0], 2 * grid[1]) if self.patchify else tuple(grid)
@@ -450,10 +463,10 @@ class InfinityBackbone(Sized):
     def decode(self, total: Tensor) -> Tensor:
         if self.tiny is not None:
             return self.tiny.decode(total).float()
-        return self.vae.decode(total.to(self.vae.decoder.conv_in.conv.weight), self.kernels).float()
+        return self.vae.decode(total.to(device_of(self.vae), self.vae.dtype), self.kernels).float()
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.vae.encode(image.to(self.vae.encoder.conv_in.conv.weight)).float()
+        return self.vae.encode(image.to(device_of(self.vae), self.vae.dtype)).float()
 
     def quantize(self, features: Tensor, schedule: Schedule) -> list[Tensor]:
         maps, _ = quantize_scales(features, [self.map_grid(grid) for grid in schedule.grids])

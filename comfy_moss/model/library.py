@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import typed
 from . import catalog
@@ -32,6 +33,7 @@ from .hart_checkpoint import (
     read_settings,
     weights_file,
 )
+from .layers import TORCH_LAYERS, Layers
 from .sampling import Guidance, PerScale, Ramp, Sampling
 from .schedule import Schedule, make_schedule, square_schedule
 from .tensors import CheckpointError, open_tensors
@@ -68,6 +70,12 @@ class ModelFiles:
     def pictured(self) -> bool:
         """Whether it draws from a picture, not from words alone."""
         return self.family.name != INFINITY
+
+    @property
+    def fits_float16(self) -> bool:
+        """Whether its blocks may compute in float16, which holds no number beyond 65504 (docs/precision.md).
+        """
+        return True
 
     @property
     def told(self) -> str:
@@ -132,26 +140,31 @@ class ModelFiles:
 
     def load_text(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-        tokenizer: Path | None = None,
+        tokenizer: Path | None = None, operations: Any = nn,
     ) -> PromptReader:
         """What reads the prompts.
 
         Args:
             tokenizer: directory of one, for encoders in a file that has none beside it.
+            operations: classes of its layers, see `layers`.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        return TextEncoder.load(self.text, device, dtype, tokenizer)
+        return TextEncoder.load(self.text, device, dtype, tokenizer, operations)
 
-    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Backbone:
-        """The model itself; dtype is that of its large matrices and of the codec.
+    def load(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        layers: Layers = TORCH_LAYERS,
+    ) -> Backbone:
+        """The model itself; dtype is that of its large matrices and of the codec, unless `layers` says
+        otherwise.
 
         Raises:
             CheckpointError: a file is missing or damaged, or the files do not belong together.
         """
         files = (self.transformer, self.vae, self.text)
-        backbone = load_infinity(*files, device, dtype, self.family.name)
+        backbone = load_infinity(*files, device, dtype, self.family.name, layers)
         return replace(backbone, published=self.published)
 
 
@@ -162,6 +175,10 @@ class HartFiles(ModelFiles):
     folder: Path  # the released one, where the system prompt lies
     sides: tuple[int, ...]  # of the scales, coarsest first
     text_tokens: int  # of every prompt
+
+    @property
+    def fits_float16(self) -> bool:
+        return False
 
     @property
     def told(self) -> str:
@@ -196,14 +213,17 @@ class HartFiles(ModelFiles):
 
     def load_text(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-        tokenizer: Path | None = None,
+        tokenizer: Path | None = None, operations: Any = nn,
     ) -> PromptEncoder:
-        return PromptEncoder.load(self.text, read_system_prompt(self.folder), self.text_tokens, device, dtype)
+        prompt = read_system_prompt(self.folder)
+        return PromptEncoder.load(self.text, prompt, self.text_tokens, device, dtype, operations)
 
-    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> HartBackbone:
-        backbone, width = (
-            load_hart(self.transformer, self.vae, device, dtype), read_qwen_config(self.text)["hidden_size"],
-        )
+    def load(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        layers: Layers = TORCH_LAYERS,
+    ) -> HartBackbone:
+        backbone = load_hart(self.transformer, self.vae, device, dtype, layers)
+        width = read_qwen_config(self.text)["hidden_size"]
         if width != backbone.text_width:
             raise CheckpointError(
                 f"{self.folder} reads text features of {backbone.text_width} numbers, but {self.text} makes "

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,44 +73,52 @@ class MapConfig:
         return cls(channels, (first, second), tuple(widths), tuple(layers), tuple(heads))
 
 
-class SpatialNorm(nn.LayerNorm):
-    """One mean and one variance over channels and cells together, a weight for each of those."""
+def _convolution(inputs: int, outputs: int, operations: Any) -> list[nn.Module]:
+    """The norm has one mean and one variance over channels and cells together, and a weight for each of
+    those.
+    """
+    norm = operations.LayerNorm((outputs, SIDE, SIDE))
+    return [operations.Conv2d(inputs, outputs, 3, padding=1), norm, nn.GELU()]
 
-    def __init__(self, channels: int) -> None:
-        super().__init__((channels, SIDE, SIDE))
 
+class MapAttention(nn.Module):
+    """All tokens see all; parameter names are those of torch's MultiheadAttention."""
 
-def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, padding=1), SpatialNorm(outputs), nn.GELU()]
+    def __init__(self, width: int, heads: int, operations: Any) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = operations.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, width)."""
+        qkv = F.linear(x, self.in_proj_weight.to(x), self.in_proj_bias.to(x))
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
 class MapLayer(nn.Module):
     """A transformer layer that normalises behind each residual sum; parameter names are those of torch's."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, operations: Any) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.linear1 = nn.Linear(width, 4 * width)
-        self.linear2 = nn.Linear(4 * width, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
+        self.self_attn = MapAttention(width, heads, operations)
+        self.linear1 = operations.Linear(width, 4 * width)
+        self.linear2 = operations.Linear(4 * width, width)
+        self.norm1 = operations.LayerNorm(width)
+        self.norm2 = operations.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, width), all of which sees all."""
-        x = self.norm1(x + self._attention(x))
+        """x (B, N, width)."""
+        x = self.norm1(x + self.self_attn(x))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
-
-    def _attention(self, x: Tensor) -> Tensor:
-        layer = self.self_attn
-        qkv = F.linear(x, layer.in_proj_weight, layer.in_proj_bias)
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=layer.num_heads)
-        return layer.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
 class MapTransformer(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int) -> None:
+    def __init__(self, width: int, layers: int, heads: int, operations: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(MapLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(MapLayer(width, heads, operations) for _ in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -122,25 +132,24 @@ class Maps(nn.Module):
     Parameter names are those of the released file, below `map_transformer.`.
     """
 
-    def __init__(self, config: MapConfig) -> None:
+    def __init__(self, config: MapConfig, operations: Any = nn) -> None:
         super().__init__()
-        c, (first, second) = config.channels, config.extractor
-        self.feature_extractor = nn.Sequential(
-            *_convolution(c, first), *_convolution(first, second), *_convolution(second, c)
-        )
-        self.feature_transforms = nn.ModuleList(
-            nn.Sequential(*_convolution(c, width // 2), *_convolution(width // 2, width))
-            for width in config.widths
-        )
-        self.transformers = nn.ModuleList(
-            MapTransformer(*sizes) for sizes in zip(config.widths, config.layers, config.heads, strict=True)
-        )
-        self.output_projs = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(width, width // 2), nn.LayerNorm(width // 2), nn.GELU(), nn.Linear(width // 2, c)
+
+        def convolved(*channels: int) -> nn.Sequential:
+            pairs = [_convolution(*pair, operations) for pair in pairwise(channels)]
+            return nn.Sequential(*(layer for layers in pairs for layer in layers))
+
+        def projection(width: int) -> nn.Sequential:
+            half, linear = width // 2, operations.Linear
+            return nn.Sequential(
+                linear(width, half), operations.LayerNorm(half), nn.GELU(), linear(half, config.channels)
             )
-            for width in config.widths
-        )
+
+        c, sizes = config.channels, zip(config.widths, config.layers, config.heads, strict=True)
+        self.feature_extractor = convolved(c, *config.extractor, c)
+        self.feature_transforms = nn.ModuleList(convolved(c, w // 2, w) for w in config.widths)
+        self.transformers = nn.ModuleList(MapTransformer(*size, operations) for size in sizes)
+        self.output_projs = nn.ModuleList(map(projection, config.widths))
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """The maps, coarsest first, each (B, side * side, c)."""
@@ -165,9 +174,9 @@ def map_bits(out: Tensor) -> Tensor:
 class EnlargeTransformer(InfinityTransformer):
     """Infinity's, with the maps beside it, as both lie in one file."""
 
-    def __init__(self, config: InfinityConfig, maps: MapConfig) -> None:
-        super().__init__(config)
-        self.map_transformer = Maps(maps)
+    def __init__(self, config: InfinityConfig, maps: MapConfig, operations: Any = nn) -> None:
+        super().__init__(config, operations)
+        self.map_transformer = Maps(maps, operations)
 
 
 @dataclass(frozen=True)

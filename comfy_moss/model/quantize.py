@@ -116,12 +116,13 @@ class Quantizer(nn.Module):
     def phi(self, image: Tensor, scale: int, scales: int) -> Tensor:
         """What a scale's upsampled codes (B, c, P, P) add to the sum."""
         convolutions = self.quant_resi["qresi_ls"]
-        blurred = convolutions[phi_index(scale, scales, len(convolutions))](image)
+        conv = convolutions[phi_index(scale, scales, len(convolutions))]
+        blurred = F.conv2d(image, conv.weight.to(image), conv.bias.to(image), padding=1)
         return (1 - self.phi_share) * image + self.phi_share * blurred
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """Code numbers (...) int64 of vectors (..., c)."""
-        flat, book = vectors.reshape(-1, vectors.shape[-1]), self.codebook
+        flat, book = vectors.reshape(-1, vectors.shape[-1]), self.codebook.to(vectors.device)
         if self.cosine:
             distance = -F.normalize(flat, dim=-1) @ F.normalize(book, dim=-1).T
         else:
@@ -154,7 +155,7 @@ class Quantizer(nn.Module):
         for scale, side in enumerate(sides):
             left = features - total
             codes.append(self.nearest(rearrange(downsample(left, (side, side)), "b c h w -> b (h w) c")))
-            image = rearrange(self.codebook[codes[-1]], "b (h w) c -> b c h w", h=side)
+            image = rearrange(self.codebook.to(codes[-1].device)[codes[-1]], "b (h w) c -> b c h w", h=side)
             final = scale == scales - 1
             added = image if final and hybrid else self.phi(upsample(image, full), scale, scales)
             total = total + added

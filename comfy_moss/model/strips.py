@@ -41,8 +41,11 @@ def _block(block: ResBlock, x: Tensor, pixels: int) -> Tensor:
     return h
 
 
-def _convolved(conv: nn.Conv2d, x: Tensor, pixels: int, prepare: Prepare, factor: int = 1) -> Tensor:
-    """A 3 x 3 convolution of what `prepare` makes of x (B, C, H, W), `factor` times as large."""
+def _convolved(conv: nn.Module, x: Tensor, pixels: int, prepare: Prepare, factor: int = 1) -> Tensor:
+    """A 3 x 3 convolution of what `prepare` makes of x (B, C, H, W), `factor` times as large.
+
+    The layer itself pads by a row of zeros, which inside of the map is wrong: what it makes of it is cut off.
+    """
     batch, _, height, width = x.shape
     turned = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if turned else torch.contiguous_format
@@ -51,10 +54,8 @@ def _convolved(conv: nn.Conv2d, x: Tensor, pixels: int, prepare: Prepare, factor
     for top, bottom in _strips(x, pixels // factor**2):
         first, last = max(0, top - 1), min(height, bottom + 1)
         part = prepare(x[:, :, first:last])
-        above, below = factor * (top - first), factor * (last - bottom)  # of these one row is looked at
-        part = part[:, :, max(0, above - 1) : part.shape[2] - max(0, below - 1)]
-        part = F.pad(part, (1, 1, int(above == 0), int(below == 0)))
-        out[:, :, factor * top : factor * bottom] = F.conv2d(part, conv.weight, conv.bias)
+        above, end = factor * (top - first), factor * (bottom - first)
+        out[:, :, factor * top : factor * bottom] = conv(part)[:, :, above:end]
     return out
 
 
@@ -62,8 +63,8 @@ def normed(norm: Norm, x: Tensor, pixels: int) -> Prepare:
     """The norm of x (B, C, H, W) and its SiLU, strip by strip, by mean and variance of the whole."""
     mean, gain = moments(x, norm.norm.num_groups, norm.norm.eps, pixels)
     each = x.shape[1] // norm.norm.num_groups
-    gain = gain.repeat_interleave(each, dim=1) * norm.norm.weight.float()  # (B, C)
-    shift = norm.norm.bias.float() - mean.repeat_interleave(each, dim=1) * gain
+    gain = gain.repeat_interleave(each, dim=1) * norm.norm.weight.to(gain)  # (B, C)
+    shift = norm.norm.bias.to(gain) - mean.repeat_interleave(each, dim=1) * gain
 
     def prepare(rows: Tensor) -> Tensor:
         value = torch.addcmul(shift[..., None, None], rows.float(), gain[..., None, None])

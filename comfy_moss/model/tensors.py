@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -34,6 +35,7 @@ from .contents import (
     unwrapped,
     unwrapped_names,
 )
+from .layers import join_biases
 
 MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
@@ -46,6 +48,7 @@ HEADS = {  # how other files begin
 # Tensors in such places belong to the computation: where a model has none, the file is of another model.
 INNER = re.compile(r"(?:^|\.)(?:blocks|block|layers|mid|down|up)\.|lora_|adapter|^(?:encoder|decoder)\.")
 log = logging.getLogger(__name__)
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 SAFETENSORS_TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -290,24 +293,37 @@ def build(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def fill_module(
-    module: nn.Module, tensors: Tensors, dtype_of: Callable[[str], torch.dtype],
-    device: torch.device | str | None = None,
-) -> None:
-    """Give a module built on the meta device its weights, one tensor at a time; then it is in eval mode,
-    without gradients.
+def load_module(
+    make: Callable[[Any], nn.Module], tensors: Tensors, dtype_of: Callable[[str], torch.dtype],
+    device: torch.device | str | None = None, operations: Any = nn,
+) -> nn.Module:
+    """A module with its weights, read one tensor at a time; in eval mode, without gradients.
 
     Args:
+        make: builds it, from the classes of its layers.
         dtype_of: parameter name -> dtype it gets.
         device: None = where the tensors are.
+        operations: classes of its layers, see `layers`.
 
     Raises:
-        CheckpointError: tensors are missing, of another shape, not finite or no floating-point numbers, or
-            there are more of them inside of the blocks.  Names and shapes are checked before anything is
-            read.  Other tensors left over are named in the log only: files carry buffers of training that
-                nobody needs.
+        CheckpointError: there is no module of such sizes; tensors are missing, of another shape, not finite
+            or no floating-point numbers, or there are more of them inside of the blocks.  Names and shapes
+            are checked before anything is read.  Other tensors left over are named in the log only: files
+            carry buffers of training that nobody needs.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    plain = build(tensors.path, lambda: make(nn))  # a host's layers may not say their sizes before they load
+    wanted = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
+    _check_names(tensors, wanted)
+    module = plain if operations is nn else build(tensors.path, lambda: make(operations))
+    state = {name: _place(tensors, name, dtype_of(name), device) for name in wanted}
+    module.load_state_dict(state, assign=True)
+    module.eval().requires_grad_(False)
+    join_biases(module)
+    return module
+
+
+def _check_names(tensors: Tensors, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse what `load_module` refuses by names and shapes."""
     problems = {
         "lacks the tensors": sorted(wanted.keys() - tensors.shapes.keys()),
         "has tensors of another size:": [
@@ -327,20 +343,6 @@ def fill_module(
         )
     if surplus:
         log.warning(f"{tensors.path} has tensors that this model does not use: {listing(surplus)}")
-    module.load_state_dict(
-        {name: _place(tensors, name, dtype_of(name), device) for name in wanted}, assign=True
-    )
-    module.eval().requires_grad_(False)
-    join_biases(module)
-
-
-def join_biases(module: nn.Module) -> None:
-    """Have the parts of a module that can keep their biases joined; for weights that will not change any
-    more.
-    """
-    for part in module.modules():
-        if callable(join := getattr(part, "join", None)):
-            join()
 
 
 def _place(tensors: Tensors, name: str, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
@@ -353,9 +355,10 @@ def _place(tensors: Tensors, name: str, dtype: torch.dtype, device: torch.device
         )
     placed = source.to(device=device or source.device, dtype=dtype, copy=True).contiguous()
     if not placed.is_meta and not _finite(placed):
-        if dtype == torch.float16 and _finite(source):
+        if dtype in (torch.float16, *EIGHT_BITS) and _finite(source):
+            kind = str(dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"{tensors.path}: {name} does not fit into float16; choose bfloat16 or float32"
+                f"{tensors.path}: {name} does not fit into {kind}; choose bfloat16 or float32"
             )
         raise CheckpointError(
             f"{tensors.path}: {name} holds values that are not numbers; download the file again"
@@ -367,7 +370,8 @@ def _finite(tensor: Tensor) -> bool:
     """One pass without a temporary: a NaN anywhere makes both extremes NaN."""
     if tensor.numel() == 0:
         return True
-    return all(math.isfinite(extreme) for extreme in torch.stack(tensor.aminmax()).tolist())
+    values = tensor.float() if tensor.dtype in EIGHT_BITS else tensor
+    return all(math.isfinite(extreme) for extreme in torch.stack(values.aminmax()).tolist())
 
 
 def write_safetensors(

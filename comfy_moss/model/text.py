@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .backbone import PositionedText, Text
 from .contents import count_of
-from .tensors import CheckpointError, Tensors, fill_module, open_tensors, reading
+from .tensors import CheckpointError, Tensors, load_module, open_tensors, reading
 
 MISFIT = "does not fit the weights beside it; download the folder as a whole"
 T5_POSITIONS = (("relative_attention_num_buckets", 32), ("relative_attention_max_distance", 128))
@@ -35,6 +35,7 @@ QWEN_SIZES = (
     "rms_norm_eps max_position_embeddings hidden_act tie_word_embeddings"
 ).split()
 ROPE_THETA = 1e6  # base of Qwen2's rotary positions
+NORMS = ("T5LayerNorm", "FusedRMSNorm", "Qwen2RMSNorm")  # transformers' names of an RMSNorm
 MAX_TOKENS = 512  # what Infinity was trained with, end token included
 HART_TOKENS = 300  # of a prompt, in the released model
 SYSTEM_FILE = "system_prompt.txt"
@@ -58,9 +59,15 @@ class _Reader:
         found = {prompt: self.features(self.ids(prompt)) for prompt in dict.fromkeys(prompts)}
         return [found[prompt] for prompt in prompts]
 
-    def _hidden(self, ids: Tensor, what: str, **options: Any) -> Tensor:
-        """Last hidden states (L, Ct) float32 on the CPU of token ids (L,)."""
-        device = next(self.model.parameters()).device
+    def _hidden(
+        self, ids: Tensor, what: str, device: torch.device | None = None, **options: Any
+    ) -> Tensor:
+        """Last hidden states (L, Ct) float32 on the CPU of token ids (L,).
+
+        Args:
+            device: to compute on; None = where the weights are.
+        """
+        device = device or next(self.model.parameters()).device
         tensors = {name: value.to(device) for name, value in options.items() if isinstance(value, Tensor)}
         output = self.model(input_ids=ids[None].to(device), **options | tensors)
         rows = output.last_hidden_state[0].float().cpu()
@@ -89,13 +96,14 @@ class TextEncoder(_Reader):
     @classmethod
     def load(
         cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-        tokenizer: Path | None = None,
+        tokenizer: Path | None = None, operations: Any = nn,
     ) -> TextEncoder:
         """Load a directory as published on the hub: config.json, weights, tokenizer.json or spiece.model; or
         the encoder alone as one file, which says its own sizes.
 
         Args:
             tokenizer: directory of a T5 tokenizer, for a file that has none beside it; all T5 split alike.
+            operations: classes of its layers, see `layers`.
 
         Raises:
             CheckpointError: something is missing or damaged; the message says what.
@@ -105,7 +113,7 @@ class TextEncoder(_Reader):
         end = config.get("eos_token_id")
         words = _tokenizer_of(path, tokenizer) if path.is_file() else path
         tokenize = load_tokenizer(words, end if is_count(end) else 1)
-        return cls(_load_t5(path, config, device, dtype), tokenize, config["d_model"])
+        return cls(_load_t5(path, config, device, dtype, operations), tokenize, config["d_model"])
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt, the end token last.
@@ -122,10 +130,10 @@ class TextEncoder(_Reader):
         return ids
 
     @torch.no_grad()
-    def features(self, ids: Sequence[int]) -> Tensor:
+    def features(self, ids: Sequence[int], device: torch.device | None = None) -> Tensor:
         """Features (L, Ct) of L token ids; the last row is the end token's.  An empty prompt has one row."""
         check_ids(ids, self.model.config.vocab_size)
-        return self._hidden(torch.tensor(ids), "text encoder")
+        return self._hidden(torch.tensor(ids), "text encoder", device)
 
 
 @dataclass(frozen=True)
@@ -156,15 +164,19 @@ class PromptEncoder(_Reader):
         length: int = HART_TOKENS,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        operations: Any = nn,
     ) -> PromptEncoder:
         """Load a directory as published on the hub: config.json, weights, tokenizer.json.
+
+        Args:
+            operations: classes of its layers, see `layers`.
 
         Raises:
             CheckpointError: something is missing or damaged; the message says what.
         """
         path = Path(path)
         config, tokenize = read_qwen_config(path), load_tokenizer(path, padded=True)
-        model = qwen_from_state(open_tensors(path), config, device, dtype)
+        model = qwen_from_state(open_tensors(path), config, device, dtype, operations)
         system = tokenize(system_prompt) if system_prompt else ()
         return cls(model, tokenize, system, tokenize.pad, length, tokenize.side)
 
@@ -182,7 +194,7 @@ class PromptEncoder(_Reader):
         return list(ids[: self.length])
 
     @torch.no_grad()
-    def features(self, ids: Sequence[int]) -> PositionedText:
+    def features(self, ids: Sequence[int], device: torch.device | None = None) -> PositionedText:
         """Features (T, width) of at most T token ids; padding repeats the last token's position."""
         check_ids([*self.system, *ids, self.pad], self.model.config.vocab_size)
         padding = [self.pad] * (self.length - len(ids))
@@ -191,7 +203,7 @@ class PromptEncoder(_Reader):
         real = prompt != self.pad
         mask = torch.cat([torch.ones(len(self.system), dtype=torch.bool), real])[None].long()
         options = {"attention_mask": mask, "position_ids": torch.arange(len(tokens))[None]}  # padding counts
-        rows = self._hidden(tokens, "text model", **options, use_cache=False)[len(self.system) :]
+        rows = self._hidden(tokens, "text model", device, **options, use_cache=False)[len(self.system) :]
         return PositionedText(rows, (real.cumsum(0) - 1).float())
 
 
@@ -302,7 +314,27 @@ def _transformers() -> ModuleType:
     return transformers
 
 
-def _load_t5(path: Path, config: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+def with_operations(model: nn.Module, operations: Any) -> nn.Module:
+    """Swap the layers of one of transformers' models, built on the meta device, for those of other classes.
+    Its norms are RMSNorms under a name of its own.
+    """
+    if operations is nn:
+        return model
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
+                setattr(parent, name, operations.Linear(*sizes, bias=bias))
+            elif type(layer) is nn.Embedding:
+                setattr(parent, name, operations.Embedding(layer.num_embeddings, layer.embedding_dim))
+            elif type(layer).__name__ in NORMS:
+                setattr(parent, name, operations.RMSNorm(len(layer.weight), eps=layer.variance_epsilon))
+    return model
+
+
+def _load_t5(
+    path: Path, config: dict[str, Any], device: torch.device | str, dtype: torch.dtype, operations: Any
+) -> nn.Module:
     transformers, tensors = _transformers(), open_tensors(path)
     with reading(path / "config.json", MISFIT):
         if config["num_layers"] != count_of(tensors, r"encoder\.block\.(\d+)\."):
@@ -316,8 +348,12 @@ def _load_t5(path: Path, config: dict[str, Any], device: torch.device | str, dty
         sizes = transformers.T5Config(**{name: config[name] for name in names if name in config})
         build = transformers.T5EncoderModel  # found here, since torch 2.6 breaks its own imports below
         with torch.device("meta"):
-            model = build(sizes)
-    fill_module(model, _encoder_only(tensors, model), lambda name: _t5_dtype(name, dtype), device)
+            encoder = _encoder_only(tensors, build(sizes))
+
+    def make(operations: Any) -> nn.Module:
+        return with_operations(build(sizes), operations)
+
+    model = load_module(make, encoder, lambda name: _t5_dtype(name, dtype), device, operations)
     _unscale(model, tensors)
     model.set_input_embeddings(model.shared)  # one table, not two
     return model
@@ -345,7 +381,8 @@ def _t5_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def qwen_from_state(
-    state: Tensors, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype
+    state: Tensors, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype,
+    operations: Any = nn,
 ) -> nn.Module:
     """The text decoder alone, with positions that count along the text, whatever else the file holds.
 
@@ -357,9 +394,13 @@ def qwen_from_state(
     with reading(state.path / "config.json", MISFIT):
         if config["num_hidden_layers"] != count_of(state, rf"{re.escape(prefix)}layers\.(\d+)\."):
             raise ValueError("another number of layers")  # before so many are built
-        model = empty_qwen(config)
-    tensors = state.renamed({n: prefix + n for n in model.state_dict() if prefix + n in state.shapes})
-    fill_module(model, tensors, lambda name: dtype, device)
+        names = empty_qwen(config).state_dict()
+    tensors = state.renamed({n: prefix + n for n in names if prefix + n in state.shapes})
+
+    def make(operations: Any) -> nn.Module:
+        return with_operations(empty_qwen(config), operations)
+
+    model = load_module(make, tensors, lambda name: dtype, device, operations)
     with reading(state.path / "config.json", MISFIT):
         return with_positions(model, device)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .tensors import CheckpointError, build, fill_module, open_tensors
+from .tensors import CheckpointError, load_module, open_tensors
 
 BLOCKS = 3  # residual blocks of a level; the finest has one
 WIDTH = 64  # channels, in TAESD everywhere
@@ -129,11 +129,12 @@ def load_tiny_decoder(path: Path, channels: int, stride: int) -> TinyDecoder:
         CheckpointError: not such a file, or made for another codec.
     """
     tensors = open_tensors(path)
-    model = build(path, lambda: TinyDecoder.from_shapes(tensors.shapes))
+    model = load_module(
+        lambda _: TinyDecoder.from_shapes(tensors.shapes), tensors, lambda _: torch.float32, "cpu"
+    )
     if (model.channels, model.stride) != (channels, stride):
         raise CheckpointError(
             f"{path} decodes {model.channels} channels at {model.stride} pixels a cell, this model has "
             f"{channels} at {stride}; make one for it with training/tiny_decoder.py, or remove the file"
         )
-    fill_module(model, tensors, lambda _name: torch.float32, "cpu")
     return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ..ops import TORCH, Kernels
 from .contents import count_of
+from .layers import is_plain
 from .quantize import Quantizer
 from .strips import decode_in_strips
 
@@ -58,9 +60,12 @@ class VAEConfig:
 class Conv(nn.Module):
     """A convolution under the released files' extra name level."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, operations: Any, kernel: int = 3, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 if stride == 1 else 0)
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = operations.Conv2d(inputs, outputs, kernel, stride, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -69,23 +74,26 @@ class Conv(nn.Module):
 class Norm(nn.Module):
     """GroupNorm with 32 groups (24 where 32 does not divide the width), then swish."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, operations: Any) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(24 if channels % 32 else 32, channels, eps=1e-6)
+        self.norm = operations.GroupNorm(24 if channels % 32 else 32, channels, eps=1e-6)
 
     def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
         norm = self.norm
-        return ops.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        if is_plain(norm, x):
+            return ops.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return F.silu(norm(x), inplace=True)
 
 
 class ResBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, operations: Any) -> None:
         super().__init__()
-        self.norm1 = Norm(inputs)
-        self.conv1 = Conv(inputs, outputs)
-        self.norm2 = Norm(outputs)
-        self.conv2 = Conv(outputs, outputs)
-        self.nin_shortcut = Conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+        self.norm1 = Norm(inputs, operations)
+        self.conv1 = Conv(inputs, outputs, operations)
+        self.norm2 = Norm(outputs, operations)
+        self.conv2 = Conv(outputs, outputs, operations)
+        same = inputs == outputs
+        self.nin_shortcut = nn.Identity() if same else Conv(inputs, outputs, operations, kernel=1)
 
     def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
         h = self.conv2(self.norm2(self.conv1(self.norm1(x, ops)), ops))
@@ -96,9 +104,9 @@ class ResBlock(nn.Module):
 class Down(nn.Module):
     """Halve the resolution: pad right and bottom by one, then a strided convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, operations: Any) -> None:
         super().__init__()
-        self.conv = Conv(channels, channels, stride=2)
+        self.conv = Conv(channels, channels, operations, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -107,9 +115,9 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double the resolution by repetition, then a convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, operations: Any) -> None:
         super().__init__()
-        self.conv = Conv(channels, channels)
+        self.conv = Conv(channels, channels, operations)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -118,11 +126,11 @@ class Up(nn.Module):
 class Attention(nn.Module):
     """Every position of a feature map (B, C, H, W) attends to every position; one head."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, operations: Any) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.norm = operations.GroupNorm(32, channels, eps=1e-6)
+        self.qkv = operations.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = operations.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
@@ -133,10 +141,13 @@ class Attention(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention if asked for."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, operations: Any) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(inputs if n == 0 else outputs, outputs) for n in range(blocks))
-        self.attn = nn.ModuleList(Attention(outputs) if attention else nn.Identity() for _ in range(blocks))
+        widths = [inputs, *[outputs] * blocks]
+        self.block = nn.ModuleList(ResBlock(widths[n], outputs, operations) for n in range(blocks))
+        self.attn = nn.ModuleList(
+            Attention(outputs, operations) if attention else nn.Identity() for _ in range(blocks)
+        )
         self.downsample = self.upsample = nn.Identity()
 
     def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
@@ -148,11 +159,11 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Two residual blocks at the lowest resolution, with attention between them if asked for."""
 
-    def __init__(self, channels: int, attention: bool) -> None:
+    def __init__(self, channels: int, attention: bool, operations: Any) -> None:
         super().__init__()
-        self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = Attention(channels) if attention else nn.Identity()
-        self.block_2 = ResBlock(channels, channels)
+        self.block_1 = ResBlock(channels, channels, operations)
+        self.attn_1 = Attention(channels, operations) if attention else nn.Identity()
+        self.block_2 = ResBlock(channels, channels, operations)
 
     def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x, ops)), ops)
@@ -161,19 +172,20 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Image -> features; `attention` at the lowest resolution."""
 
-    def __init__(self, config: VAEConfig, attention: bool = False) -> None:
+    def __init__(self, config: VAEConfig, attention: bool = False, operations: Any = nn) -> None:
         super().__init__()
         widths = [config.width * m for m in config.mult]
         last = len(widths) - 1
-        self.conv_in = Conv(3, config.width)
+        self.conv_in = Conv(3, config.width, operations)
         self.down = nn.ModuleList()
         for n, (inputs, outputs) in enumerate(zip([config.width, *widths], widths, strict=False)):
-            self.down.append(Level(inputs, outputs, config.encoder_blocks, attention and n == last))
+            attends = attention and n == last
+            self.down.append(Level(inputs, outputs, config.encoder_blocks, attends, operations))
             if n < last:
-                self.down[n].downsample = Down(outputs)
-        self.mid = Middle(widths[-1], attention)
-        self.norm_out = Norm(widths[-1])
-        self.conv_out = Conv(widths[-1], config.channels)
+                self.down[n].downsample = Down(outputs, operations)
+        self.mid = Middle(widths[-1], attention, operations)
+        self.norm_out = Norm(widths[-1], operations)
+        self.conv_out = Conv(widths[-1], config.channels, operations)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -185,20 +197,21 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features -> image; `attention` at the lowest resolution."""
 
-    def __init__(self, config: VAEConfig, attention: bool = False) -> None:
+    def __init__(self, config: VAEConfig, attention: bool = False, operations: Any = nn) -> None:
         super().__init__()
         widths = [config.width * m for m in config.mult]
         last = len(widths) - 1
-        self.conv_in = Conv(config.channels, widths[-1])
-        self.mid = Middle(widths[-1], attention)
+        self.conv_in = Conv(config.channels, widths[-1], operations)
+        self.mid = Middle(widths[-1], attention, operations)
         self.up = nn.ModuleList()  # indexed by level, so it runs from the last to the first
         for n, outputs in enumerate(widths):
             inputs = widths[min(n + 1, last)]
-            self.up.append(Level(inputs, outputs, config.decoder_blocks, attention and n == last))
+            attends = attention and n == last
+            self.up.append(Level(inputs, outputs, config.decoder_blocks, attends, operations))
             if n > 0:
-                self.up[n].upsample = Up(outputs)
-        self.norm_out = Norm(widths[0])
-        self.conv_out = Conv(widths[0], 3)
+                self.up[n].upsample = Up(outputs, operations)
+        self.norm_out = Norm(widths[0], operations)
+        self.conv_out = Conv(widths[0], 3, operations)
 
     def forward(self, x: Tensor, ops: Kernels = TORCH) -> Tensor:
         x = self.mid(self.conv_in(x), ops)
@@ -208,13 +221,22 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Infinity's codec: images (B, 3, H, W), RGB in [-1, 1] <-> features (B, c, H / stride, W / stride)."""
+    """Infinity's codec: images (B, 3, H, W), RGB in [-1, 1] <-> features (B, c, H / stride, W / stride).
 
-    def __init__(self, config: VAEConfig) -> None:
+    Args:
+        operations: classes of the layers, see `layers`.
+    """
+
+    def __init__(self, config: VAEConfig, operations: Any = nn) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, operations=operations)
+        self.decoder = Decoder(config, operations=operations)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.decoder.conv_in.conv.bias.dtype
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""
@@ -246,14 +268,19 @@ def _with_inner_level(name: str) -> str:
 class Tokenizer(nn.Module):
     """HART's codec, with its quantiser; images and features as for `VAE`."""
 
-    def __init__(self, config: VAEConfig, quantizer: Quantizer) -> None:
+    def __init__(self, config: VAEConfig, quantizer: Quantizer, operations: Any = nn) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, attention=True)
-        self.decoder = Decoder(config, attention=True)
-        self.quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
-        self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+        self.encoder = Encoder(config, True, operations)
+        self.decoder = Decoder(config, True, operations)
+        self.quant_conv = operations.Conv2d(config.channels, config.channels, 3, padding=1)
+        self.post_quant_conv = operations.Conv2d(config.channels, config.channels, 3, padding=1)
         self.quantize = quantizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in; the quantiser is float32."""
+        return self.post_quant_conv.bias.dtype
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> features (B, c, H / stride, W / stride), not yet quantised."""

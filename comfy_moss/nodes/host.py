@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..images import to_bytes
 from ..model.backbone import Backbone, PositionedText, PromptReader, Text
+from ..model.layers import device_of
 from ..model.library import ModelFiles
 from ..model.tensors import CheckpointError
 from ..model.tiny_decoder import FOLDER, TinyDecoder, find_tiny_decoder, load_tiny_decoder, tiny_decoder_name
@@ -48,10 +49,15 @@ log = logging.getLogger(__name__)
 
 
 def manage(
-    module: nn.Module, load_device: torch.device, offload_device: torch.device
+    module: nn.Module, load_device: torch.device, offload_device: torch.device, still: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """The host's handle on a module.  Hosts before 0.11 have one kind only."""
-    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    """The host's handle on a module.  Hosts before 0.11 have one kind only.
+
+    Args:
+        still: weights are not to move while the model is loaded, as recorded passes need it.
+    """
+    kind = "ModelPatcher" if still else "CoreModelPatcher"
+    patcher = getattr(comfy.model_patcher, kind, comfy.model_patcher.ModelPatcher)
     return patcher(module, load_device=load_device, offload_device=offload_device)
 
 
@@ -59,6 +65,16 @@ def is_scarce() -> bool:
     """Whether the host was started to save GPU memory (--lowvram, --novram)."""
     state = getattr(mm, "vram_state", None)
     return getattr(state, "name", "") in ("LOW_VRAM", "NO_VRAM")
+
+
+def is_roomy(module: nn.Module, device: torch.device) -> bool:
+    """Whether a module may stay on the device with all its weights, and memory to spare: it takes less than
+    half.  Weights in 8 bits are unpacked at every use; those who store them so have no memory to spare.
+    """
+    weights = list(module.parameters())
+    packed = any(weight.element_size() < 2 for weight in weights)
+    size = sum(weight.nbytes for weight in weights)
+    return not is_scarce() and not packed and 2 * size < mm.get_total_memory(device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,7 +109,7 @@ class MossModel:
         return f"model {self.files.name}"
 
     def load(self, tokens: int, rows: int, largest: int) -> None:
-        """Have the host bring all weights to the device and make room.
+        """Have the host bring the weights to the device, as many as it has room for, and make room.
 
         Args:
             tokens: a row, in KV caches that are yet to be made.
@@ -103,11 +119,11 @@ class MossModel:
         cache = self.backbone.cache_bytes(rows, tokens) if tokens else 0
         activations = rows * largest * self.backbone.width * ACTIVATIONS
         patchers = [self.patcher, self.vae_patcher]
-        mm.load_models_gpu(patchers, memory_required=cache + activations, force_full_load=True)
+        mm.load_models_gpu(patchers, memory_required=cache + activations)
 
     def load_codec(self) -> torch.device:
         """Have the host bring the codec alone to its device, and say which."""
-        mm.load_models_gpu([self.vae_patcher], force_full_load=True)
+        mm.load_models_gpu([self.vae_patcher])
         return self.vae_patcher.load_device
 
     def preview(self, total: Tensor) -> Tensor:
@@ -137,8 +153,8 @@ class MossModel:
     def rgb(self) -> LatentRGB:
         """What its codes look like: fitted to the codec once, wherever it is by then."""
         codec = self.vae_patcher.model
-        weight = next(codec.encoder.parameters())
-        return fit_latent_rgb(lambda images: codec.encode(images.to(weight)), codec.config.stride)
+        to = device_of(codec), codec.dtype
+        return fit_latent_rgb(lambda images: codec.encode(images.to(*to)), codec.config.stride)
 
 
 # --- progress -----------------------------------------------------------------------------------------------
@@ -232,23 +248,27 @@ class T5(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.model = encoder.model
+        self.execution_device: torch.device | None = None  # None = where its weights are
 
     def encode_token_weights(
         self, tokens: dict[str, list[list[tuple]]]
     ) -> tuple[Tensor, None, dict[str, Tensor]]:
         """Features (1, L, Ct) float32, no pooled output, and the positions (1, L) where the model reads them.
         """
-        text = self.encoder.features([token[0] for chunk in tokens["t5"] for token in chunk])
+        ids = [token[0] for chunk in tokens["t5"] for token in chunk]
+        text = self.encoder.features(ids, self.execution_device)
         notes = {NOTES: tokens[NOTES]} if tokens.get(NOTES) else {}
         if isinstance(text, PositionedText):
             return text.features[None], None, {POSITIONS: text.positions[None], **notes}
         return text[None], None, notes
 
     def reset_clip_options(self) -> None:
-        """CLIP's options (layer, projection) mean nothing here."""
+        """See `set_clip_options`."""
+        self.execution_device = None
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """See `reset_clip_options`."""
+        """The device to compute on; CLIP's other options (layer, projection) mean nothing here."""
+        self.execution_device = options.get("execution_device", self.execution_device)
 
 
 class InfinityCLIP(comfy.sd.CLIP):
@@ -273,11 +293,6 @@ class InfinityCLIP(comfy.sd.CLIP):
         copy = super().clone(*args, **kwargs)
         copy.__class__ = type(self)
         return copy
-
-    def load_model(self, tokens: object = None) -> object:
-        """All of it at once: the host streams only layers of its own make."""
-        mm.load_models_gpu([self.patcher], force_full_load=True)
-        return self.patcher
 
 
 def text_features(conditioning: list, name: str) -> tuple[Text, ...]:
@@ -330,7 +345,7 @@ class InfinityVAE(comfy.sd.VAE):
         # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the
         # attributes it sets.
         self.first_stage_model = codec
-        self.vae_dtype = next(codec.decoder.parameters()).dtype
+        self.vae_dtype = codec.dtype
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.patcher = manage(codec, self.device, mm.vae_offload_device())
         self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -342,7 +357,7 @@ class InfinityVAE(comfy.sd.VAE):
         self.latent_channels, self.latent_dim, self.output_channels = codec.config.channels, 2, 3
         self.process_input = lambda image: image * 2 - 1
         self.process_output = self._to_image
-        self.disable_offload = True  # the host streams only layers of its own make
+        self.disable_offload = False
         self.crop_input, self.not_video, self.handles_tiling = True, False, False
         self.downscale_index_formula = self.upscale_index_formula = None
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = self.size = None

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.ops
 import comfy.sd
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..model.catalog import is_whole_name, kind_of, model_entries
@@ -29,7 +29,8 @@ from ..model.library import EMBEDDED, TEXT_ENCODER, ModelFiles, assemble, find_h
 from ..model.tensors import CheckpointError
 from ..model.text import QWEN, text_width
 from ..ops import choose
-from .host import InfinityCLIP, InfinityVAE, MossModel, is_scarce, log, manage
+from .host import InfinityCLIP, InfinityVAE, MossModel, is_roomy, log, manage
+from .layers import NAMED, precision_of
 from .wires import Model, MossNode, schema
 
 NANO = "nano (embedded)"
@@ -47,6 +48,10 @@ HART_MODELS = (HART, "diffusion_models", "checkpoints")
 HART_FOLDERS = (*HART_MODELS, "text_encoders")
 HERE = "models/hart"  # in the menu: the released folder's contents lie there themselves
 KINDS = {"transformer": TRANSFORMER, "vae": CODEC}
+PRECISION = (
+    "auto: what ComfyUI would choose on this device, as a rule bf16 where it is fast, else fp16 or fp32. "
+    "bf16 and fp16 halve memory; fp32 reproduces pictures most exactly."
+)
 T5_WIDTH = 2048  # of flan-t5-xl; other people's T5 encoders lie in the same folders
 CONFIG = "config.json"
 VAE_STEMS = {Path(name).stem for name in (*RELEASED_VAES.values(), EMBEDDED.vae)}
@@ -253,28 +258,22 @@ def kv_cache_input() -> io.Combo.Input:
     )
 
 
-def precision_of(name: str) -> torch.dtype:
-    """auto: bfloat16 where the device computes in it, else float32."""
-    bf16 = name == "bf16" or (name == "auto" and mm.should_use_bf16(mm.get_torch_device()))
-    return torch.bfloat16 if bf16 else torch.float32
-
-
 def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     """Model, text encoder and VAE as the nodes of the pack and of the host take them.
 
     Args:
         settings: of the model itself, fields of its backbone.
     """
-    dtype, device = precision_of(precision), mm.get_torch_device()
-    backbone = files.load(mm.unet_offload_device(), dtype)
+    (dtype, layers), device = precision_of(precision, files), mm.get_torch_device()
+    backbone = files.load(mm.unet_offload_device(), dtype, layers)
     kernels, reason = choose("auto", device)
     backbone = replace(backbone, kernels=kernels, **settings)
-    backbone, why = with_graphs(backbone, device, spare_memory=not is_scarce())
+    backbone, why = with_graphs(backbone, device, spare_memory=is_roomy(backbone.transformer, device))
     log.info(f"MoSs: attention and RoPE of {files.told}: {reason}; {why}")
     words = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"  # the host's own
-    clip = InfinityCLIP(files.load_text(mm.text_encoder_offload_device(), dtype, words))
-    codec = InfinityVAE(backbone.vae)
-    patcher = manage(backbone.transformer, device, mm.unet_offload_device())
+    text = files.load_text(mm.text_encoder_offload_device(), dtype, words, comfy.ops.manual_cast)
+    clip, codec, still = InfinityCLIP(text), InfinityVAE(backbone.vae), backbone.graphs is not None
+    patcher = manage(backbone.transformer, device, mm.unet_offload_device(), still)
     return io.NodeOutput(MossModel(backbone, files, patcher, codec.patcher), clip, codec)
 
 
@@ -306,9 +305,8 @@ class LoadInfinity(MossNode):
                     "whole folder, or its encoder in one file (fp16 or fp8).",
                 ),
                 io.Combo.Input(
-                    "precision", options=["auto", "bf16", "fp32"],
-                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; "
-                    "fp32 reproduces pictures most exactly.",
+                    "precision", options=["auto", *NAMED],
+                    tooltip=PRECISION,
                 ),
                 io.Combo.Input(
                     "family", options=[AUTOMATIC, *BACKBONES], default=AUTOMATIC, optional=True,
@@ -422,9 +420,8 @@ class LoadHART(MossNode):
                     "models/text_encoders.",
                 ),
                 io.Combo.Input(
-                    "precision", options=["auto", "bf16", "fp32"],
-                    tooltip="auto: bf16 where the device is fast in it, fp32 otherwise. bf16 halves memory; "
-                    "fp32 reproduces pictures most exactly.",
+                    "precision", options=["auto", *NAMED],
+                    tooltip=PRECISION,
                 ),
                 io.Boolean.Input(
                     "more_smooth", default=True,
