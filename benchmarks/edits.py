@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ class Way:
 
 
 CODEC = 10  # scales of nano: all of them
-PLANS = ("dense", "draft-3", "moss2", "moss3", "moss4", "sparse4")
+PLANS = ("dense", "draft-2", "draft-3", "fastvar", "moss2", "moss3", "moss4", "moss5", "sparse4")
 GATE, SHIFT, BACKGROUND = (2, 7, "gate"), (2, 5, "shift"), (0, 7, "gate")
 WAYS = {
-    "codec": Way("draft-9", CODEC), **{f"redraw-{n}": Way(scales=n) for n in (0, 3, 5)},
+    "codec": Way("draft-9", CODEC), **{f"redraw-{n}": Way(scales=n) for n in range(8)},
     "shift": Way(edit=SHIFT), "gate": Way(edit=GATE), "gate-all": Way(edit=BACKGROUND),
     **{f"gate-{plan}": Way(plan, edit=GATE) for plan in PLANS},
 }
@@ -126,17 +127,19 @@ def look(case: EditCase, outside: np.ndarray, picture: np.ndarray, cost: Cost) -
 
 
 def draw(folder: Path, seconds: float, turns: int) -> bool:
-    """Draw the cases that the folder lacks, the kinds in turn, by every way; False = time is up first."""
+    """Draw what the folder lacks, every case by every way, the kinds in turn; False = time is up first."""
     asked, end = cases(PER_KIND, SEED)[: turns * len(KINDS)], time.monotonic() + seconds
     studio = prepare(asked)
     for n, case in enumerate(asked):
-        if (path := folder / f"{n:03d}.json").exists():
+        path = folder / f"{n:03d}.json"
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not (left := [name for name in WAYS if name not in rows]):
             continue
         if time.monotonic() > end:
             return False
-        source, outside, rows, files = sourced(studio, case), ~case.may_change(), {}, {}
-        for name, way in WAYS.items():
-            picture, cost = picture_of(studio, case, source, n, way)
+        source, outside, files = sourced(studio, case), ~case.may_change(), {}
+        for name in left:
+            picture, cost = picture_of(studio, case, source, n, WAYS[name])
             rows[name] = asdict(look(case, outside, picture, cost))
             if n in SHOWN:
                 files[folder / f"{n:03d}-{name}.png"] = _png(picture)
@@ -175,6 +178,7 @@ def combine(folder: Path, times: dict[str, Any] | None) -> dict[str, Any]:
     found = []
     while (path := folder / f"{len(found):03d}.json").exists():
         found.append(json.loads(path.read_text(encoding="utf-8")))
+    found = list(takewhile(lambda rows: rows.keys() >= WAYS.keys(), found))
     turns = len(found) // len(KINDS)
     rows = {name: [case[name] for case in found[: turns * len(KINDS)]] for name in WAYS}
     setting = {"command": f"python -m benchmarks.edits draw FOLDER --turns {turns}", "seed": SEED}
@@ -217,7 +221,8 @@ def page(result: dict[str, Any]) -> str:
     found = Found(result)
     text = (Path(__file__).parent / "text" / "edits.md").read_text(encoding="utf-8")
     redraws = [name for name, way in WAYS.items() if way.plan == "sparse3" or name == "codec"]
-    plans = ["gate-dense", "gate-moss2", "gate", "gate-moss3", "gate-sparse4", "gate-moss4", "gate-draft-3"]
+    plans = [name for name, way in WAYS.items() if way.edit == GATE]
+    plans.sort(key=lambda name: -found.column(name, "tokens").value)
     return text.format(
         count=found.count, ways=_ways(found, redraws), kinds=_kinds(found, redraws),
         plans=_plans(found, plans), speed=_speed(result["times"]), sheet=f"images/{SHEET.name}",

@@ -1,10 +1,9 @@
 """Parts by themselves, on random weights: what the decoder, a whole drawing and the GPU's launches cost.
 
-    python -m benchmarks.parts decoder             # the decoder at one megapixel in several ways, on the GPU
-    if there is one python -m benchmarks.parts ratio               # HART-0.7B's moss2 and dense in turn, on
-    the CPU: minutes a picture python -m benchmarks.parts ratio --shape 2b --method moss4 --device cuda --runs
-    5 python -m benchmarks.parts launches            # what the refine step of Infinity-2B launches, counted
-    without a GPU
+    python -m benchmarks.parts decoder     # the decoder at one megapixel in several ways, on the GPU if any
+    python -m benchmarks.parts ratio       # HART-0.7B's moss2 and dense in turn, on the CPU: minutes a picture
+    python -m benchmarks.parts ratio --shape 2b --method moss4 --device cuda --runs 5
+    python -m benchmarks.parts launches    # what the refine step of Infinity-2B launches, without a GPU
 
 decoder: all ways run in turn, in every round anew; PSNR is that against float32 decoded at once, of smooth
 random codes. ratio: the pairs' ratios, each from one round, beside the bound: dense's multiply-adds in the

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,10 +34,19 @@ from .model.tiny_decoder import (
     tiny_decoder_name,
 )
 from .ops import choose
-from .pipeline.budget import Offer, check_budget, offers, plan_for, plan_within
+from .pipeline.budget import (
+    Offer,
+    check_budget,
+    offers,
+    place_of,
+    plan_for,
+    plan_within,
+    seconds_of,
+    times_file,
+)
 from .pipeline.draft import Recipe
 from .pipeline.heatmap import explain
-from .pipeline.plan import METHODS, Method, Picture, Plan, generate, parse_method
+from .pipeline.plan import METHODS, Method, Picture, Plan, parse_method
 
 
 @dataclass(frozen=True)
@@ -362,35 +370,14 @@ def settle(checked: Checked, backbone: Backbone, recipe: Recipe) -> tuple[Checke
     if request.budget is None and request.seconds is None:
         return checked, None
     guided, model = checked.guidance.active(len(schedule)), Path(checked.files.name).name
+    known = offers(backbone, schedule, guided, model)
     if request.budget is not None:
-        offer = plan_for(request.budget, backbone, schedule, guided, model)
+        offer = plan_for(request.budget, known)
     else:
-        known = offers(backbone, schedule, guided, model)
-        key = _place(checked, backbone)
-        offer = plan_within(request.seconds, known, partial(_seconds, backbone, recipe), times_file(), key)
+        measure = partial(seconds_of, backbone, recipe)
+        place = place_of(backbone, recipe, checked.dtype)
+        offer = plan_within(request.seconds, known, measure, times_file(), place)
     return replace(checked, method=_adjusted(offer.plan, request)), offer
-
-
-def _place(checked: Checked, backbone: Backbone) -> str:
-    """All that decides how long a plan takes."""
-    device, last = checked.device, "x".join(map(str, checked.schedule.grids[-1]))
-    chip = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
-    guided = "guided" if checked.guidance.active(len(checked.schedule)) else "unguided"
-    what = (backbone.model_id, last, guided, str(checked.dtype), f"batch {checked.request.batch}")
-    return ", ".join([platform.node(), str(device), chip, torch.__version__, *what])
-
-
-def _seconds(backbone: Backbone, recipe: Recipe, plan: Plan) -> float:
-    """That a batch takes, with its decoder; the first run is not counted."""
-    return [generate(backbone, recipe, plan).cost.total_seconds for _ in range(2)][1]
-
-
-def times_file() -> Path:
-    """Where this machine's times are kept."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "comfy_moss" / "seconds.json"
 
 
 def write(

@@ -14,7 +14,9 @@ import { addElement } from "./widget.mjs";
 import { say } from "./words.mjs";
 
 const CUSTOM = "custom";
-const FOLLOWED = ["aspect", "area", "refine_scales", "cfg", "tau", "method"];
+const ONLY_FOR = { refine_scales: CUSTOM, budget: "by budget", seconds: "by seconds" }; // widget -> its method
+const HIDDEN = ["budget", "seconds"];
+const FOLLOWED = ["aspect", "area", "cfg", "tau", "method", ...Object.keys(ONLY_FOR)];
 const LOADERS = ["MoSs_LoadInfinity", "MoSs_LoadHART"];
 const SIZE = { height: 48, width: 300 };
 
@@ -34,11 +36,15 @@ function modelOf(node) {
   return LOADERS.includes(loader?.comfyClass) ? valueOf(loader, "model") : null;
 }
 
-/** The number of scales is not used, and greyed out, where the method says it. */
+/** A number is not used where the method is not its own: greyed out, or, of a budget, not shown. */
 function followMethod(node) {
-  const scales = widgetOf(node, "refine_scales");
-  scales.disabled = valueOf(node, "method") !== CUSTOM;
-  scales.options.disabled = scales.disabled;
+  for (const [name, method] of Object.entries(ONLY_FOR)) {
+    const widget = widgetOf(node, name);
+    if (!widget) continue;
+    widget.disabled = valueOf(node, "method") !== method;
+    widget.options.disabled = widget.disabled;
+    if (HIDDEN.includes(name)) widget.hidden = widget.options.hidden = widget.disabled;
+  }
 }
 
 function keepOldMethod(node, saved) {

@@ -37,8 +37,8 @@ def test_the_best_plan_within_the_budget_is_chosen(known: None) -> None:
     assert [offer.work for offer in offered] == sorted(offer.work for offer in offered) and len(offered) == 4
     for offer in offered:
         best = max((one for one in offered if one.work <= offer.work), key=lambda one: one.found.score)
-        assert plan_for(offer.work, backbone, schedule, True, "nano") == best
-    assert plan_for(1.0, backbone, schedule, True, "nano").found.name == "plan30"
+        assert plan_for(offer.work, offered) == best
+    assert plan_for(1.0, offered).found.name == "plan30"
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,17 @@ def test_the_best_plan_within_the_budget_is_chosen(known: None) -> None:
 )
 def test_a_budget_that_nothing_fits_is_one_sentence(known: None, share: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan_for(share, tiny_backbone(), make_schedule(1.0, "0.25M"), True, "nano")
+        plan_for(share, offers(tiny_backbone(), make_schedule(1.0, "0.25M"), True, "nano"))
 
 
 def test_another_model_is_offered_them_with_its_own_guidance_and_told_so(known: None) -> None:
     schedule = make_schedule(1.0, "1M")
-    offer = plan_for(0.5, tiny_backbone(), schedule, True, "2b")
+    offer = plan_for(0.5, offers(tiny_backbone(), schedule, True, "2b"))
     assert not offer.own and "found on nano with 10 scales, not on this model" in offer.note
     assert str(offer.plan) == "draft-2; -1@30 unguided"
     assert offer.work != KNOWN[0].work  # counted on its own schedule
-    assert "scored 0.90" in plan_for(0.5, tiny_backbone(), make_schedule(1.0, "0.25M"), True, "nano").note
+    own = offers(tiny_backbone(), make_schedule(1.0, "0.25M"), True, "nano")
+    assert "scored 0.90" in plan_for(0.5, own).note
 
 
 def test_guidance_stays_off_elsewhere_where_it_was_off() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakehost import FakeHost, installed
+from fakehost import FakeHost, Interrupted, installed
 from safetensors.torch import save_file
 
 from comfy_moss.model.backbone import NANO, PAPER
@@ -91,6 +91,58 @@ def test_a_method_of_two_passes_is_run_in_two_and_missed_in_one(host: FakeHost, 
     assert note["key"] == "unfinished" and "2 refine passes and this graph runs 1" in note["text"]
     twice = host.run("MoSs_Composite", residual=refined(host, once.result[1]))
     assert twice.result[0]["moss_cost"].label == NANO.plans["sparse4"] and twice.ui is None
+
+
+# --- by budget ----------------------------------------------------------------------------------------------
+
+
+def graph_of(passes: int) -> tuple[dict[str, Any], str]:
+    """A graph as it was queued, with so many refine passes behind its draft, and the draft's name in it."""
+    graph = {"0": {"class_type": "MoSs_InfinityDraft", "inputs": {}}}
+    for n in range(passes):
+        before = f"c{n - 1}" if n else "0"
+        graph[f"r{n}"] = {"class_type": "MoSs_Refine", "inputs": {"dispatch": [before, 0]}}
+        graph[f"c{n}"] = {"class_type": "MoSs_Composite", "inputs": {"residual": [f"r{n}", 0]}}
+    return graph, "0"
+
+
+@pytest.mark.parametrize(
+    ("passes", "budget", "plan"),
+    [(1, 0.25, NANO.plans["sparse3"]), (2, 0.17, NANO.plans["sparse4"]), (1, 0.17, None), (0, 0.17, None)],
+)
+def test_a_budget_takes_the_best_plan_that_the_graph_can_run(
+    host: FakeHost, nano: tuple, passes: int, budget: float, plan: str | None
+) -> None:
+    drawn = host.run(
+        "MoSs_InfinityDraft", within=graph_of(passes), model=nano[0], positive=nano[1], area="0.25M",
+        method="by budget", budget=budget,
+    )
+    chosen = drawn.result[0].plan
+    assert len(chosen.passes) == max(1, passes) and (plan is None or str(chosen) == plan)
+    (note,) = drawn.ui["moss_notes"]
+    assert note["key"] == "chosen" and note["values"]["plan"] == str(chosen)
+    assert float(note["values"]["work"]) <= 100 * budget + 0.5
+
+
+def test_a_budget_that_nothing_fits_is_one_sentence(host: FakeHost, nano: tuple) -> None:
+    with pytest.raises(ValueError, match="no plan is known that takes 0.01 of dense's work or less"):
+        draft(host, nano, area="0.25M", method="by budget", budget=0.01)
+
+
+def test_seconds_are_measured_once_and_a_cancel_stops_the_measuring(
+    host: FakeHost, nano: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as cancelled, pytest.raises(Interrupted):
+        cancelled.setattr(host, "interrupted", True)
+        draft(host, nano, area="0.06M", method="by seconds", seconds=60.0)
+    assert not list(tmp_path.rglob("*.json"))
+    first = draft(host, nano, area="0.06M", method="by seconds", seconds=60.0)
+    assert first.ui["moss_notes"][-1]["key"] == "chosen.elsewhere"  # found on ten scales
+    (times,) = tmp_path.rglob("seconds.json")
+    before = times.read_bytes()
+    again = draft(host, nano, area="0.06M", method="by seconds", seconds=60.0)
+    assert again.result[0].plan == first.result[0].plan and times.read_bytes() == before
 
 
 def refined(host: FakeHost, drafted: Any) -> Any:

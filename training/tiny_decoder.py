@@ -109,22 +109,28 @@ def pair(codec: VAE | Tokenizer, image: Tensor, rng: np.random.Generator) -> Pai
     return codes, ((codec.decode(codes) + 1) * 127.5).round().to(torch.uint8)
 
 
-def crops(pool: list[Pair], stride: int, rng: np.random.Generator) -> Pair:
-    """(CROPS, c, CROP, CROP) codes and their pictures as float in [-1, 1]; each from another pair."""
+def crops(pool: list[Pair], stride: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(CROPS, c, CROP, CROP) codes; their pictures as float in [-1, 1]; and which pixels count, bool."""
     parts = []
     for n in rng.integers(len(pool), size=CROPS):
         codes, picture = pool[n]
-        side = min(CROP, codes.shape[-1])
-        y, x = (int(rng.integers(codes.shape[-1] - side + 1)) for _ in range(2))
-        place = [slice(at * stride, (at + side) * stride) for at in (y, x)]
-        parts.append((codes[..., y : y + side, x : x + side], to_float(picture[:, :, place[0], place[1]])))
-    codes, pictures = (torch.cat(column) for column in zip(*parts, strict=True))
-    return codes, pictures
+        cells = codes.shape[-1]
+        side = min(CROP, cells)
+        y, x = (int(rng.integers(cells - side + 1)) for _ in range(2))
+        place = (..., *(slice(at * stride, (at + side) * stride) for at in (y, x)))
+        counts = complete(y, side, cells)[:, None] & complete(x, side, cells)
+        counts = counts.repeat_interleave(stride, 0).repeat_interleave(stride, 1)[None, None]
+        parts.append((codes[..., y : y + side, x : x + side], to_float(picture[place]), counts))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def inner(images: Tensor, stride: int) -> Tensor:
-    """Without the outermost cell, where a crop lacks what lies around it."""
-    return images[..., stride:-stride, stride:-stride]
+def complete(first: int, side: int, cells: int) -> Tensor:
+    """Which of the cells first..first+side-1 of a crop, bool (side,), have all that the decoder would see
+    around them: all but the outermost, unless it is the picture's own border.
+    """
+    known = torch.ones(side, dtype=torch.bool)
+    known[0], known[-1] = first == 0, first + side == cells
+    return known
 
 
 @torch.no_grad()
@@ -163,7 +169,7 @@ def train(args: argparse.Namespace) -> None:
             pool[rng.integers(len(pool))] = pair(codec, next(source), rng)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(seconds / (60 * args.minutes), step)
-        loss = train_step(model, *crops(pool, stride, rng), stride)
+        loss = train_step(model, *crops(pool, stride, rng))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -184,9 +190,11 @@ def train(args: argparse.Namespace) -> None:
     log.info(f"wrote {target} ({target.stat().st_size} bytes)")
 
 
-def train_step(model: Callable[[Tensor], Tensor], codes: Tensor, pictures: Tensor, stride: int) -> Tensor:
-    """The loss of one batch; neither side is clamped."""
-    return reconstruction_loss(inner(pictures, stride), inner(2 * model(codes) - 1, stride))
+def train_step(
+    model: Callable[[Tensor], Tensor], codes: Tensor, pictures: Tensor, counts: Tensor
+) -> Tensor:
+    """The loss of one batch, of the pixels that count; neither side is clamped."""
+    return reconstruction_loss(pictures, torch.where(counts, 2 * model(codes) - 1, pictures))
 
 
 def learning_rate(done: float, step: int) -> float:

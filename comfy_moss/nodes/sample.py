@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..model.backbone import Published, text_width
+from ..model.backbone import text_width
 from ..model.library import facts
 from ..model.schedule import PRESETS, Schedule, make_schedule, parse_aspect
 from ..ops import BACKENDS, choose
@@ -19,9 +19,19 @@ from ..pipeline.cost import Cost, Stopwatch
 from ..pipeline.draft import Draft, Recipe, Run, draft_of
 from ..pipeline.fastvar import FastVARConfig, finish_fastvar
 from ..pipeline.heatmap import enlarge
-from ..pipeline.plan import Plan, parse_method, plan_of
+from ..pipeline.plan import plan_of
 from ..pipeline.refine import composite, draw_pass, finish_dense, finished
 from .host import PREVIEW, MossModel, Note, Progress, notes_of, text_features, warn
+from .methods import (
+    CUSTOM,
+    METHODS,
+    RECOMMENDED,
+    Choice,
+    another_pass_follows,
+    budget_input,
+    plan_chosen,
+    seconds_input,
+)
 from .wires import (
     Dispatched,
     Drafted,
@@ -40,8 +50,6 @@ ASPECTS = (
     "1:1", "5:4", "4:3", "3:2", "16:9", "2:1", "5:2", "3:1", "4:5", "3:4", "2:3", "9:16", "1:2", "2:5", "1:3",
 )
 MODEL_AREA = "model's own"
-RECOMMENDED, CUSTOM = "recommended", "custom"
-METHODS = (RECOMMENDED, "sparse3", "sparse4", "moss2", "moss3", "moss4", "moss5", CUSTOM)
 MAX_SEED = 2**64 - 1
 
 
@@ -107,17 +115,6 @@ def make_recipe(
         model.files.guidance(cfg or model.files.cfg), model.files.sampling(tau or model.files.tau),
     )
     return Recipe(text, denied or None, seeds, schedule, guidance, sampling)
-
-
-def plan_named(method: str, published: Published) -> Plan | None:
-    """The plan that a name in the menu stands for; None = refine_scales says how many scales are left.
-
-    Raises:
-        ValueError: a method that is not known for this model.
-    """
-    if method == CUSTOM:
-        return None
-    return parse_method(published.method if method == RECOMMENDED else method, published=published)
 
 
 def size_note(model: MossModel, aspect: str, area: str) -> list[Note]:
@@ -197,9 +194,12 @@ class InfinityDraft(MossNode):
                     tooltip="What is drafted here and what MoSs Token Dispatch and MoSs Refine then do. "
                     "recommended: for nano sparse3, which its tables show best at a fifth of the plain "
                     "model's work; for others the paper's. moss2 to moss5: the paper's. sparse4 needs two "
-                    "refine passes. custom: refine_scales above.",
+                    "refine passes. custom: refine_scales above. by budget and by seconds: the best known "
+                    "plan within the numbers below.",
                 ),
+                budget_input(), seconds_input(),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             outputs=[
                 DraftIO.Output("draft", tooltip="For MoSs Frequency Map and the other refine nodes."),
                 io.Latent.Output("latent", tooltip="The draft itself, for VAE Decode."),
@@ -210,11 +210,14 @@ class InfinityDraft(MossNode):
     def execute(
         cls, model: MossModel, positive: list, aspect: str, area: str, refine_scales: int, seed: int,
         cfg: float, tau: float, batch_size: int, preview: bool, negative: list | None = None,
-        method: str = CUSTOM,
+        method: str = CUSTOM, budget: float = 0.2, seconds: float = 2.0,
     ) -> io.NodeOutput:
         area = model.files.area if area == MODEL_AREA else area
         schedule = model.files.schedule(parse_aspect(aspect), area)
-        plan = plan_named(method, model.backbone.published)
+        notes = [*notes_of(positive, "positive"), *notes_of(negative, "negative")]
+        notes += size_note(model, aspect, area)
+        recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
+        plan, told = plan_chosen(model, recipe, Choice(method, budget, seconds), getattr(cls, "hidden", None))
         left = plan.k if plan else refine_scales
         scales = len(schedule) - left
         if scales < 1:
@@ -223,9 +226,7 @@ class InfinityDraft(MossNode):
                 f"{what} leaves nothing to draft: this picture has {len(schedule)} scales; choose at most "
                 f"{len(schedule) - 1}"
             )
-        notes = [*notes_of(positive, "positive"), *notes_of(negative, "negative")]
-        notes += size_note(model, aspect, area)
-        recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
+        notes += told
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         progress = Progress(model, scales, preview=preview)
         model.store.clear()  # the last draft's cache makes room
@@ -281,32 +282,6 @@ def stored(progress: Progress, drafted: Drafted) -> Run:
         return model.store.run_of(model.backbone, draft)
     with progress.stage("rebuild"):
         return model.store.run_of(model.backbone, draft, progress)
-
-
-def another_pass_follows(hidden: Any) -> bool:
-    """Whether in this graph the output of a MoSs Refine node comes to another one, so that its tokens' keys
-    and values
-    are worth their memory.  Where that cannot be told: no; the pass is then run again when it is needed.
-
-    Args:
-        hidden: the node's hidden inputs: the graph as it was queued, and the node's name in it.
-    """
-    prompt, node = getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None)
-    if not prompt or node is None:
-        return False
-    reached, waiting = set(), [str(node)]
-    while waiting:
-        source = waiting.pop()
-        for name, found in prompt.items():
-            linked = any(
-                isinstance(v, list) and v and str(v[0]) == source for v in found.get("inputs", {}).values()
-            )
-            if linked and name not in reached:
-                if found.get("class_type") == "MoSs_Refine":
-                    return True
-                reached.add(name)
-                waiting.append(name)
-    return False
 
 
 class MossRefine(MossNode):

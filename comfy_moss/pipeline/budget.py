@@ -7,15 +7,20 @@ too, and told so: what a plan costs there is arithmetic, how good it is there no
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from ..images import write_files
 from ..model.backbone import Backbone
 from ..model.found import FoundPlan, found_plans
 from ..model.schedule import Schedule
-from .plan import Plan, parse_plan, share_of_dense
+from .draft import Recipe
+from .plan import OnScale, Plan, generate, parse_plan, share_of_dense
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,16 @@ def elsewhere(plan: Plan) -> Plan:
     return replace(plan, passes=passes, guidance=1.0 if plan.guidance == 1 else None)
 
 
-def plan_for(budget: float, backbone: Backbone, schedule: Schedule, guided: bool, model: str) -> Offer:
-    """The best plan that takes at most this share of dense's multiply-adds; other arguments as of `offers`.
+def plan_for(budget: float, known: Sequence[Offer]) -> Offer:
+    """The best plan that takes at most this share of dense's multiply-adds.
+
+    Args:
+        known: by `offers`.
 
     Raises:
         ValueError: the budget is no share, or no known plan takes so little.
     """
     check_budget(budget)
-    known = offers(backbone, schedule, guided, model)
     least = f"the cheapest takes {known[0].work:.2g}" if known else "none was found yet"
     return _best(
         [offer for offer in known if offer.work <= budget],
@@ -130,6 +137,29 @@ def _best(fitting: Sequence[Offer], otherwise: str) -> Offer:
     if not fitting:
         raise ValueError(otherwise)
     return max(fitting, key=lambda offer: (offer.found.score, -offer.work))
+
+
+def seconds_of(
+    backbone: Backbone, recipe: Recipe, plan: Plan, on_scale: OnScale | None = None
+) -> float:
+    """That a batch takes here, with its decoder; the first run is not counted."""
+    return [generate(backbone, recipe, plan, on_scale).cost.total_seconds for _ in range(2)][1]
+
+
+def place_of(backbone: Backbone, recipe: Recipe, dtype: torch.dtype) -> str:
+    """All that decides how long a plan takes on this machine; dtype: of the weights."""
+    device, last = backbone.device, "x".join(map(str, recipe.schedule.grids[-1]))
+    cuda = device.type == "cuda"
+    chip = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} threads"
+    guided = "guided" if recipe.guidance.active(len(recipe.schedule)) else "unguided"
+    what = (backbone.model_id, last, guided, str(dtype), f"batch {len(recipe.seeds)}")
+    return ", ".join([platform.node(), str(device), chip, torch.__version__, *what])
+
+
+def times_file() -> Path:
+    """Where this machine's times are kept."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "comfy_moss" / "seconds.json"
 
 
 def _known_seconds(plan: Plan, measure: Callable[[Plan], float], times: Path, key: str) -> float:
