@@ -1,7 +1,7 @@
 """Parts by themselves, on random weights: what the decoder, a whole drawing and the GPU's launches cost.
 
     python -m benchmarks.parts decoder     # the decoder at one megapixel in several ways, on the GPU if any
-    python -m benchmarks.parts ratio       # HART-0.7B's moss2 and dense in turn, on the CPU: minutes a picture
+    python -m benchmarks.parts ratio       # HART-0.7B: moss2 and dense in turn, CPU, minutes a picture
     python -m benchmarks.parts ratio --shape 2b --method moss4 --device cuda --runs 5
     python -m benchmarks.parts launches    # what the refine step of Infinity-2B launches, without a GPU
 

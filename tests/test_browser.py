@@ -517,6 +517,20 @@ def test_values_hold_the_bounds_in_use_and_are_grey_while_they_are_not_their_own
     assert page.widget("values") == best and page.node(DISPATCH, GREY)
 
 
+def test_a_budget_chooses_the_plan_and_its_number_shows_only_then(page: Page) -> None:
+    hidden = "node.widgets.filter(({ hidden }) => hidden).map(({ name }) => name)"
+    assert page.node("MoSs_InfinityDraft", hidden) == ["budget", "seconds"]
+    page.draft_widget("method", "by budget")
+    page.wait()
+    assert page.node("MoSs_InfinityDraft", hidden) == ["seconds"]
+    page.run()
+    used = page.page.locator(".moss-used").first.inner_text()
+    assert NANO.plans["sparse3"] in used and "% of the plain model" in used
+    page.draft_widget("method", "recommended")
+    page.wait()
+    assert page.node("MoSs_InfinityDraft", hidden) == ["budget", "seconds"]
+
+
 def test_another_number_of_scales_takes_the_same_sharing_out(page: Page) -> None:
     page.set_widget("preset", "custom bounds")
     page.draft_widget("refine_scales", 2)
