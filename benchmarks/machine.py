@@ -91,6 +91,20 @@ def peak_memory(device: torch.device, call: Callable[[], Result]) -> tuple[int |
     return torch.cuda.max_memory_allocated(device), result
 
 
+def peak_allocated(call: Callable[[], Result]) -> tuple[int, Result]:
+    """Most bytes that torch had allocated on the CPU during a call above those before it, and what it
+    returned: every allocation and release, as torch's profiler tells them.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        result = call()
+    events = (event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]")
+    now = most = 0
+    for _, change in sorted((event.start_ns(), event.nbytes()) for event in events):
+        now += change
+        most = max(most, now)
+    return most, result
+
+
 def count_launches(device: torch.device, call: Callable[[], Result]) -> tuple[int, Result]:
     """How many kernels, copies and fills a GPU was given during a call, and what the call returned."""
     with profile(activities=[ProfilerActivity.CUDA]) as trace:

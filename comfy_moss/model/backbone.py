@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..ops import TORCH, Int8Segment, Kernels, Segment
 from .cache import KVCache
 from .layers import is_plain
+from .memory import FLOAT, block_bytes
 from .rope import grid_coordinates, rotation
 from .sampling import Finite, Guidance, Sampling, bit_noise, noise_keys, noise_of
 from .schedule import Grid, Positions, Schedule
@@ -428,11 +429,20 @@ class PromptReader(Protocol):
         """
 
 
+INDICES = 40  # bytes a token: its scale, row, column and place, and the key of its noise
+
+
 class Sized:
-    """What a backbone tells of itself, from the settings of its two parts: `transformer` and codec, `vae`."""
+    """What a backbone tells of itself, from the settings of its two parts: `transformer` and codec, `vae`.
+
+    Attributes:
+        inner: tensors as wide as its feed-forward that this holds at once.
+    """
 
     transformer: Any
     vae: Any
+    int8_cache: bool
+    inner: ClassVar[int] = 2
 
     @property
     def depth(self) -> int:
@@ -454,6 +464,19 @@ class Sized:
     def stride(self) -> int:
         return self.vae.config.stride
 
+    @property
+    def item(self) -> int:
+        return self._dtype.itemsize
+
+    def table_bytes(self, tokens: int) -> int:
+        rotation = FLOAT * self.transformer.config.head_dim
+        return tokens * (rotation + INDICES)
+
+    def pass_bytes(self, rows: int, tokens: int, past: int, stored: bool) -> int:
+        hidden = self.transformer.config.hidden
+        sizes = self.width, hidden, self.inner, self.item
+        return rows * block_bytes(*sizes, tokens, past, stored, self.int8_cache)
+
 
 class Backbone(Protocol):
     """Shapes: B pictures, R rows (2B when guided), N tokens, d numbers a token, c channels of the code map.
@@ -468,6 +491,7 @@ class Backbone(Protocol):
     depth: int  # transformer blocks
     width: int  # C, of the hidden states
     text_width: int  # Ct, numbers in a row of text features
+    item: int  # bytes of one of the blocks' numbers
     work: TokenWork  # what a token costs
     published: Published  # settings of the methods for this model
 
@@ -489,6 +513,19 @@ class Backbone(Protocol):
 
     def cache_bytes(self, rows: int, tokens: int) -> int:
         """Bytes of a cache for that many tokens in every layer."""
+
+    def pass_bytes(self, rows: int, tokens: int, past: int, stored: bool) -> int:
+        """Bytes that a forward pass takes at most besides weights, condition and cache.
+
+        Args:
+            past: tokens a row in the cache; stored: whether the new ones join them.
+        """
+
+    def condition_bytes(self, rows: int, text: int) -> int:
+        """Bytes of prompts of that many tokens made ready for every layer."""
+
+    def table_bytes(self, tokens: int) -> int:
+        """Bytes of what the tokens of a schedule look up, see `Tables`."""
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         """Input tokens (B, h*w, .) of a scale: the sum of codes (B, c, H, W) resampled to its grid."""

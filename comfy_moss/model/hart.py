@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from .hart_head import (
     top_k_top_p,
 )
 from .layers import PackedBias, device_of
+from .memory import FLOAT
 from .quantize import downsample, upsample
 from .rope import behind_prompt, coordinate_rotation, prompt_rotation, rotate
 from .sampling import look_up
@@ -278,6 +279,7 @@ class HartTransformer(nn.Module):
 # A drawn token is its vector of c numbers: a mix of codes, at the last scale with the diffusion's residual.
 
 CHUNK = 1024  # tokens whose logits and noise, a number for every code, are in memory at once
+DRAWING = 32  # bytes a token, row and code that drawing takes at most, roughly: logits, noise, their sort
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,7 @@ class HartBackbone(Sized):
     smooth: bool = field(default=True, kw_only=True)
     residual: bool = field(default=True, kw_only=True)
     passes: int = field(default=1, kw_only=True)
+    inner: ClassVar[int] = 3  # gate, up and their product
 
     @property
     def published(self) -> Published:
@@ -356,6 +359,13 @@ class HartBackbone(Sized):
         make = self.graphs.new_cache if self.graphs else KVCache
         sizes = len(condition.context), config.heads, config.head_dim
         return make(capacity, *sizes, self._dtype, self.device, self.int8_cache)
+
+    def condition_bytes(self, rows: int, text: int) -> int:
+        return rows * self.transformer.config.text_length * self.width * FLOAT
+
+    def pass_bytes(self, rows: int, tokens: int, past: int, stored: bool) -> int:
+        choosing = rows * min(tokens, CHUNK) * self.transformer.config.codes * DRAWING
+        return max(super().pass_bytes(rows, tokens, past, stored), choosing)
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         return rearrange(downsample(total, grid), "b c h w -> b (h w) c")

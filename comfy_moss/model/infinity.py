@@ -23,6 +23,7 @@ from .cache import KVCache, token_bytes
 from .contents import count_of
 from .graphs import TEXT, Graphs
 from .layers import PackedBias, device_of, finite, is_plain
+from .memory import FLOAT
 from .quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from .sampling import bit_probability, draw_bits, mix_rows
 from .schedule import Grid, Schedule
@@ -415,6 +416,11 @@ class InfinityBackbone(Sized):
         config = self.transformer.config
         each = token_bytes(config.heads, config.head_dim, self._dtype, self.int8_cache)
         return rows * tokens * self.depth * each
+
+    def condition_bytes(self, rows: int, text: int) -> int:
+        keys_values = 2 * self.depth * text * self.width * self.item
+        modulation = (6 * self.depth + 3) * self.width * FLOAT
+        return rows * (keys_values + modulation)
 
     def tokens(self, total: Tensor, grid: Grid) -> Tensor:
         return map_to_tokens(resample(total, self.map_grid(grid)), self.patchify)
