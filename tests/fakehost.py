@@ -169,6 +169,7 @@ class FakeHost:
         args: the host's command line; the page's setting of previews changes it too.
         progress: (done, total, picture or None) of every step of a progress bar.
         interrupted: whether the artist has cancelled.
+        memory: bytes of the device.
         nodes: node id -> class.
     """
 
@@ -178,6 +179,7 @@ class FakeHost:
     args: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(preview_method="auto"))
     progress: list[tuple[int, int, Any]] = field(default_factory=list)
     interrupted: bool = False
+    memory: float = 2.0**40
     nodes: dict[str, Any] = field(default_factory=dict)
 
     def start(self, package: str = "comfy_moss") -> FakeHost:
@@ -293,6 +295,9 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "get_total_memory": lambda device: 2**34,
         "dtype_size": lambda dtype: dtype.itemsize,
         "load_models_gpu": host.load,
+        "unload_all_models": host.free,
+        "soft_empty_cache": lambda: None,
+        "get_total_memory": lambda device: host.memory,
         "throw_exception_if_processing_interrupted": lambda: host.interrupt_check(),
     }
 

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from .vae import VAEConfig
 
 FLOAT = 4  # bytes of the residual stream's numbers, whatever the weights'
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error of torch says, of a GPU or of the processor's memory."""
+    told = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | RuntimeError) and (
+        isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    )
 
 
 def weight_bytes(module: nn.Module) -> int:

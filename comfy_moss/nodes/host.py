@@ -36,12 +36,21 @@ from ..model.tiny_decoder import FOLDER, TinyDecoder, find_tiny_decoder, load_ti
 from ..model.vae import VAE, LatentRGB, fit_latent_rgb
 from ..pipeline.cost import Stopwatch
 from ..pipeline.refine import KVStore
+from .memory import guarded
 
 ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly
 PREVIEW = 512  # pixels along the longest side of a preview, at most
 # in a CONDITIONING: of the text tokens, for models that do not simply count them
 POSITIONS = "moss_positions"
 NOTES = "moss_notes"  # in a CONDITIONING: what its prompt asked for in vain
+TEXT_TOO_LARGE = (
+    "the device has too little memory for the text encoder: close other programs that use it, or choose "
+    "precision bf16 in the loader"
+)
+PICTURE_TOO_LARGE = (
+    "the device has too little memory to read or decode a picture of this size, even in strips: use VAE "
+    "Decode (Tiled), or choose a smaller area; the draft is kept"
+)
 log = logging.getLogger(__name__)
 
 
@@ -256,7 +265,8 @@ class T5(nn.Module):
         """Features (1, L, Ct) float32, no pooled output, and the positions (1, L) where the model reads them.
         """
         ids = [token[0] for chunk in tokens["t5"] for token in chunk]
-        text = self.encoder.features(ids, self.execution_device)
+        device = self.execution_device
+        text = guarded(lambda: self.encoder.features(ids, device), TEXT_TOO_LARGE)
         notes = {NOTES: tokens[NOTES]} if tokens.get(NOTES) else {}
         if isinstance(text, PositionedText):
             return text.features[None], None, {POSITIONS: text.positions[None], **notes}
@@ -362,6 +372,13 @@ class InfinityVAE(comfy.sd.VAE):
         self.downscale_index_formula = self.upscale_index_formula = None
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = self.size = None
         self.audio_sample_rate = 44100
+
+    def decode(self, samples: Tensor, *args: Any, **options: Any) -> Tensor:
+        """As the host does; where even strips are too large, in a sentence."""
+        return guarded(lambda: super(InfinityVAE, self).decode(samples, *args, **options), PICTURE_TOO_LARGE)
+
+    def encode(self, pixels: Tensor, *args: Any, **options: Any) -> Tensor:
+        return guarded(lambda: super(InfinityVAE, self).encode(pixels, *args, **options), PICTURE_TOO_LARGE)
 
     @staticmethod
     def _to_image(pixels: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +21,8 @@ from ..pipeline.cost import Cost, Stopwatch
 from ..pipeline.draft import Draft, Recipe, Run, draft_of
 from ..pipeline.fastvar import FastVARConfig, finish_fastvar
 from ..pipeline.heatmap import enlarge
-from ..pipeline.plan import plan_of
+from ..pipeline.memory import RESERVED, Memory, predict, remedies
+from ..pipeline.plan import Plan, plan_of
 from ..pipeline.refine import composite, draw_pass, finish_dense, finished
 from .host import PREVIEW, MossModel, Note, Progress, notes_of, text_features, warn
 from .methods import (
@@ -126,6 +129,45 @@ def size_note(model: MossModel, aspect: str, area: str) -> list[Note]:
     return [Note("size", text, {"trained": made_for, "aspect": aspect, "area": area})]
 
 
+def memory_note(
+    model: MossModel, plan: Plan, schedule: Schedule, aspect: str, guided: bool, batch: int
+) -> list[Note]:
+    """A warning where the device has too little memory for that, before it runs out, and what would help."""
+    backbone, device = model.backbone, mm.get_torch_device()
+    there = mm.get_total_memory(device)
+    found = predict(backbone, plan, schedule, guided, batch)
+    if not (ways := remedies(found, there, _ways(model, plan, schedule, aspect, guided, batch))):
+        return []
+    needed, free = (f"{size / 2**30:.1f}" for size in (found.least + RESERVED, there))
+    values = {"needed": needed, "there": free, "ways": ", ".join(ways)}
+    text = (
+        f"This picture needs about {needed} GiB and this device has {free} GiB; what helps: {values['ways']}."
+    )
+    warn(text)
+    return [Note("memory", text, values)]
+
+
+def _ways(
+    model: MossModel, plan: Plan, schedule: Schedule, aspect: str, guided: bool, batch: int
+) -> dict[str, Memory]:
+    """What may be changed to need less, by name."""
+    backbone, (height, width) = model.backbone, schedule.grids[-1]
+    found = {}
+    if batch > 1:
+        found["batch_size 1"] = predict(backbone, plan, schedule, guided)
+    if not backbone.int8_cache:
+        small = replace(backbone, int8_cache=True)
+        found["kv_cache 8 bits"] = predict(small, plan, schedule, guided, batch)
+    if 0 < plan.k < 5 and len(schedule) > 5:
+        found["a method that leaves out more scales"] = predict(backbone, Plan(-5), schedule, guided, batch)
+    for area in PRESETS:
+        with contextlib.suppress(ValueError):  # a model of one size
+            other = model.files.schedule(parse_aspect(aspect), area)
+            if math.prod(other.grids[-1]) < height * width:
+                found[f"area {area}"] = predict(backbone, plan, other, guided, batch)
+    return found
+
+
 @functools.lru_cache
 def sizes() -> dict[str, dict[str, tuple[int, int]]]:
     """Columns and rows of the last token grid, by area and aspect."""
@@ -226,7 +268,8 @@ class InfinityDraft(MossNode):
                 f"{what} leaves nothing to draft: this picture has {len(schedule)} scales; choose at most "
                 f"{len(schedule) - 1}"
             )
-        notes += told
+        guided = recipe.guidance.active(len(schedule))
+        notes += [*told, *memory_note(model, plan or Plan(-left), schedule, aspect, guided, batch_size)]
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         progress = Progress(model, scales, preview=preview)
         model.store.clear()  # the last draft's cache makes room

@@ -24,6 +24,7 @@ from ..pipeline.dispatch import Dispatch, RefinePass
 from ..pipeline.draft import Draft, Residual
 from ..pipeline.plan import Plan
 from .host import MossModel, seconds_in_queue
+from .memory import SMALLER, guarded, stores_in
 
 CATEGORY = "MoSs"
 
@@ -204,8 +205,10 @@ def _checked(run: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
             name for name, socket in sockets.items() if ready.get(name) is None and not socket.optional
         ]:
             raise ValueError(f"the input {missing[0]} has no value; wire it, or set it")
+        name = cls.define_schema().display_name
+        sentence = f"the device has too little memory for {name}: {SMALLER}; finished drafts are kept"
         try:
-            return run(cls, **ready)
+            return guarded(lambda: run(cls, **ready), sentence, stores_in(ready.values()))
         except CheckpointError as error:  # the host shows the class with its module, which helps nobody
             raise ValueError(str(error)) from error
 

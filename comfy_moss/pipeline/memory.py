@@ -7,7 +7,7 @@ by it; `benchmarks/memory.py` prints it as a table and holds it against measurem
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..model.backbone import Backbone
@@ -67,6 +67,14 @@ class Memory:
         """FITS, OFFLOAD or TOO_LARGE on a device of that much memory."""
         free = device_bytes - RESERVED
         return FITS if self.peak <= free else OFFLOAD if self.least <= free else TOO_LARGE
+
+
+def remedies(found: Memory, device_bytes: float, ways: Mapping[str, Memory]) -> list[str]:
+    """Those ways, by name, by which what is too large for a device would fit; all where none is enough."""
+    if found.fit(device_bytes) != TOO_LARGE:
+        return []
+    enough = [name for name, memory in ways.items() if memory.fit(device_bytes) != TOO_LARGE]
+    return enough or list(ways)
 
 
 def predict(
