@@ -292,7 +292,6 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
         "unet_dtype": lambda device, model_params, supported: torch.float32,
         "unet_manual_cast": lambda stored, device, supported: None,
         "vae_dtype": lambda device, allowed: torch.float32,
-        "get_total_memory": lambda device: 2**34,
         "dtype_size": lambda dtype: dtype.itemsize,
         "load_models_gpu": host.load,
         "unload_all_models": host.free,

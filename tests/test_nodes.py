@@ -439,8 +439,12 @@ def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(
     refined = moss(host, one)["moss_cost"].refine_tokens
     whole = draft(batch_size=2, refine_scales=0).cost.kv_bytes
     asked = [options["memory_required"] for models, options in host.loads if tiny[0].patcher in models]
-    token = 4 * 32 * sys.modules["comfy_moss.nodes.host"].ACTIVATIONS  # rows, width
-    assert asked == [kept + 4 * 4 * token, dense + 256 * token, refined * token, whole + 256 * token]
+    takes, schedule, drafted = tiny[0].backbone.pass_bytes, one.schedule, one.draft.cached_tokens
+    before_last = schedule.tokens(0, len(schedule) - 1)
+    assert asked == [
+        kept + takes(4, 16, drafted, stored=True), dense + takes(4, 256, before_last, stored=False),
+        takes(4, refined, drafted, stored=False), whole + takes(4, 256, before_last, stored=False),
+    ]
     assert not any(options.get("force_full_load") for _, options in host.loads)
     assert {id(model) for models, _ in host.loads for model in models} == {
         id(handle) for handle in (tiny[0].patcher, tiny[0].vae_patcher, tiny[1].patcher)
@@ -448,7 +452,8 @@ def test_room_is_made_for_weights_caches_and_the_largest_pass_before_drawing(
     one.model.store.clear()
     host.loads.clear()
     moss(host, one)
-    assert host.loads[0][1]["memory_required"] == kept + refined * token  # what had to go counts again
+    again = kept + takes(4, refined, drafted, stored=False)
+    assert host.loads[0][1]["memory_required"] == again  # what had to go counts again
 
 
 @pytest.fixture

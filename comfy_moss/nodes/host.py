@@ -31,6 +31,7 @@ from ..images import to_bytes
 from ..model.backbone import Backbone, PositionedText, PromptReader, Text
 from ..model.layers import device_of
 from ..model.library import ModelFiles
+from ..model.memory import decoder_bytes
 from ..model.tensors import CheckpointError
 from ..model.tiny_decoder import FOLDER, TinyDecoder, find_tiny_decoder, load_tiny_decoder, tiny_decoder_name
 from ..model.vae import VAE, LatentRGB, fit_latent_rgb
@@ -38,7 +39,6 @@ from ..pipeline.cost import Stopwatch
 from ..pipeline.refine import KVStore
 from .memory import guarded
 
-ACTIVATIONS = 64  # bytes a token, row and channel that one forward pass takes at most, roughly
 PREVIEW = 512  # pixels along the longest side of a preview, at most
 # in a CONDITIONING: of the text tokens, for models that do not simply count them
 POSITIONS = "moss_positions"
@@ -117,16 +117,17 @@ class MossModel:
     def __repr__(self) -> str:
         return f"model {self.files.name}"
 
-    def load(self, tokens: int, rows: int, largest: int) -> None:
+    def load(self, tokens: int, rows: int, largest: int, past: int = 0) -> None:
         """Have the host bring the weights to the device, as many as it has room for, and make room.
 
         Args:
             tokens: a row, in KV caches that are yet to be made.
             rows: batch rows, unconditional ones included.
             largest: tokens of the largest forward pass.
+            past: tokens a row in the cache before that pass, where it does not join them.
         """
         cache = self.backbone.cache_bytes(rows, tokens) if tokens else 0
-        activations = rows * largest * self.backbone.width * ACTIVATIONS
+        activations = self.backbone.pass_bytes(rows, largest, past or tokens, stored=not past)
         patchers = [self.patcher, self.vae_patcher]
         mm.load_models_gpu(patchers, memory_required=cache + activations)
 
@@ -342,9 +343,8 @@ def text_features(conditioning: list, name: str) -> tuple[Text, ...]:
 
 
 def _decode_bytes(codec: VAE, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Bytes that decoding codes of this shape takes at most, roughly: a few full-size feature maps."""
-    pixels = shape[-2] * shape[-1] * codec.config.stride**2
-    return 8 * codec.config.width * max(codec.config.mult[:2]) * pixels * mm.dtype_size(dtype)
+    """Bytes that decoding one picture of codes of this shape takes at most."""
+    return decoder_bytes(codec.config, shape[-2] * shape[-1] * codec.config.stride**2, mm.dtype_size(dtype))
 
 
 class InfinityVAE(comfy.sd.VAE):

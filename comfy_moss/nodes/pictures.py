@@ -69,7 +69,8 @@ def begin(model: MossModel, recipe: Recipe, scales: int, twice: int, preview: bo
     model.store.clear()  # the last draft's cache makes room
     with progress.stage("load"):
         tokens = schedule.tokens(0, min(scales, len(schedule) - 1))
-        model.load(twice * tokens, rows, schedule.tokens(scales - 1, scales))
+        past = 0 if scales < len(schedule) else tokens
+        model.load(twice * tokens, rows, schedule.tokens(scales - 1, scales), past)
     return progress
 
 

@@ -274,11 +274,10 @@ class InfinityDraft(MossNode):
         progress = Progress(model, scales, preview=preview)
         model.store.clear()  # the last draft's cache makes room
         with progress.stage("load"):
-            model.load(
-                schedule.tokens(0, min(scales, len(schedule) - 1)), rows, schedule.tokens(scales - 1, scales)
-            )
+            tokens = schedule.tokens(0, min(scales, len(schedule) - 1))
+            model.load(tokens, rows, schedule.tokens(scales - 1, scales), 0 if left else tokens)
         with progress.stage("draft"):
-            run = Run.begin(model.backbone, recipe, schedule.tokens(0, min(scales, len(schedule) - 1)))
+            run = Run.begin(model.backbone, recipe, tokens)
             draft = run.finished(draft_of(run, scales, on_scale=progress))
         if left:
             model.store.keep(draft, run)
@@ -379,7 +378,8 @@ class MossRefine(MossNode):
         missing, scales = model.store.missing(base), 0 if model.store.holds(base) else base.scales
         progress = Progress(model, scales + 1, first=base.scales - scales)
         with progress.stage("load"):
-            model.load(missing + (sum(counts) if store else 0), draft.rows, sum(counts))
+            room = missing + (sum(counts) if store else 0)
+            model.load(room, draft.rows, sum(counts), 0 if store else base.cached_tokens)
         run = stored(progress, draft)
         run = model.store.with_room(base, sum(counts)) if store else run
         run = replace(run, backbone=replace(model.backbone, kernels=kernels))
@@ -502,7 +502,7 @@ class DenseRefine(MossNode):
         progress = Progress(model, scales + last - first, first - scales, preview)
         with progress.stage("load"):
             grown = base.cached_tokens + schedule.tokens(first, last - 1)  # the draft's cache is copied
-            model.load(model.store.missing(base) + grown, draft.rows, schedule.tokens(last - 1))
+            model.load(model.store.missing(base) + grown, draft.rows, schedule.tokens(last - 1), grown)
         run = stored(progress, draft)
         with progress.stage("dense"):
             done, cache = finish_dense(model.backbone, base, run.cache, progress, condition=run.condition)
@@ -557,7 +557,8 @@ class FastVARRefine(MossNode):
         last = len(schedule) - config.skip
         progress = Progress(model, last, preview=preview)
         with progress.stage("load"):
-            model.load(schedule.tokens(0, last - 1), draft.rows, schedule.tokens(last - 1, last))
+            past = schedule.tokens(0, last - 1)
+            model.load(past, draft.rows, schedule.tokens(last - 1, last), past)
         # it saves updates of drafted scales too, so those run again with their bits given
         with progress.stage("whole picture"):
             recipe, bits = draft.draft.recipe, draft.draft.bits

@@ -82,7 +82,8 @@ def drawn(
     progress = Progress(model, scales, preview=preview)
     store.drop()  # the last draft's cache makes room
     with progress.stage("load"):
-        model.load(before + tokens, rows, max(before, schedule.tokens(scales - 1, scales)))
+        past = 0 if refine_scales else before + tokens
+        model.load(before + tokens, rows, max(before, schedule.tokens(scales - 1, scales)), past)
     with progress.stage("encode"):
         pixels = (2 * pictures - 1).movedim(-1, 1).contiguous()
         features = backbone.encode(pixels.to(backbone.device)).cpu()
