@@ -28,5 +28,5 @@ venv: $(READY)
 $(READY): requirements.txt requirements-lab.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet "$(TORCH)"
-	$(PY) -m pip install --quiet -r requirements-lab.txt -r requirements.txt "pytest>=8.2" "ruff>=0.14" "psutil>=5.9" "triton>=3.2; sys_platform == 'linux'"
+	$(PY) -m pip install --quiet -r requirements-lab.txt -r requirements.txt "pytest>=8.2" "ruff>=0.14" "psutil>=5.9" "gguf>=0.17" "triton>=3.2; sys_platform == 'linux'"
 	touch $@

@@ -67,13 +67,13 @@ def compare(studio: Studio, method: Method, cases: Sequence[Case], numbers: Sequ
     drawn = [generate(backbone, recipe, method) for backbone in backbones]
     images = [as_seen(picture.image) for picture in drawn]
     return {
-        "hits": [_hits(seen, cases) for seen in images],
+        "hits": [hits_of(seen, cases) for seen in images],
         "psnr": psnr(images[1], images[0]).clamp_max(ALIKE).tolist(),
         "kv_bytes": [picture.cost.kv_bytes // len(cases) for picture in drawn],
     }
 
 
-def _hits(images: Tensor, cases: Sequence[Case]) -> list[int]:
+def hits_of(images: Tensor, cases: Sequence[Case]) -> list[int]:
     pictures = (255 * images).round().byte().numpy()
     side = min(images.shape[1:3])
     return [
@@ -130,12 +130,12 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def section(result: dict[str, Any]) -> str:
     """The measurement as Markdown."""
     weight, rows = weights(result["tasks"]), result["rows"]
-    scored = {name: [_score(digits, weight) for digits in row["hits"]] for name, row in rows.items()}
+    scored = {name: [score(digits, weight) for digits in row["hits"]] for name, row in rows.items()}
     columns = [
         ("method", lambda name: f"`{name}`"),
         ("score, full", lambda name: span(scored[name][0])),
         ("score, 8 bits", lambda name: span(scored[name][1])),
-        ("difference, paired", lambda name: span(_difference(rows[name]["hits"], weight), "+.3f")),
+        ("difference, paired", lambda name: span(difference(rows[name]["hits"], weight), "+.3f")),
         ("PSNR to full", lambda name: f"{sum(rows[name]['psnr']) / len(rows[name]['psnr']):.1f} dB"),
         ("cache, full", lambda name: memory(rows[name]["kv_bytes"][0])),
         ("cache, 8 bits", lambda name: memory(rows[name]["kv_bytes"][1])),
@@ -149,11 +149,11 @@ def section(result: dict[str, Any]) -> str:
     return f"{table(columns, list(rows), '<' + '>' * 6)}\n\n{told}"
 
 
-def _score(digits: str, weight: Any) -> Interval:
+def score(digits: str, weight: Any) -> Interval:
     return mean([int(digit) for digit in digits], weight)
 
 
-def _difference(hits: Sequence[str], weight: Any) -> Interval:
+def difference(hits: Sequence[str], weight: Any) -> Interval:
     return mean([int(b) - int(a) for a, b in zip(*hits, strict=True)], weight)
 
 

@@ -129,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", type=_path, help=".pth file, safetensors file or directory of shards")
     convert.add_argument("target", type=_path, help="the .safetensors file to write")
     convert.add_argument("--bf16", action="store_true", help="store in bfloat16, half the size")
+    eight = convert.add_mutually_exclusive_group()
+    for kind in ("fp8", "int8"):
+        told = f"store a transformer's large matrices in {kind} as ComfyUI reads it, what is left in bfloat16"
+        eight.add_argument(f"--{kind}", dest="packed", action="store_const", const=kind, help=told)
+    convert.add_argument(
+        "--keep", metavar="LAYERS", type=lambda text: tuple(text.split(",")), default=(),
+        help="with --fp8 or --int8: layers that stay in bfloat16, for example ffn.fc2,sa.mat_qkv",
+    )
     convert.add_argument(
         "--family", metavar="NAME", help="what an Infinity transformer is, written into the file, where its "
         "name does not say so: Infinity, VAREdit or NSARM",
@@ -413,8 +421,11 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     from .model.family import facts
+    from .model.quantized_weights import quantized
     from .model.tensors import convert
 
-    convert(args.source, args.target, args.bf16, lambda tensors: facts(tensors, args.family))
+    packed = (lambda tensors: quantized(tensors, args.packed, args.keep)) if args.packed else None
+    half = args.bf16 or packed is not None
+    convert(args.source, args.target, half, lambda tensors: facts(tensors, args.family), packed)
     print(args.target)
     return 0

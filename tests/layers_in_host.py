@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,12 +49,14 @@ from comfy_moss.model.backbone import Backbone  # noqa: E402
 from comfy_moss.model.hart import HartTransformer  # noqa: E402
 from comfy_moss.model.infinity import InfinityTransformer  # noqa: E402
 from comfy_moss.model.library import find_model  # noqa: E402
+from comfy_moss.model.loading import load_module  # noqa: E402
 from comfy_moss.model.nsarm import EnlargeTransformer  # noqa: E402
 from comfy_moss.model.quantize import Quantizer  # noqa: E402
+from comfy_moss.model.quantized_weights import quantized  # noqa: E402
 from comfy_moss.model.schedule import make_schedule  # noqa: E402
-from comfy_moss.model.tensors import Tensors, load_module  # noqa: E402
+from comfy_moss.model.tensors import Tensors, convert  # noqa: E402
 from comfy_moss.model.vae import VAE, Tokenizer  # noqa: E402
-from comfy_moss.nodes.host import manage  # noqa: E402
+from comfy_moss.nodes.host import is_roomy, manage  # noqa: E402
 from comfy_moss.nodes.layers import pick  # noqa: E402
 from comfy_moss.nodes.load import loaded  # noqa: E402
 from comfy_moss.pipeline.draft import Recipe  # noqa: E402
@@ -256,6 +259,30 @@ def in_fp8() -> dict[str, Any]:
     return {"types": dict(kinds)} | {name: told(one, plain) for name, one in found.items()}
 
 
+def in_8_bits() -> dict[str, Any]:
+    """Files that `convert` wrote, against the same weights multiplied out in plain torch."""
+    result, files, text = {}, find_model("nano", []), encoded(nano()[1])
+    for kind in ("fp8", "int8"):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"{kind}.safetensors"
+            convert(files.transformer, path, packed=lambda tensors, kind=kind: quantized(tensors, kind))
+            one = replace(files, transformer=path)
+            model, right = loaded(one, "fp32").result[0], replace(nano()[0], backbone=one.load())
+        models, plain = [model.patcher, model.vae_patcher], picture(right, text)
+        for where in ("plain", "no room"):
+            found = within(BUDGETS[where], models, lambda model=model: picture(model, text))
+            mean = float((found["result"] - plain).abs().mean())
+            result[f"{kind}, {where}"] = told(found, plain) | {"mean": mean}
+        blocks = model.backbone.transformer.blocks.modules()
+        result[f"{kind}, layers"] = Counter(type(part.weight).__name__ for part in blocks if is_matrix(part))
+        result[f"{kind}, graphs"] = is_roomy(model.backbone.transformer, torch.device("cpu"))
+    return result
+
+
+def is_matrix(layer: torch.nn.Module) -> bool:
+    return getattr(layer, "weight", None) is not None and layer.weight.dim() == 2
+
+
 # --- the other families, of two narrow blocks ---------------------------------------------------------------
 
 
@@ -301,4 +328,5 @@ BUDGETS: dict[str, Budget] = {
 }
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps({part.__name__: part() for part in (treated, patched, in_fp8, families)}))
+    parts = (treated, patched, in_fp8, in_8_bits, families)
+    sys.stdout.write(json.dumps({part.__name__: part() for part in parts}))

@@ -70,6 +70,16 @@ def test_the_hosts_option_for_fp8_stores_matrices_so_and_nothing_else(
     assert found["in_fp8"][memory]["result"] == 0  # the same as rounding the weights beforehand
 
 
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_weights_in_8_bits_stay_so_and_draw_what_they_stand_for(found: dict[str, Any], kind: str) -> None:
+    """fp8 computes with the weights multiplied out; int8 rounds what goes into a layer as well."""
+    part = found["in_8_bits"]
+    assert part[f"{kind}, layers"] == {"QuantizedTensor": 6 * 7} and not part[f"{kind}, graphs"]
+    plain, no_room = part[f"{kind}, plain"], part[f"{kind}, no room"]
+    assert plain["mean"] == no_room["mean"] and no_room["left"] > 0
+    assert plain["result"] == 0 if kind == "fp8" else 0 < plain["mean"] < 4
+
+
 @pytest.mark.parametrize("family", ["patchify", "varedit", "nsarm", "hart"])
 def test_every_family_draws_without_room_for_a_single_layer(found: dict[str, Any], family: str) -> None:
     assert found["families"][family]["result"] == 0 < found["families"][family]["left"]

@@ -20,8 +20,10 @@ from .contents import CODEC, TRANSFORMER, identify
 from .family import BACKBONES, INFINITY, MAPS, family_of, map_heads, refuse_others
 from .infinity import InfinityBackbone, InfinityConfig, InfinityTransformer
 from .layers import TORCH_LAYERS, Layers
+from .loading import load_module
 from .nsarm import EnlargeTransformer, MapConfig
-from .tensors import CheckpointError, Tensors, load_module, open_tensors, weights_id
+from .quantized_weights import dequantized, quantized_layers
+from .tensors import CheckpointError, Tensors, open_tensors, weights_id
 from .text import text_width
 from .vae import VAE, VAEConfig, plain_names
 
@@ -168,7 +170,8 @@ def transformer_from_state(
         inside = name.startswith("blocks.")
         return layers.dtype_of(name, tensors.shapes[name], dtype) if inside else torch.float32
 
-    return load_module(make, tensors, dtype_of, device, layers.pick(layers.stored or dtype, dtype, False))
+    operations = layers.pick(layers.stored or dtype, dtype, bool(quantized_layers(tensors)))
+    return load_module(make, tensors, dtype_of, device, operations)
 
 
 def vae_from_state(
@@ -181,7 +184,7 @@ def vae_from_state(
     tensors, config = open_vae(Tensors.of(state))
     dtype = layers.codec or dtype
     operations = layers.pick(dtype, dtype, False)
-    return load_module(partial(VAE, config), tensors, lambda name: dtype, device, operations)
+    return load_module(partial(VAE, config), dequantized(tensors), lambda name: dtype, device, operations)
 
 
 def check_pair(bits: int, channels: int, transformer: Path, vae: Path) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 TRANSFORMER, CODEC, TEXT = "an Infinity transformer", "a VAE", "a T5 text encoder"
 HART_TRANSFORMER, HART_TOKENIZER = "a HART transformer", "a HART tokenizer"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+MODEL_SUFFIXES = (".safetensors", *TORCH_SUFFIXES, ".gguf")
 CANONICAL = ("model", "pytorch_model", "diffusion_pytorch_model", "transformer", "vae", "ema_model")
 LEFTOVERS = (  # of trainers, beside the weights
     "optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state",

@@ -21,11 +21,12 @@ from .catalog import children, holds_model
 from .contents import HART_TOKENIZER, HART_TRANSFORMER, count_of, identify, listing
 from .hart import HartBackbone, HartConfig, HartTransformer
 from .layers import TORCH_LAYERS, Layers
+from .loading import load_module
 from .quantize import Quantizer
+from .quantized_weights import dequantized, quantized_layers
 from .tensors import (
     CheckpointError,
     Tensors,
-    load_module,
     only_model,
     open_tensors,
     reading,
@@ -225,7 +226,7 @@ def hart_from_state(
     def dtype_of(name: str) -> torch.dtype:
         return layers.dtype_of(name, tensors.shapes[name], dtype) if is_large(name) else torch.float32
 
-    operations = layers.pick(layers.stored or dtype, dtype, False)
+    operations = layers.pick(layers.stored or dtype, dtype, bool(quantized_layers(tensors)))
     return load_module(partial(HartTransformer, config), tensors, dtype_of, device, operations)
 
 
@@ -255,7 +256,7 @@ def tokenizer_from_state(
     def dtype_of(name: str) -> torch.dtype:
         return torch.float32 if name.startswith("quantize.") else dtype
 
-    return load_module(make, tensors, dtype_of, device, layers.pick(dtype, dtype, False))
+    return load_module(make, dequantized(tensors), dtype_of, device, layers.pick(dtype, dtype, False))
 
 
 def _quantizer(shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> Quantizer:

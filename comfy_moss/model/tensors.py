@@ -12,14 +12,12 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from .contents import (
     CODEC,
@@ -35,18 +33,15 @@ from .contents import (
     unwrapped,
     unwrapped_names,
 )
-from .layers import join_biases
 
 MASK = "attn_bias_for_masking"  # of training; in a HART file the largest tensor by far
 SAMPLE = 32  # values hashed at the start, the middle and the end of a tensor
 HEADS = {  # how other files begin
     b"version h": "only a Git LFS pointer", b"<": "a page of the web",
-    b"GGUF": "a GGUF file, which this pack cannot read", b"Rar!": "a packed archive",
+    b"Rar!": "a packed archive",
     b"7z": "a packed archive", b"\x1f\x8b": "a packed archive",
     b"\x00\x05\x16\x07": "a stub of Finder",
 }
-# Tensors in such places belong to the computation: where a model has none, the file is of another model.
-INNER = re.compile(r"(?:^|\.)(?:blocks|block|layers|mid|down|up)\.|lora_|adapter|^(?:encoder|decoder)\.")
 log = logging.getLogger(__name__)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 SAFETENSORS_TYPES = {
@@ -173,6 +168,10 @@ def _open_file(path: Path) -> Tensors:
         return _open_safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _open_torch(path)
+    if head[:4] == b"GGUF":
+        from .gguf_file import open_gguf  # which needs this file
+
+        return open_gguf(path)
     kind = next(
         (kind for start, kind in HEADS.items() if head.startswith(start)), "no safetensors or PyTorch file"
     )
@@ -277,103 +276,6 @@ def _open_shards(index: Path, names: Mapping[str, str]) -> Tensors:
     return Tensors(index.parent, shapes, lambda name: shards[names[name]][name], files)
 
 
-def build(path: Path, make: Callable[[], nn.Module]) -> nn.Module:
-    """A module on the meta device, without memory.
-
-    Args:
-        path: of the file that says its sizes, for messages.
-
-    Raises:
-        CheckpointError: there is no module of such sizes.
-    """
-    with (
-        torch.device("meta"),
-        reading(path, "has sizes that do not fit together; it is of a model that is not known here"),
-    ):
-        return make()
-
-
-def load_module(
-    make: Callable[[Any], nn.Module], tensors: Tensors, dtype_of: Callable[[str], torch.dtype],
-    device: torch.device | str | None = None, operations: Any = nn,
-) -> nn.Module:
-    """A module with its weights, read one tensor at a time; in eval mode, without gradients.
-
-    Args:
-        make: builds it, from the classes of its layers.
-        dtype_of: parameter name -> dtype it gets.
-        device: None = where the tensors are.
-        operations: classes of its layers, see `layers`.
-
-    Raises:
-        CheckpointError: there is no module of such sizes; tensors are missing, of another shape, not finite
-            or no floating-point numbers, or there are more of them inside of the blocks.  Names and shapes
-            are checked before anything is read.  Other tensors left over are named in the log only: files
-            carry buffers of training that nobody needs.
-    """
-    plain = build(tensors.path, lambda: make(nn))  # a host's layers may not say their sizes before they load
-    wanted = {name: tuple(tensor.shape) for name, tensor in plain.state_dict().items()}
-    _check_names(tensors, wanted)
-    module = plain if operations is nn else build(tensors.path, lambda: make(operations))
-    state = {name: _place(tensors, name, dtype_of(name), device) for name in wanted}
-    module.load_state_dict(state, assign=True)
-    module.eval().requires_grad_(False)
-    join_biases(module)
-    return module
-
-
-def _check_names(tensors: Tensors, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse what `load_module` refuses by names and shapes."""
-    problems = {
-        "lacks the tensors": sorted(wanted.keys() - tensors.shapes.keys()),
-        "has tensors of another size:": [
-            n for n, shape in wanted.items() if tensors.shapes.get(n, shape) != shape
-        ],
-    }
-    if any(problems.values()):
-        text = " and ".join(f"{what} {listing(names)}" for what, names in problems.items() if names)
-        raise CheckpointError(
-            f"{tensors.path} {text}; it is a part of a model, or of one that is not known here"
-        )
-    surplus = sorted(tensors.shapes.keys() - wanted.keys())
-    if foreign := [name for name in surplus if INNER.search(name)]:
-        raise CheckpointError(
-            f"{tensors.path} has {listing(foreign)}, which this model does not: it is of another one, "
-            "quantised, or an adapter; choose the plain weights"
-        )
-    if surplus:
-        log.warning(f"{tensors.path} has tensors that this model does not use: {listing(surplus)}")
-
-
-def _place(tensors: Tensors, name: str, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
-    """A copy of its own, so that the model does not change when the file does."""
-    source = tensors[name]
-    if not source.is_floating_point() or source.layout != torch.strided:
-        raise CheckpointError(
-            f"{tensors.path}: {name} holds {source.dtype} and no plain weights; get a version that is not "
-            "quantised"
-        )
-    placed = source.to(device=device or source.device, dtype=dtype, copy=True).contiguous()
-    if not placed.is_meta and not _finite(placed):
-        if dtype in (torch.float16, *EIGHT_BITS) and _finite(source):
-            kind = str(dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{tensors.path}: {name} does not fit into {kind}; choose bfloat16 or float32"
-            )
-        raise CheckpointError(
-            f"{tensors.path}: {name} holds values that are not numbers; download the file again"
-        )
-    return placed
-
-
-def _finite(tensor: Tensor) -> bool:
-    """One pass without a temporary: a NaN anywhere makes both extremes NaN."""
-    if tensor.numel() == 0:
-        return True
-    values = tensor.float() if tensor.dtype in EIGHT_BITS else tensor
-    return all(math.isfinite(extreme) for extreme in torch.stack(values.aminmax()).tolist())
-
-
 def write_safetensors(
     tensors: Mapping[str, Tensor], target: Path, dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -391,7 +293,7 @@ def write_safetensors(
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {"__metadata__": {"format": "pt"} | dict(metadata or {})}, 0
     for name in order:
-        kind, size = _stored_as(tensors[name], dtype), tensors[name].numel()
+        kind, size = _stored_as(name, tensors[name], dtype), tensors[name].numel()
         if kind not in SAFETENSORS_TYPES:
             raise CheckpointError(f"{name} is of type {kind}, which safetensors files cannot hold")
         start, end = end, end + size * kind.itemsize
@@ -409,7 +311,7 @@ def write_safetensors(
             for name in order:
                 data = (
                     tensors[name]
-                    .to(_stored_as(tensors[name], dtype))
+                    .to(_stored_as(name, tensors[name], dtype))
                     .contiguous()
                     .reshape(-1)
                     .view(torch.uint8)
@@ -425,8 +327,9 @@ def write_safetensors(
             part.unlink()
 
 
-def _stored_as(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+def _stored_as(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    plain = tensor.is_floating_point() and tensor.dtype not in EIGHT_BITS and not name.endswith("_scale")
+    return dtype if dtype is not None and plain else tensor.dtype
 
 
 def weights_id(*models: Tensors) -> str:
@@ -450,6 +353,7 @@ def weights_id(*models: Tensors) -> str:
 def convert(
     source: Path, target: Path, bf16: bool = False,
     facts: Callable[[Tensors], Mapping[str, str]] | None = None,
+    packed: Callable[[Tensors], Tensors] | None = None,
 ) -> None:
     """Write any accepted model (one file, shards, training checkpoint) as one safetensors file, names as in
     the source.
@@ -459,8 +363,10 @@ def convert(
     training state beside the weights.
 
     Args:
-        bf16: store floating-point tensors in bfloat16, half the size of released files.
+        bf16: store floating-point tensors in bfloat16, half the size of released files; but scales of weights
+            in 8 bits.
         facts: what the file is to say about its tensors; None = what the source says.
+        packed: stores weights in 8 bits, see `quantized_weights.quantized`.
 
     Raises:
         CheckpointError: the source cannot be read, the target is the source or not named .safetensors, or
@@ -478,4 +384,5 @@ def convert(
     elif kind == HART_TRANSFORMER:
         tensors = tensors.renamed({n: n for n in tensors if n != MASK})
     found = facts(tensors) if facts else tensors.metadata
+    tensors = packed(tensors) if packed else tensors
     write_safetensors(tensors, target, torch.bfloat16 if bf16 else None, found)

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from .backbone import PositionedText, Text
 from .contents import count_of
-from .tensors import CheckpointError, Tensors, load_module, open_tensors, reading
+from .loading import load_module
+from .quantized_weights import dequantized
+from .tensors import CheckpointError, Tensors, open_tensors, reading
 
 MISFIT = "does not fit the weights beside it; download the folder as a whole"
 T5_POSITIONS = (("relative_attention_num_buckets", 32), ("relative_attention_max_distance", 128))
@@ -335,7 +337,7 @@ def with_operations(model: nn.Module, operations: Any) -> nn.Module:
 def _load_t5(
     path: Path, config: dict[str, Any], device: torch.device | str, dtype: torch.dtype, operations: Any
 ) -> nn.Module:
-    transformers, tensors = _transformers(), open_tensors(path)
+    transformers, tensors = _transformers(), dequantized(open_tensors(path))
     with reading(path / "config.json", MISFIT):
         if config["num_layers"] != count_of(tensors, r"encoder\.block\.(\d+)\."):
             raise ValueError("another number of layers")  # before so many are built
@@ -354,18 +356,8 @@ def _load_t5(
         return with_operations(build(sizes), operations)
 
     model = load_module(make, encoder, lambda name: _t5_dtype(name, dtype), device, operations)
-    _unscale(model, tensors)
     model.set_input_embeddings(model.shared)  # one table, not two
     return model
-
-
-def _unscale(model: nn.Module, tensors: Tensors) -> None:
-    """Multiply weights that were stored in float8 by the scale that some files keep beside each of them."""
-    for name, weight in model.named_parameters():
-        stem = name.removesuffix("weight")
-        scale = next((s for s in (f"{stem}scale_weight", f"{stem}weight_scale") if s in tensors.shapes), None)
-        if scale and not weight.is_meta:
-            weight.data.mul_(tensors[scale].to(weight))
 
 
 def _encoder_only(tensors: Tensors, model: nn.Module) -> Tensors:
@@ -395,6 +387,7 @@ def qwen_from_state(
         if config["num_hidden_layers"] != count_of(state, rf"{re.escape(prefix)}layers\.(\d+)\."):
             raise ValueError("another number of layers")  # before so many are built
         names = empty_qwen(config).state_dict()
+    state = dequantized(state)
     tensors = state.renamed({n: prefix + n for n in names if prefix + n in state.shapes})
 
     def make(operations: Any) -> nn.Module:

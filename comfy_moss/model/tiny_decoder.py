@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .tensors import CheckpointError, load_module, open_tensors
+from .loading import load_module
+from .tensors import CheckpointError, open_tensors
 
 BLOCKS = 3  # residual blocks of a level; the finest has one
 WIDTH = 64  # channels, in TAESD everywhere

@@ -81,7 +81,7 @@ def is_roomy(module: nn.Module, device: torch.device) -> bool:
     half.  Weights in 8 bits are unpacked at every use; those who store them so have no memory to spare.
     """
     weights = list(module.parameters())
-    packed = any(weight.element_size() < 2 for weight in weights)
+    packed = any(type(weight) is not nn.Parameter or weight.element_size() < 2 for weight in weights)
     size = sum(weight.nbytes for weight in weights)
     return not is_scarce() and not packed and 2 * size < mm.get_total_memory(device)
 
