@@ -44,15 +44,16 @@ export class BoundsEditor {
   /**
    * @param {import("./state.mjs").State} state
    * @param {string} ink colour of the lines
+   * @param {[number, number]} size that the canvas is shown at
    */
-  paint(state, ink) {
+  paint(state, ink, size) {
     this.state = state;
     const { bounds, editable, colours } = state;
     this.element.classList.toggle("moss-movable", editable);
     const places = bounds.map((percent) => placeOfPercent(this.axis, percent));
-    const labels = this.handles.show(this.#describe(places), editable);
-    const scale = fitCanvas(this.canvas);
+    const scale = fitCanvas(this.canvas, size);
     if (!scale) return;
+    const labels = this.handles.show(this.#describe(places), editable, size[0]);
     const { final, drafted } = this.inspection;
     const found = bars(this.axis, this.picture.frequency, final, state);
     paintBars(this.canvas, found, [...colours, drafted], LEAD * scale);

@@ -32,10 +32,11 @@ const LARGEST = 1536; // pixels of a canvas' side
 
 /**
  * Give a canvas as many pixels as it is shown at, and some more.
+ * @param {HTMLCanvasElement} canvas
+ * @param {[number, number]} size width and height that it is shown at
  * @returns {number} pixels of the canvas for one of the page; 0 while it is not shown
  */
-export function fitCanvas(canvas) {
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+export function fitCanvas(canvas, [width, height]) {
   if (!width || !height) return 0;
   const scale = Math.min(SHARPNESS, LARGEST / Math.max(width, height));
   const [pixels, rows] = [Math.round(width * scale), Math.round(height * scale)];

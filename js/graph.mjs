@@ -70,7 +70,7 @@ function setWidget(node, name, value) {
   widget.value = value;
   widget.callback?.(value, app.canvas, node, app.canvas?.graph_mouse);
   node.onWidgetChanged?.(name, value, old, widget);
-  node.setDirtyCanvas?.(true, true);
+  node.setDirtyCanvas?.(true);
 }
 
 /** Write a text to a widget of a node, unless something is connected to it. */
@@ -81,7 +81,7 @@ export function holdValues(dispatch, text) {
   const widget = widgetOf(dispatch, "values");
   if (!widget || !isLinked(dispatch, "values") || widget.value === text) return;
   widget.value = text;
-  dispatch.setDirtyCanvas?.(true, true);
+  dispatch.setDirtyCanvas?.(true);
 }
 
 /**
@@ -93,7 +93,7 @@ export function greyValues(dispatch, grey) {
   widget.disabled = grey;
   // the classic renderer would leave a disabled widget empty
   Object.defineProperty(widget, "_displayValue", { get: () => String(widget.value), configurable: true });
-  dispatch.setDirtyCanvas?.(true, true);
+  dispatch.setDirtyCanvas?.(true);
 }
 
 /**

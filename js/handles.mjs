@@ -4,6 +4,7 @@
  * Labels keep a distance from each other, so that each can be taken also where bounds lie close together.
  */
 
+import { onceAFrame } from "./frame.mjs";
 import { say } from "./words.mjs";
 
 const LABEL = 36; // least distance of two labels, pixels
@@ -43,33 +44,40 @@ export class Handles {
     this.box = box;
     this.events = events;
     this.places = [];
+    this.looks = []; // of the handles, so that only what changes is written
   }
 
   /**
    * @param {{percent: number, place: number, colour: string, name: string}[]} bounds coarsest first
    * @param {boolean} editable false: labels that cannot be moved
+   * @param {number} width of the box in pixels
    * @returns {number[]} where the labels are, on the axis from 0 to 1
    */
-  show(bounds, editable) {
+  show(bounds, editable, width) {
     this.places = bounds.map(({ place }) => place);
     while (this.box.children.length > bounds.length) this.box.lastChild.remove();
     while (this.box.children.length < bounds.length) this.box.append(this.#create(this.box.children.length));
-    const width = this.box.clientWidth;
     const centres = spread(this.places.map((place) => place * width), width);
-    bounds.forEach(({ percent, colour, name }, i) => {
-      const handle = this.box.children[i];
-      handle.style.left = `${centres[i]}px`;
-      handle.style.setProperty("--moss-colour", colour);
-      handle.disabled = !editable;
-      handle.textContent = `${Number(percent.toFixed(1))} %`;
-      const [least, most] = [bounds[i + 1]?.percent ?? 0, bounds[i - 1]?.percent ?? 100];
-      const limits = { valuemin: least, valuemax: most, valuenow: percent };
-      for (const [key, value] of Object.entries(limits)) handle.setAttribute(`aria-${key}`, value);
-      handle.setAttribute("aria-label", say("bound.label", { name }));
-      handle.setAttribute("aria-valuetext", say("bound.value", { percent: Number(percent.toFixed(1)) }));
-      handle.title = say(editable ? "bound.drag" : "bound.locked");
+    bounds.forEach((bound, i) => {
+      const limits = [bounds[i + 1]?.percent ?? 0, bounds[i - 1]?.percent ?? 100];
+      const look = JSON.stringify([bound, limits, centres[i], editable]);
+      if (this.looks[i] !== look) this.#write(this.box.children[i], bound, limits, centres[i], editable);
+      this.looks[i] = look;
     });
+    this.looks.length = bounds.length;
     return centres.map((centre) => centre / width);
+  }
+
+  #write(handle, { percent, colour, name }, [least, most], centre, editable) {
+    handle.style.left = `${centre}px`;
+    handle.style.setProperty("--moss-colour", colour);
+    handle.disabled = !editable;
+    handle.textContent = `${Number(percent.toFixed(1))} %`;
+    const limits = { valuemin: least, valuemax: most, valuenow: percent };
+    for (const [key, value] of Object.entries(limits)) handle.setAttribute(`aria-${key}`, value);
+    handle.setAttribute("aria-label", say("bound.label", { name }));
+    handle.setAttribute("aria-valuetext", say("bound.value", { percent: Number(percent.toFixed(1)) }));
+    handle.title = say(editable ? "bound.drag" : "bound.locked");
   }
 
   #create(index) {
@@ -91,24 +99,33 @@ export class Handles {
     return place > this.places[near[0]] ? near.at(-1) : near[0];
   }
 
-  /** Let a handle follow the pointer until it is released. */
+  /** Let a handle follow the pointer, once a frame, until it is released. */
   grab(index, event) {
     const handle = this.box.children[index];
     if (event.button !== 0 || handle.disabled) return;
     const area = this.box.getBoundingClientRect();
     const offset = event.clientX - area.left - this.places[index] * area.width;
-    const move = ({ clientX, shiftKey }) => {
-      const place = (clientX - offset - area.left) / area.width;
-      this.events.move(index, { place }, shiftKey ? FINE : COARSE);
+    let last = null; // where the pointer is, and the handle is not yet
+    const move = () => {
+      if (!last) return;
+      const place = (last.clientX - offset - area.left) / area.width;
+      this.events.move(index, { place }, last.shiftKey ? FINE : COARSE);
+      last = null;
+    };
+    const moveSoon = onceAFrame(move);
+    const follow = (event) => {
+      last = event;
+      moveSoon();
     };
     const grip = new AbortController();
     const release = () => {
       grip.abort();
+      move();
       this.events.end();
     };
     handle.focus({ preventScroll: true });
     handle.setPointerCapture(event.pointerId);
-    handle.addEventListener("pointermove", move, { signal: grip.signal });
+    handle.addEventListener("pointermove", follow, { signal: grip.signal });
     // on the window, since a new run may remove the handle meanwhile
     for (const type of ["pointerup", "pointercancel"]) {
       window.addEventListener(type, release, { capture: true, signal: grip.signal });

@@ -14,6 +14,7 @@ import { onGrid, readPainting, stroke, writePainting } from "./painting.mjs";
 import { PictureView } from "./picture.mjs";
 import { rankTokens } from "./ranks.mjs";
 import { costLine, describeToken, legend } from "./reading.mjs";
+import { Sizes } from "./sizes.mjs";
 import { stateOf } from "./state.mjs";
 import { keepValues } from "./values.mjs";
 import { say } from "./words.mjs";
@@ -51,8 +52,8 @@ export class Inspector {
       clear: () => this.#change(() => graph.writePaintingText(this.node, "")),
       changed: this.readSoon,
     });
+    this.sizes = new Sizes(this.paintSoon, this.picture.element, this.picture.canvas, this.editor.canvas);
     this.#build();
-    this.resized = new ResizeObserver(this.paintSoon);
     this.watch();
   }
 
@@ -90,12 +91,12 @@ export class Inspector {
 
   /** Follow the size of the widget; call again after `rest`. */
   watch() {
-    this.resized.observe(this.picture.element);
+    this.sizes.watch();
   }
 
   /** Stop following, when the node is removed. */
   rest() {
-    this.resized.disconnect();
+    this.sizes.rest();
   }
 
   /** Go on as the inspector of the same node was before undo. */
@@ -251,30 +252,36 @@ export class Inspector {
 
   /** Paint what has changed since it was last painted; nothing where it cannot be seen. */
   #paint() {
-    const { clientWidth: width, clientHeight: height } = this.picture.element;
-    if (!this.state || !width || !height) return;
+    const [stage, canvas, chart] = this.sizes.elements.map((each) => this.sizes.of(each));
+    if (!this.state || !stage[0] || !stage[1]) return;
     const view = this.#view;
     const { bounds, scales, ranks, text, editable } = this.state;
     const pass = [bounds, scales, ...ranks.map((each) => serial(each))];
-    const size = [width, height];
     const changed = (part, ...now) => {
       const look = now.join(";");
       const differs = this.painted[part] !== look;
       this.painted[part] = look;
       return differs;
     };
-    if (changed("picture", view, text, size, view === "overlay" ? pass : "")) this.#paintPicture(view);
-    if (changed("bounds", pass, editable, size, document.body.className)) {
-      this.editor.paint(this.state, getComputedStyle(this.root).color);
+    if (changed("picture", view, text, canvas, view === "overlay" ? pass : "")) {
+      for (const toggle of this.views) toggle.setAttribute("aria-pressed", toggle.value === view);
+      this.picture.paint(view, this.state, canvas);
+      this.picture.outlineCell();
+    }
+    if (changed("bounds", pass, editable, chart, this.#ink)) {
+      this.editor.paint(this.state, this.#ink, chart);
     }
   }
 
-  #paintPicture(view) {
-    for (const toggle of this.views) toggle.setAttribute("aria-pressed", toggle.value === view);
-    this.picture.paint(view, this.state);
+  /** The theme's colour of text; the page is asked for it only when the theme may have changed. */
+  get #ink() {
+    const theme = [document.body.className, document.documentElement.getAttribute("style")].join(";");
+    if (this.theme !== theme) Object.assign(this, { theme, ink: getComputedStyle(this.root).color });
+    return this.ink;
   }
 
   #read() {
+    this.picture.outlineCell();
     if (!this.state) return;
     const { cell } = this.picture;
     const lines = this.#lines(cell);

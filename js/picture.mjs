@@ -55,13 +55,14 @@ export class PictureView {
   /**
    * @param {"heatmap" | "overlay" | "image"} view
    * @param {import("./state.mjs").State} state
+   * @param {[number, number]} size that the canvas is shown at
    */
-  paint(view, state) {
-    this.state = state;
+  paint(view, state, size) {
+    Object.assign(this, { state, size });
     const ready = this.image.complete;
     const image = ready && this.image.naturalWidth ? this.image : null;
     this.say(view === "image" && ready && !image ? say("picture.gone") : "");
-    const scale = fitCanvas(this.canvas);
+    const scale = fitCanvas(this.canvas, size);
     if (!scale) return;
     const { final } = this.inspection;
     if (view === "heatmap") draw.paintHeatmap(this.canvas, this.picture.percentile, final, this.table);
@@ -84,15 +85,20 @@ export class PictureView {
   look(cell) {
     if (cell?.row === this.cell?.row && cell?.column === this.cell?.column) return;
     this.cell = cell;
-    this.outline.hidden = !cell;
-    if (cell) {
-      const [height, width] = this.inspection.final;
-      const side = 2 * this.reach + 1;
-      const corner = { left: (cell.column - this.reach) / width, top: (cell.row - this.reach) / height };
-      const box = { ...corner, width: side / width, height: side / height };
-      for (const [side, part] of Object.entries(box)) this.outline.style[side] = `${100 * part}%`;
-    }
     this.onCell();
+  }
+
+  /** Lay the outline around the cell; moved by a transform, so that nothing is laid out for it. */
+  outlineCell() {
+    const { cell, reach, size } = this;
+    this.outline.hidden = !cell || !size;
+    if (this.outline.hidden) return;
+    const [height, width] = this.inspection.final;
+    const [across, down] = [size[0] / width, size[1] / height];
+    const corner = [(cell.column - reach) * across, (cell.row - reach) * down];
+    const sides = [across, down].map((pixels) => `${(2 * reach + 1) * pixels}px`);
+    const transform = `translate(${corner.map((pixels) => `${pixels}px`)})`;
+    Object.assign(this.outline.style, { width: sides[0], height: sides[1], transform });
   }
 
   #listen() {

@@ -4,7 +4,7 @@ import { counts, redrawnBy, shareOfDense } from "./dispatch.mjs";
 import { gridName, swatch } from "./dom.mjs";
 import { say } from "./words.mjs";
 
-const thousands = (number) => number.toLocaleString("en-US");
+const thousands = new Intl.NumberFormat("en-US").format;
 
 /**
  * Two lines about a token.

@@ -7,6 +7,8 @@ const LOCK = sign("M3 5V4a3 3 0 0 1 6 0v1h1v6H2V5zm1.4 0h3.2V4a1.6 1.6 0 0 0-3.2
 const WARNING = sign("M6 1l5.5 10H.5zM5.4 4.5v3.2h1.2V4.5zm0 4.2v1.2h1.2V8.7z");
 
 const SHEET = `
+/* a filter would draw the node and its shadow anew for every pixel that changes on a canvas in it */
+.lg-node:has(.moss-inspector canvas) { filter: none; box-shadow: 0 9px 14px rgba(0, 0, 0, 0.4); border-radius: 12px; }
 .moss-shell { width: 100%; height: 100%; }
 .moss-inspector {
   box-sizing: border-box; display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%;
@@ -62,8 +64,8 @@ const SHEET = `
 .moss-inspector .moss-picture:focus-visible { outline-offset: -2px; }
 .moss-picture canvas { display: block; width: 100%; height: 100%; }
 .moss-cell {
-  position: absolute; box-sizing: content-box; margin: -2px; border: 2px solid #fff; outline: 1px solid #000;
-  border-radius: 1px; pointer-events: none;
+  position: absolute; left: 0; top: 0; box-sizing: content-box; margin: -2px; border: 2px solid #fff;
+  outline: 1px solid #000; border-radius: 1px; pointer-events: none; will-change: transform;
 }
 .moss-read {
   flex: none; display: grid; min-height: 32px; font-variant-numeric: tabular-nums; contain: layout paint;
