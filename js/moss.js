@@ -6,7 +6,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { chain } from "./chain.mjs";
-import { repeat } from "./failure.mjs";
+import { repeat, translate } from "./failure.mjs";
 import { onceAFrame } from "./frame.mjs";
 import { DISPATCH, DRAFT, hidePaintingText, lastOutput, locator, MAP } from "./graph.mjs";
 import { Inspector } from "./inspector.mjs";
@@ -15,7 +15,7 @@ import { Report } from "./report.mjs";
 import { Sheet } from "./sheet.mjs";
 import { addStyle } from "./style.mjs";
 import { addElement } from "./widget.mjs";
-import { learn, say, translated } from "./words.mjs";
+import { learn, say } from "./words.mjs";
 
 const OURS = "MoSs_";
 const FIRST_VIEW = { [MAP]: "heatmap", [DISPATCH]: "overlay" };
@@ -105,9 +105,9 @@ function follow(node) {
 }
 
 /** What the nodes cannot follow, such as an area or a prompt weight. */
-function showWarning({ detail }) {
-  const text = translated(detail.text);
-  app.extensionManager?.toast?.add({ severity: "warn", summary: "MoSs", detail: text, life: 10000 });
+function showWarning({ detail: { key, values } }) {
+  const detail = say(`note.${key}`, values);
+  app.extensionManager?.toast?.add({ severity: "warn", summary: "MoSs", detail, life: 10000 });
 }
 
 function forgetFailure() {
@@ -120,6 +120,7 @@ app.registerExtension({
   name: "MoSs.Inspector",
   async init() {
     await learn(api, app.extensionManager?.setting?.get("Comfy.Locale"));
+    api.addEventListener("execution_error", ({ detail }) => translate(detail), { capture: true }); // the first
   },
   setup() {
     api.addEventListener("moss.warning", showWarning);

@@ -13,14 +13,35 @@ import { readPainting, writePainting } from "../js/painting.mjs";
 import { readPass, resample } from "../js/pass.mjs";
 import { formatPicks, parsePicks, pick } from "../js/picks.mjs";
 import { rankTokens } from "../js/ranks.mjs";
+import { speak, translated } from "../js/words.mjs";
 
 const vectors = JSON.parse(readFileSync(process.env.MOSS_VECTORS, "utf8"));
 
-test("patterns of the server's sentences", () => {
+const SENTENCES = {
+  "values 'x' is not a number; write 80, 70": "values 'x' 不是数；请写 80, 70",
+  "/models/my files/m.pth is damaged; download it again": "/models/my files/m.pth 已损坏；请重新下载",
+  "m.pth seems to be a HART transformer, not an Infinity transformer; choose another file":
+    "m.pth 似乎是 HART Transformer，而不是 Infinity Transformer；请选择其他文件",
+  [`for m.pth its VAE (v.pth, into models/vae), its text encoder (the folder t5, into models/text_encoders) ${
+    ""}was not found; put it there, or choose it. Beside it lie a.pth, b.pth`]:
+    "没有找到 m.pth 的 VAE（v.pth，放入 models/vae）, 文本编码器（文件夹 t5，放入 models/text_encoders）；" +
+    "请放入该处，或手动选择。旁边有 a.pth, b.pth",
+  "In about the time of a: b is most like the reference, but a has most of its texture. Slower, so not counted: c.":
+    "与 a 用时相近者中：b 最接近参照，a 的纹理最接近参照。更慢因而不计：c。",
+  "name  1.0\n\n12 tokens a picture": "name  1.0\n\n每张图 12 个 token",
+};
+
+test("the server's sentences in another language", () => {
   const { moss } = JSON.parse(readFileSync(new URL("../locales/zh/main.json", import.meta.url), "utf8"));
-  for (const [pattern, replacement] of moss.errors ?? []) {
-    const groups = new RegExp(`${pattern}|`, "u").exec("").length - 1;
-    for (const [, group] of replacement.matchAll(/\$(\d)/g)) assert.ok(Number(group) <= groups, pattern);
+  const same = "m.pth is empty. Nothing was changed.";
+  speak({});
+  assert.equal(translated(same), same);
+  speak(moss);
+  for (const [sentence, said] of Object.entries(SENTENCES)) assert.equal(translated(sentence), said);
+  for (const text of Object.keys(moss.sentences)) {
+    const filled = text.replace(/\{(\w+)\}/g, "<$1>");
+    const told = moss.sentences[text].replace(/\{(\w+)\}/g, "<$1>");
+    assert.equal(translated(filled), told);
   }
 });
 

@@ -244,7 +244,7 @@ class Tokenizer:
         ids = self.encoder.ids(text)
         words = [(token, 1.0, n) if return_word_ids else (token, 1.0) for n, token in enumerate(ids)]
         for note in (notes := weight_notes(text)):
-            warn(note["text"])
+            warn(Note(**note))
         return {"t5": [words], NOTES: notes}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -324,11 +324,11 @@ def text_features(conditioning: list, name: str) -> tuple[Text, ...]:
     if not isinstance(features, Tensor) or features.dim() != 3 or not features.numel():
         raise ValueError(
             f"the {name} input is no text conditioning; wire it to CLIP Text Encode with the CLIP of MoSs "
-            "MoSs Load Infinity"
+            "Load Infinity"
         )
     for note in notes_of(conditioning, name):
         if note.key == "unsupported":  # of prompt weights the page was told when they were read
-            warn(note.text)
+            warn(note)
     if not torch.isfinite(features).all():
         raise ValueError(
             f"the {name} input holds values that are not numbers; wire it straight to CLIP Text Encode"
@@ -417,12 +417,12 @@ class Note:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-def warn(text: str) -> None:
+def warn(note: Note) -> None:
     """Tell the artist, in the page and in the log, and go on."""
-    log.warning(text)
+    log.warning(note.text)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None:
-        server.send_sync("moss.warning", {"text": text})
+        server.send_sync("moss.warning", vars(note))
 
 
 def notes_of(conditioning: list | None, name: str) -> list[Note]:

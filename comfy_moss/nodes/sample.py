@@ -474,9 +474,10 @@ def unfinished(drafted: Drafted, hidden: Any) -> dict[str, list] | None:
         f"{len(drafted.draft.passes)}; wire this node's draft to MoSs Frequency Map, MoSs Token Dispatch and "
         "MoSs Refine again."
     )
-    warn(text)
     counts = {"passes": len(drafted.plan.passes), "run": len(drafted.draft.passes)}
-    return {"moss_notes": [vars(Note("unfinished", text, {"method": drafted.plan.label, **counts}))]}
+    note = Note("unfinished", text, {"method": drafted.plan.label, **counts})
+    warn(note)
+    return {"moss_notes": [vars(note)]}
 
 
 class DenseRefine(MossNode):
