@@ -312,6 +312,7 @@ def test_with_a_mask_the_ranks_are_those_of_the_run(page: Page) -> None:
 def test_undo_and_redo_restore_widgets_and_inspector(page: Page) -> None:
     page.away()
     # the host notes that Preview Image has grown, so that redo is not lost to that
+    page.wait(1500)
     page.page.mouse.click(1150, 650)
     page.wait()
     page.drag(page.inspector(DISPATCH), 3, -30)
