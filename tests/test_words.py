@@ -108,6 +108,7 @@ def test_the_page_has_words_for_all_it_says_and_says_all_it_has() -> None:
     said |= set(re.findall(r"\"((?:bound|brush|lock)\.[\w.]+)\"", CODE))  # chosen between two
     said |= {f"view.{view}" for view in re.search(r"VIEWS = \[(.*?)\]", CODE)[1].replace('"', "").split(", ")}
     said |= {f"note.{key}" for key in re.findall(r"Note\(\s*\"(\w+)\"", SERVER)}
+    said |= {f"note.{key}" for key in re.findall(r"\"(chosen[.\w]*)\"", SERVER)}  # between two
     assert said == set(sentences("en"))
 
 
