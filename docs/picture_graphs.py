@@ -4,52 +4,65 @@ from __future__ import annotations
 
 from typing import Any
 
-from workflow_graphs import WIDTHS, Graph, Lanes, Link, Node, X, moss, note, result, whole
+from workflow_graphs import RIGHT, WIDTHS, Graph, Lanes, Link, Node, X, moss, note, result, whole
 
 SHOWN, WANTED = "a blue star on a plain white background", "a red star on a plain white background"
 Part = tuple[dict[str, Node], tuple[Link, ...], Lanes]
-BELOW = 800  # pixels: top of the row where the picture is made
+ROW = 680  # pixels: where the folded nodes are that make the picture, and how far below the next ones
+STEP = 60
+GAPS = (310, 322, 655)  # pixels across: two ways left of the second column, one right of it
 YOURS = "\n\nA picture is drawn below so that this runs at once: wire **Load Image** to *image* for your own."
 
 
-def begin(x: int = X[1], y: int = 0, **widgets: Any) -> Part:
+def begin(**widgets: Any) -> Part:
     """Model, prompt, and a picture as a draft."""
     settings = {"control_after_generate": "randomize", **widgets}
     nodes: dict[str, Node] = {
-        "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 170, {}),
-        "wanted": ("CLIPTextEncode", X[0], 300, WIDTHS[0], 150, {"text": WANTED}),
-        "start": ("MoSs_ImageToDraft", x, y, WIDTHS[1], 560, settings),
+        "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 205, {}),
+        "wanted": ("CLIPTextEncode", X[0], 270, WIDTHS[0], 110, {"text": WANTED}),
+        "start": ("MoSs_ImageToDraft", X[1], 0, WIDTHS[1], 560, settings),
     }
     links = (("load", 1, "wanted", "clip"), ("load", 0, "start", "model"), ("wanted", 0, "start", "positive"))
-    return nodes, links, {("wanted", "clip"): [(305, 250), (-20, 250)]}
+    return nodes, links, {("wanted", "clip"): [(305, 220), (-20, 220)]}
 
 
-def picture(prompt: str, x: int = X[1], decoded: tuple[int, int] = (X[2], BELOW)) -> Part:
-    """The picture to start from."""
+def picture(prompt: str) -> Part:
+    """The picture to start from, by two folded nodes."""
     draft = {
         "refine_scales": 0, "method": "custom", "control_after_generate": "randomize", "cfg": 1.5,
-        "tau": 0.5,
+        "tau": 0.5, "collapsed": True,
     }
     nodes: dict[str, Node] = {
-        "shown": ("CLIPTextEncode", X[0], 960, WIDTHS[0], 150, {"text": prompt}),
-        "made": ("MoSs_InfinityDraft", x, BELOW, WIDTHS[1], 640, draft),
-        "picture": ("VAEDecode", *decoded, WIDTHS[2], 50, {}),
+        "shown": ("CLIPTextEncode", X[0], 450, WIDTHS[0], 110, {"text": prompt}),
+        "made": ("MoSs_InfinityDraft", X[1], ROW, WIDTHS[1], 640, draft),
+        "picture": ("VAEDecode", X[1] + 165, ROW, WIDTHS[2], 50, {"collapsed": True}),
     }
     links = (
         ("load", 1, "shown", "clip"), ("load", 0, "made", "model"), ("shown", 0, "made", "positive"),
         ("made", 1, "picture", "samples"), ("load", 2, "picture", "vae"),
     )
-    return nodes, links, {}
+    lanes: Lanes = {
+        ("shown", "clip"): [(305, 220), (-20, 220), (-20, 440)],
+        ("made", "model"): [(GAPS[0], 80), (GAPS[0], ROW - 25)],
+        ("made", "positive"): [(GAPS[0] + 5, 520), (GAPS[0] + 5, ROW - 25)],
+        ("picture", "vae"): [(GAPS[0] - 5, 90), (GAPS[0] - 5, ROW + 12), (X[1] + 150, ROW + 12)],
+    }
+    return nodes, links, lanes
+
+
+def back(left: int, top: int = 590) -> list[tuple[int, int]]:
+    """The way from the folded nodes to the left side of the node above them."""
+    return [(GAPS[2], ROW - 25), (GAPS[2], top), (left, top), (left, 110)]
 
 
 def graph(*parts: Part, text: str, thumbnail: tuple[str, ...] = ("save",), **titles: str) -> Graph:
     nodes, links, lanes = whole(*parts)
-    nodes["note"] = note(text, X[0], 520, WIDTHS[0], 370)
+    nodes.setdefault("note", note(text, X[0], 630, WIDTHS[0], 350))
     named = {"shown": "What the picture shows", "wanted": "What is wanted", **titles}
     return Graph(nodes, links, thumbnail, {k: v for k, v in named.items() if k in nodes}, lanes=lanes)
 
 
-USES_PICTURE: Part = ({}, (("picture", 0, "start", "image"),), {})
+USES_PICTURE: Part = ({}, (("picture", 0, "start", "image"),), {("start", "image"): back(GAPS[1])})
 
 
 def redraw() -> Graph:
@@ -62,31 +75,45 @@ def redraw() -> Graph:
 
 
 def inpaint() -> Graph:
-    nodes, links, lanes = result()
+    nodes, _, _ = result()
+    kind, x, y, width, height, widgets = nodes["save"]
     loaded: Part = (
         {
-            "picture": ("LoadImage", X[1], BELOW, WIDTHS[1], 400, {"image": "example.png"}),
-            "keep": ("ImageCompositeMasked", X[3], BELOW, WIDTHS[3], 150, {}),
+            "picture": ("LoadImage", X[0], 430, WIDTHS[0], 330, {"image": "example.png"}),
+            "keep": ("ImageCompositeMasked", X[4], 590, WIDTHS[4], 150, {"collapsed": True}),
+            "save": (kind, x, y + 80, width, height, widgets),
         },
         (
-            ("picture", 1, "start", "mask"), ("start", 2, "keep", "destination"),
-            ("decode", 0, "keep", "source"), ("start", 3, "keep", "mask"), ("keep", 0, "save", "images"),
+            ("picture", 0, "start", "image"), ("picture", 1, "start", "mask"),
+            ("start", 2, "keep", "destination"), ("decode", 0, "keep", "source"),
+            ("start", 3, "keep", "mask"), ("keep", 0, "save", "images"),
         ),
-        {},
+        {
+            ("keep", "destination"): [(GAPS[2], 70), (GAPS[2], 800), (X[4] - 24, 800), (X[4] - 24, 600)],
+            ("keep", "source"): [(RIGHT + 22, 535), (X[4] - 18, 535)],
+            ("keep", "mask"): [(GAPS[2] + 8, 90), (GAPS[2] + 8, 790), (X[4] - 30, 790), (X[4] - 30, 590)],
+            ("save", "images"): [(RIGHT + 22, 605), (X[4] - 12, 605)],
+        },
     )
     text = (
         "### Inpaint by painting\n\nRight click on *Load Image*, choose *Open in MaskEditor*, paint "
         "what is to be redrawn, save, and run.\n\nAll else keeps the picture's codes, and only "
         "painted tokens are redrawn. At the end the original pixels are laid back."
     )
-    return graph(begin(strength=0), loaded, USES_PICTURE, moss("start"), (nodes, (), {}), text=text)
+    about: Part = ({"note": note(text, X[1], 650, WIDTHS[1], 260)}, (), {})
+    return graph(begin(strength=0), loaded, moss("start"), about, text=text)
 
 
 def outpaint() -> Graph:
     sides = {"left": 128, "right": 128, "feathering": 0}
+    across = [(X[3] - 14, 700), (X[3] - 14, 662), (GAPS[2], 640), (GAPS[2], 590)]
     pad: Part = (
-        {"pad": ("ImagePadForOutpaint", X[2], BELOW + 180, WIDTHS[2], 180, sides)},
-        (("picture", 0, "pad", "image"), ("pad", 0, "start", "image"), ("pad", 1, "start", "mask")), {},
+        {"pad": ("ImagePadForOutpaint", X[2], 720, WIDTHS[2], 180, sides)},
+        (("picture", 0, "pad", "image"), ("pad", 0, "start", "image"), ("pad", 1, "start", "mask")),
+        {
+            ("start", "image"): [*across, (GAPS[1], 590), (GAPS[1], 110)],
+            ("start", "mask"): [*across, (GAPS[1] - 6, 590), (GAPS[1] - 6, 150)],
+        },
     )
     text = (
         "### Outpaint\n\n*Pad Image for Outpainting* makes the canvas larger and masks what is new; "
@@ -98,28 +125,37 @@ def outpaint() -> Graph:
 
 
 def change_by_words() -> Graph:
+    nodes, links, lanes = begin()
+    settings = {"control_after_generate": "randomize", "strength": 13, "collapsed": True}
+    nodes["start"] = ("MoSs_ImageToDraft", X[1], ROW + STEP, WIDTHS[1], 560, settings)
+    below = ROW + STEP - 25
     edit: Part = (
         {
             "edit": ("MoSs_EditDraft", X[1], 0, WIDTHS[1], 480, {}),
-            "change": ("PreviewImage", X[3], BELOW + 180, WIDTHS[3], 340, {}),
+            "change": ("PreviewImage", X[2], 720, WIDTHS[2], 340, {}),
         },
         (
-            ("start", 0, "edit", "draft"), ("wanted", 0, "edit", "positive"), ("shown", 0, "edit", "source"),
+            ("picture", 0, "start", "image"), ("start", 0, "edit", "draft"),
+            ("wanted", 0, "edit", "positive"), ("shown", 0, "edit", "source"),
             ("edit", 2, "change", "images"),
         ),
-        {},
+        {
+            ("start", "model"): [(GAPS[0], 80), (GAPS[0], below)],
+            ("start", "positive"): [(GAPS[0] + 5, 520), (GAPS[0] + 5, below)],
+            ("start", "image"): [(GAPS[2] - 10, ROW - 10), (GAPS[2] - 10, ROW + 20), (GAPS[1], ROW + 20)],
+            ("edit", "draft"): [(GAPS[2], below), (GAPS[2], 590), (GAPS[1], 590), (GAPS[1], 60)],
+            ("change", "images"): [(GAPS[2] + 10, 60), (GAPS[2] + 10, 690)],
+        },
     )
-    nodes, links, lanes = begin(y=BELOW, strength=13)
-    links = (*links[:2], ("shown", 0, "start", "positive"))
     text = (
         "### Change by words\n\nThe model is asked with both prompts. Where they disagree the draft "
-        "changes; the map below says where. Only these places are redrawn at the finest "
+        "changes; the map says where. Only these places are redrawn at the finest "
         "scale.\n\n**Try** *preserve* 0, which changes the background too."
         + YOURS
     )
-    made = picture(SHOWN, X[2], (X[3], BELOW))
+    links = (*links[:2], ("shown", 0, "start", "positive"))
     return graph(
-        (nodes, links, lanes), made, USES_PICTURE, edit, moss("edit"), result(), text=text,
+        (nodes, links, lanes), picture(SHOWN), edit, moss("edit"), result(), text=text,
         thumbnail=("change", "save"), change="Where it changed",
     )
 

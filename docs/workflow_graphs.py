@@ -61,7 +61,7 @@ def start(
     widgets = {"seed": seed, "control_after_generate": after, "cfg": 1.5, "tau": 0.5, "method": method}
     widgets |= draft
     nodes: dict[str, Node] = {
-        "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 170, {}),
+        "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 205, {}),
         "prompt": ("CLIPTextEncode", X[0], 300, WIDTHS[0], 150, {"text": prompt}),
         "draft": ("MoSs_InfinityDraft", X[1], 0, WIDTHS[1], 640, widgets),
     }
@@ -177,36 +177,37 @@ def pick() -> Graph:
     nodes, links, lanes = whole(start(fixed=True, seed=10, prompt=MANY, batch_size=6), moss("pick"), result())
     wide = X[3] + WIDTHS[3] - X[0]
     nodes |= {
-        "pick": ("MoSs_PickDrafts", X[0], 960, wide - 700, 420, {"picks": "2"}),
-        "sheet": ("PreviewImage", X[0] + wide - 680, 960, 680, 420, {}),
+        "pick": ("MoSs_PickDrafts", X[0], 830, wide - 700, 250, {"picks": "2"}),
+        "sheet": ("PreviewImage", X[0] + wide - 680, 830, 680, 250, {}),
         "note": note(
             "### A sheet of drafts\n\nSix drafts are drawn; only those that you pick are refined. **Run**, "
             "look at the sheet below, click the drafts that you like (or write their numbers), and run "
-            "again: the drafts stay cached, because their seed is fixed.", X[0], 520, WIDTHS[0], 260,
+            "again: the drafts stay cached, because their seed is fixed.", X[0], 520, WIDTHS[0], 230,
         ),
     }
     links += (("draft", 0, "pick", "draft"), ("pick", 2, "sheet", "images"))
-    edge = X[1] + WIDTHS[1] + 20
+    edge, between = X[1] + WIDTHS[1] + 20, X[0] + wide - 690
     lanes |= {
-        ("pick", "draft"): [(edge - 8, 130), (edge, 880), (-22, 880)],
-        ("frequency", "draft"): [(X[0] + wide - 690, 905), (edge + 8, 905), (edge + 8, 200)],
-        ("composite", "draft_latent"): [(X[0] + wide - 690, 925), (X[4] - 24, 925), (X[4] - 24, 420)],
+        ("pick", "draft"): [(edge - 8, 60), (edge - 8, 770), (-22, 770)],
+        ("frequency", "draft"): [(between, 790), (edge + 8, 790), (edge + 8, 60)],
+        ("composite", "draft_latent"): [(between + 4, 778), (X[4] - 24, 778), (X[4] - 24, 340)],
     }
     return Graph(nodes, links, ("sheet",), {"sheet": "All drafts with their maps"}, lanes=lanes)
 
 
 def inspect() -> Graph:
-    nodes, links, lanes = whole(start(), moss(), result("PreviewImage"))
+    nodes, links, lanes = whole(start(), moss(), result("PreviewImage", 235))
     shown = {
         "show_draft": "Draft", "show_heatmap": "Frequency", "show_overlay": "Dispatch",
         "show_drafter": "Drafter's contribution", "show_refiner": "Refiner's contribution",
     }
     for n, key in enumerate(shown):
-        nodes[key] = ("PreviewImage", X[n], 1120, WIDTHS[n], 330, {})
+        nodes[key] = ("PreviewImage", 278 * n, 865, 262, 225, {})
+    folded = {"collapsed": True}
     nodes |= {
-        "decode_draft": ("VAEDecode", X[1], 700, WIDTHS[1], 50, {}),
-        "contribution": ("MoSs_ContributionMap", X[2], 700, WIDTHS[2], 180, {}),
-        "report": ("MoSs_Report", X[3], 800, WIDTHS[3], 230, {}),
+        "decode_draft": ("VAEDecode", X[1], 700, WIDTHS[1], 50, dict(folded)),
+        "contribution": ("MoSs_ContributionMap", X[2], 700, WIDTHS[2], 180, dict(folded)),
+        "report": ("MoSs_Report", X[4], 865, WIDTHS[4], 225, {}),
         "note": note(
             "### Every map on screen\n\nHover the maps to read a token: row, column, frequency, percentile, "
             "and the scale that redraws it.\n\nBelow: the draft, its frequency, which scale redraws what, "
@@ -221,16 +222,19 @@ def inspect() -> Graph:
         ("contribution", 0, "show_drafter", "images"), ("contribution", 1, "show_refiner", "images"),
         ("composite", 0, "report", "latent"),
     )
-    gap = [left - 20 for left in X]
+    around = [(RIGHT + 30, 300), (RIGHT + 30, 820)]
     lanes |= {
-        ("decode_draft", "samples"): [(gap[2], 655), (gap[1], 655)],
-        ("show_draft", "images"): [(gap[2], 1075), (gap[0], 1075)],
-        ("dispatch", "image"): [(gap[2], 645), (gap[3] - 4, 645)],
-        ("show_heatmap", "images"): [(gap[3], 1062), (gap[1], 1062)],
-        ("show_overlay", "images"): [(gap[4] - 4, 130), (gap[4] - 4, 1080), (gap[2], 1080)],
-        ("contribution", "latent"): [(RIGHT + 34, 1050), (gap[2] + 6, 1050)],
-        ("report", "latent"): [(RIGHT + 34, 1050), (gap[3] + 6, 1050)],
-        ("show_refiner", "images"): [(gap[3] - 8, 1068), (gap[4] + 4, 1068)],
+        ("decode_draft", "samples"): [(656, 60), (656, 655), (316, 655)],
+        ("decode_draft", "vae"): [(306, 90), (306, 680)],
+        ("show_draft", "images"): [(480, 720), (480, 812), (-22, 812)],
+        ("dispatch", "image"): [(480, 730), (1030, 730), (1030, 80)],
+        ("show_heatmap", "images"): [(1022, 60), (1022, 760), (270, 818)],
+        ("show_overlay", "images"): [(1396, 60), (1396, 826), (548, 826)],
+        ("contribution", "draft"): [(664, 40), (664, 665)],
+        ("contribution", "latent"): [*around, (672, 820), (672, 700)],
+        ("report", "latent"): [*around, (X[4] - 16, 820)],
+        ("show_drafter", "images"): [(870, 720), (826, 805)],
+        ("show_refiner", "images"): [(880, 710), (1104, 776)],
     }
     return Graph(nodes, links, ("show_draft", "show_heatmap", "show_overlay", "save"), shown, lanes=lanes)
 
@@ -248,8 +252,9 @@ def paint() -> Graph:
         "show_overlay": ("PreviewImage", X[2], 690, WIDTHS[2], 360, {}),
         "note": note(
             "### Paint where detail goes\n\nTake the brush of MoSs Token Dispatch and paint over the map: "
-            "painted cells are redrawn first, at the finest scale. The number of tokens stays the same.\n\nA "
-            "mask from any other node can be wired to *mask* as well.", X[0], 520, WIDTHS[0], 250,
+            "painted cells are redrawn first, at the finest scale. The number of tokens stays the same. The "
+            "seed is fixed, so that the map stays the one that you paint on.\n\nA mask from any other node "
+            "can be wired to *mask* as well.", X[0], 520, WIDTHS[0], 290,
         ),
     }
     links += (("dispatch", 1, "show_overlay", "images"),)
@@ -262,19 +267,21 @@ def paint() -> Graph:
 
 def two_passes() -> Graph:
     nodes, links, lanes = whole(start("sparse4"), moss())
+    lower = 580  # pixels: the second pass below the first
+    for key in ("frequency", "dispatch"):
+        nodes[key] = (*nodes[key][:4], 480, nodes[key][5])
     first = ("frequency", "dispatch", "refine", "composite")
     copies = {key: node for key, node in nodes.items() if key in first}
-    nodes |= {f"{key}2": (node[0], node[1], node[2] + 900, *node[3:]) for key, node in copies.items()}
+    nodes |= {f"{key}2": (node[0], node[1], node[2] + lower, *node[3:]) for key, node in copies.items()}
     nodes |= {
-        "decode2": ("VAEDecode", X[4], 1360, WIDTHS[4], 50, {}),
-        "between": ("PreviewImage", X[0], 900, WIDTHS[0] + 20 + WIDTHS[1], 420, {}),
-        "save": ("SaveImage", X[0], 1390, WIDTHS[0] + 20 + WIDTHS[1], 420, {"filename_prefix": "MoSs"}),
+        "decode2": ("VAEDecode", X[4], 1045, WIDTHS[4], 50, {"collapsed": True}),
+        "between": ("PreviewImage", X[1], 720, WIDTHS[1], 340, {}),
+        "save": ("SaveImage", X[0], 790, WIDTHS[0], 270, {"filename_prefix": "MoSs"}),
         "note": note(
-            "### Two refine passes: sparse4\n\nSix scales are drafted. The first pass redraws the busiest 70 "
-            "% of the next scale, 16 x 16. Its result is a draft again, with a new map: the second pass goes "
-            "straight to the finest scale for the busiest 45 %, without guidance.\n\nThe same on the command "
-            "line: `--method sparse4`, or `--plan \"draft-4; -4@70; -1@45 "
-            "unguided\"`.", X[0], 520, WIDTHS[0], 290,
+            "### Two refine passes: sparse4\n\nSix scales are drafted. The first pass redraws the busiest "
+            "70 % of the next scale, 16 x 16. Its result is a draft again, with a new map: the second goes "
+            "to the finest scale for the busiest 45 %, without guidance. On the command line: "
+            "`--method sparse4`.", X[0], 500, WIDTHS[0], 240,
         ),
     }
     links += (
@@ -284,14 +291,17 @@ def two_passes() -> Graph:
         ("composite2", 0, "decode2", "samples"), ("load", 2, "decode2", "vae"),
         ("decode2", 0, "save", "images"),
     )
+    gap, right = X[2] - 20, X[4] - 24
     lanes |= {
-        **{(f"{key}2", socket): [(x, y + 900) for x, y in lanes[key, socket]] for key, socket in (
-            ("composite", "residual"), ("decode", "samples"))},
-        ("frequency2", "draft"): [(RIGHT + 12, 800), (X[2] - 20, 800), (X[2] - 20, 880)],
-        ("composite2", "draft_latent"): [(RIGHT + 12, 815), (X[4] - 24, 815), (X[4] - 24, 1100)],
-        ("between", "images"): [(RIGHT + 12, 785), (-22, 785), (-22, 860)],
-        ("decode2", "vae"): [(X[0] + WIDTHS[0] + 20, -68), (X[4] - 34, -68), (X[4] - 34, 1300)],
-        ("save", "images"): [(RIGHT + 12, 1840), (-22, 1840), (-22, 1420)],
+        ("composite2", "residual"): [(x, y + lower) for x, y in lanes["composite", "residual"]],
+        ("decode2", "samples"): [(RIGHT + 22, 1002), (X[4] - 22, 1002)],
+        ("frequency2", "draft"): [(RIGHT + 12, 310), (RIGHT + 12, 526), (gap, 526), (gap, 590)],
+        ("composite2", "draft_latent"): [(RIGHT + 18, 290), (RIGHT + 18, 534), (right, 534), (right, 870)],
+        ("between", "images"): [
+            (RIGHT + 24, 490), (RIGHT + 24, 542), (gap - 10, 542), (gap - 10, 665), (318, 665),
+        ],
+        ("decode2", "vae"): [(X[0] + WIDTHS[0] + 20, -68), (X[4] - 34, -68), (X[4] - 34, 1020)],
+        ("save", "images"): [(RIGHT + 12, 1085), (-22, 1085), (-22, 815)],
     }
     titles = {
         "frequency": "MoSs Frequency Map: first pass", "dispatch": "MoSs Token Dispatch: 16 x 16",
@@ -305,13 +315,14 @@ TEXTURED = "a dotted yellow circle"
 
 
 def compare() -> Graph:
-    nodes, links, lanes = whole(start(fixed=True, seed=5, prompt=TEXTURED), moss())
+    nodes, links, lanes = whole(start(seed=5, prompt=TEXTURED), moss())
     nodes.pop("decode")
     folded = {"collapsed": True}
-    skip, fastvar = ({"method": "custom", "refine_scales": k, "cfg": 1.5, "tau": 0.5} for k in (2, 4))
+    own = {"method": "custom", "cfg": 1.5, "tau": 0.5, "control_after_generate": "randomize"}
+    skip, fastvar = (own | {"refine_scales": k} for k in (2, 4))
     nodes |= {
-        "seed": (
-            "PrimitiveInt", X[0], 520, WIDTHS[0], 90, {"value": 5, "control_after_generate": "randomize"},
+        "seed": (  # a random one may be below 0, which is no seed
+            "PrimitiveInt", X[0], 520, WIDTHS[0], 90, {"value": 5, "control_after_generate": "increment"},
         ),
         "skip": ("MoSs_InfinityDraft", X[1], 730, WIDTHS[1], 640, skip | folded),
         "long": ("MoSs_InfinityDraft", X[1], 790, WIDTHS[1], 640, fastvar | folded),
@@ -320,15 +331,15 @@ def compare() -> Graph:
         "refine3": ("MoSs_Refine", X[4], 460, WIDTHS[4], 150, dict(folded)),
         "composite3": ("MoSs_Composite", X[4], 535, WIDTHS[4], 120, dict(folded)),
         "dense": ("MoSs_DenseRefine", X[4], 640, WIDTHS[4], 80, {"preview": False}),
-        "compare": ("MoSs_Compare", X[4], 860, WIDTHS[4], 420, {}),
-        "sheet": ("PreviewImage", X[0], 900, X[3] + WIDTHS[3] - X[0], 420, {}),
+        "compare": ("MoSs_Compare", X[4], 800, WIDTHS[4], 290, {}),
+        "sheet": ("PreviewImage", X[0], 855, X[3] + WIDTHS[3] - X[0], 235, {}),
         "note": note(
             "### Who wins at equal time?\n\nFour ways that take about a fifth of the plain model's time, "
             "from one seed: **sparse3** (the default), **moss3** (the paper's kind of pass), **skipping** "
             "two scales and **FastVAR**, against **dense**. The node below says who comes closest.\n\nOne "
             "picture proves little: on 84 prompts with textures sparse3 scores .655, moss3 .417; it beats "
             "skipping at equal time by .365 [.265, .467] and FastVAR by .332 [.226, "
-            ".439].", X[0], 640, WIDTHS[0], 210,
+            ".439].", X[0], 650, WIDTHS[0], 165,
         ),
     }
     drafts = ("draft", "skip", "long")
@@ -344,15 +355,20 @@ def compare() -> Graph:
         ("compare", 0, "sheet", "images"),
     )
     lanes = {way: points for way, points in lanes.items() if way[0] != "decode"}
-    into = [(RIGHT + 22, 812), (X[4] - 22, 812)]
-    lanes |= {("compare", socket): into for socket in ("reference", "latent_1", "latent_2")}
+    into = [(RIGHT + 22, 745), (X[4] - 22, 745)]
+    lanes |= {("compare", socket): into for socket in ("reference", "latent_1")}
+    lanes["compare", "latent_2"] = [(RIGHT + 22, 540), *into]
     for n, column in ((3, 1), (4, 2)):
-        lanes["compare", f"latent_{n}"] = [(X[column] + WIDTHS[column] + 20, 865), (X[4] - 30, 865)]
+        lanes["compare", f"latent_{n}"] = [(X[column] + 250, 782 + 8 * n), (X[4] - 30, 782 + 8 * n)]
+    gap = X[0] + WIDTHS[0] + 16
     lanes |= {
-        ("compare", "vae"): [(X[0] + WIDTHS[0] + 20, -68), (X[4] - 34, -68), (X[4] - 34, 800)],
+        ("skip", "model"): [(gap, 60), (gap, 700)], ("long", "model"): [(gap, 60), (gap, 760)],
+        ("compare", "vae"): [(gap + 4, -68), (X[4] - 34, -68), (X[4] - 34, 780)],
         ("dense", "draft"): [(X[1] + WIDTHS[1] + 28, -38), (X[4] - 18, -38), (X[4] - 18, 600)],
+        ("dispatch3", "frequency"): [(X[3] - 20, 50), (X[3] - 20, 750)],
+        ("refine3", "dispatch"): [(X[4] - 12, 760), (X[4] - 12, 460)],
         ("composite3", "residual"): [(RIGHT + 12, 490), (X[4] - 12, 490)],
-        ("sheet", "images"): [(RIGHT + 12, 1345), (-22, 1345), (-22, 930)],
+        ("sheet", "images"): [(RIGHT + 12, 1115), (-22, 1115), (-22, 885)],
     }
     titles = {
         "skip": "MoSs Draft: all but 2 scales", "long": "MoSs Draft for FastVAR", "sheet": "Side by side",
@@ -459,11 +475,12 @@ def pictured(
         scaled: to how many pixels a side the picture is brought first; 0 = as it is.
     """
     kind, widgets = node
+    seeded = {"seed": 0, "control_after_generate": "randomize", **widgets}
     nodes: dict[str, Node] = {
         "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 230, values),
         "prompt": ("CLIPTextEncode", X[0], 350, WIDTHS[0], 120, {"text": prompt}),
         "picture": ("LoadImage", X[0], 530, WIDTHS[0], 330, {"image": "example.png"}),
-        "draft": (kind, X[1], 0, WIDTHS[1], 560, {"seed": 0, "control_after_generate": "fixed", **widgets}),
+        "draft": (kind, X[1], 0, WIDTHS[1], 560, seeded),
         "note": note(f"### {title}\n\n{words}", X[1], 640, WIDTHS[1], 380),
     }
     source = "scale" if scaled else "picture"

@@ -91,7 +91,7 @@ FIT = """() => {
   const left = Math.min(...nodes.map((n) => n.pos[0])) - pad;
   const top = Math.min(...nodes.map((n) => n.pos[1])) - 70;
   const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + pad;
-  const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + pad;
+  const bottom = Math.max(...nodes.map((n) => n.pos[1] + (n.flags.collapsed ? 0 : n.size[1]))) + pad;
   const scale = Math.min((innerWidth - 80) / (right - left), (innerHeight - 110) / (bottom - top), 1);
   app.canvas.ds.scale = scale;
   app.canvas.ds.offset = [70 / scale - left, 100 / scale - top];

@@ -112,8 +112,8 @@ const SHEET = `
 .moss-axis { display: flex; justify-content: space-between; font-size: 10px; line-height: 14px; }
 .moss-foot { min-height: 20px; font-variant-numeric: tabular-nums; }
 .moss-inspector .moss-foot button { border-color: var(--border-color, #4e4e4e); }
-.moss-sheet { overflow: auto; }
-.moss-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 6px; }
+.moss-inspector.moss-sheet { min-height: 0; overflow: auto; }
+.moss-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 6px; }
 .moss-inspector .moss-card {
   display: flex; flex-direction: column; gap: 2px; height: auto; padding: 3px; text-align: start;
   border: 2px solid var(--border-color, #4e4e4e); font-variant-numeric: tabular-nums;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ RELEASED = ("09 Infinity-2B", "10 Infinity-8B", "11 HART-0.7B", *TUNES)  # need 
 FIRST = "01 Text to image"
 WIDEST = 1800  # pixels of a workflow
 TITLE = 30  # pixels above a node
-FIXED = ("03 Pick from a sheet of drafts", "04 Compare at equal time", "05 Paint where detail goes")
+FOLDED = 130  # pixels, width of a folded node
+LEAST = 0.58  # of a node's size, at which the classic canvas still draws its text
+SCREEN, CHROME = (1366, 768), (80, 110)  # pixels of a small screen, and of what the page has around the graph
+FIXED = ("03 Pick from a sheet of drafts", "05 Paint where detail goes")  # their notes say why
+DRAFTS = ("MoSs_InfinityDraft", "MoSs_ImageToDraft", "MoSs_InstructEdit", "MoSs_Enlarge")
 NEEDS_HOST = pytest.mark.skipif(
     checkout() is None, reason="NO COMFYUI CHECKOUT: NO WORKFLOW WAS RUN; set COMFYUI_PATH to one"
 )
@@ -115,12 +120,77 @@ def test_a_workflow_fits_a_small_screen_and_no_node_lies_on_another(name: str) -
         assert beside or a[1] + a[3] <= b[1] - TITLE or b[1] + b[3] <= a[1] - TITLE, (a, b)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*FIXED, *RELEASED)])
+def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom, with the title; of a folded node, whose width the page chooses, the least."""
+    (x, y), (w, h) = node["pos"], node["size"]
+    return (x, y - TITLE, x + FOLDED, y) if node["flags"].get("collapsed") else (x, y - TITLE, x + w, y + h)
+
+
+def socket(node: dict[str, Any], n: int, output: bool) -> tuple[float, float]:
+    """Where a wire meets a node."""
+    left, top, right, bottom = box(node)
+    if node["flags"].get("collapsed"):
+        return (right if output else left), (top + bottom) / 2
+    return (right if output else left), node["pos"][1] + (n + 0.7) * 20
+
+
+def curve(points: list[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Places along a wire: it leaves nodes sideways, as the classic canvas draws it."""
+    for n, (a, b) in enumerate(itertools.pairwise(points)):
+        bend = 0.25 * math.dist(a, b)
+        first = (a[0] + bend * (n == 0), a[1])
+        last = (b[0] - bend * (n == len(points) - 2), b[1])
+        for t in (step / 40 for step in range(41)):
+            weights = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)
+            yield tuple(
+                sum(w * p[axis] for w, p in zip(weights, (a, first, last, b), strict=True)) for axis in (0, 1)
+            )
+
+
+def wires(ui: dict[str, Any]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Every wire with its name and the points that it runs through."""
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    reroutes = {reroute["id"]: reroute for reroute in ui["extra"].get("reroutes", [])}
+    last = {one["id"]: one["parentId"] for one in ui["extra"].get("linkExtensions", [])}
+    for key, source, output, target, slot, _ in ui["links"]:
+        points, at = [socket(nodes[target], slot, False)], last.get(key)
+        while at is not None:
+            points.append(tuple(reroutes[at]["pos"]))
+            at = reroutes[at].get("parentId")
+        points.append(socket(nodes[source], output, True))
+        into = nodes[target]["inputs"][slot]["name"]
+        yield f"{nodes[source]['type']} to {into} of {nodes[target]['type']}", points[::-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_wire_runs_behind_a_node(name: str) -> None:
+    ui = read(name)[0]
+    boxes = {node["id"]: (node["type"], box(node)) for node in ui["nodes"]}
+    for wire, points in wires(ui):
+        for x, y in curve(points):
+            for kind, (left, top, right, bottom) in boxes.values():
+                assert not (left + 6 < x < right - 6 and top + 2 < y < bottom - 2), f"{wire} behind {kind}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_opens_at_a_size_at_which_its_text_is_drawn(name: str) -> None:
+    """The classic canvas draws text down to about six tenths of its size."""
+    boxes = [box(node) for node in read(name)[0]["nodes"]]
+    sides = [max(b[n + 2] for b in boxes) - min(b[n] for b in boxes) for n in (0, 1)]
+    zoom = min((all_ - page) / side for all_, page, side in zip(SCREEN, CHROME, sides, strict=True))
+    assert zoom >= LEAST, f"{zoom:.2f}: {sides[0]:.0f} x {sides[1]:.0f}"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_run_of_a_template_draws_something_new(name: str) -> None:
     """Where the seed is fixed, the note says why."""
-    ui = read(name)[0]
-    drafts = [node for node in ui["nodes"] if node["type"] == "MoSs_InfinityDraft"]
-    assert all("randomize" in node["widgets_values"] for node in drafts)
+    nodes = read(name)[0]["nodes"]
+    drafts = [node for node in nodes if node["type"] in DRAFTS]
+    note = next(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    assert all("randomize" in node["widgets_values"] for node in drafts) != (name in FIXED)
+    assert ("seed is fixed" in note) == (name in FIXED)
+    numbers = [node["widgets_values"] for node in nodes if node["type"] == "PrimitiveInt"]
+    assert all(values == [5, "increment"] for values in numbers)  # the host's random ones may be below 0
 
 
 def test_the_numbers_of_the_model_stand_in_every_template() -> None:
