@@ -221,6 +221,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--maps", type=_path, metavar="DIR",
         help="also write draft, frequency, dispatch, every scale and a poster there",
     )
+    add(
+        "--lora", type=_lora, action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="change the transformer by a LoRA (PEFT, kohya or EditInfinity); may be repeated",
+    )
     add("--tiny", action="store_true", help="decode with the codec's tiny decoder: quicker, and not as well")
     add(
         "--kv-cache", type=_read(typed.word, KV_CACHES, "kv-cache"), default="full", metavar="KIND",
@@ -320,6 +324,15 @@ def add_drawing(parser: argparse.ArgumentParser, from_picture: bool = False) -> 
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     choices, names = ("auto", "fp32", "bf16"), "auto = bf16 on cuda and CPUs with AMX, else fp32"
     add("--precision", type=_read(typed.precision), choices=choices, default="auto", help=names)
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:strength."""
+    name, colon, strength = text.rpartition(":")
+    try:
+        return (_path(name), float(strength)) if colon and name else (_path(text), 1.0)
+    except ValueError:  # a colon of the path's own
+        return _path(text), 1.0
 
 
 def _read(reader: Callable[..., Any], *details: Any) -> Callable[[str], Any]:

@@ -6,6 +6,7 @@ Prints nothing.  Every command that draws makes its own from the same options.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from .model.backbone import Backbone, Published
 from .model.catalog import default_roots
 from .model.graphs import with_graphs
 from .model.library import ModelFiles, find_model
+from .model.lora import merged, read_lora, shapes_of
 from .model.sampling import NOISE_ID, Guidance, Sampling, per_scale
 from .model.schedule import Schedule, parse_aspect
 from .model.tiny_decoder import (
@@ -63,6 +65,7 @@ class Request:
         strength: factor on what refine passes add, in [0, 1]; window: side of the frequency window.
         tiny: decode with the codec's tiny decoder, quicker and not as well.
         kv_cache: "full", or "int8": keys and values in 8 bits.
+        lora: files that change the transformer, each with its strength.
         no_cssa, no_refine_guidance: refine passes without cross-scale attention, without guidance.
         picture, mask: files of the picture to start from and of what may change in it; mode, fit: see
             `editing`.
@@ -107,6 +110,7 @@ class Request:
     maps: Path | None = None
     tiny: bool = False
     kv_cache: str = "full"
+    lora: Sequence[tuple[Path, float]] = ()
 
     @classmethod
     def of(cls, options: object, **changes: Any) -> Request:
@@ -155,6 +159,7 @@ def check(request: Request) -> Checked:
         raise ValueError(f"the batch must hold at least 1 picture, got {request.batch}")
     if not 0 <= request.seed <= 2**64 - request.batch:
         raise ValueError(f"seeds lie between 0 and 2^64 - 1, got {request.seed} for {request.batch} pictures")
+    _check_loras(request)
     given = read_input(request)
     device, dtype = choose_device(request.device, request.precision)
     files = find_model(request.model, [*request.models, *default_roots()])
@@ -175,6 +180,14 @@ def check(request: Request) -> Checked:
         request, files, method, schedule, files.guidance(cfg), files.sampling(tau), pixels, device, dtype,
         given,
     )
+
+
+def _check_loras(request: Request) -> None:
+    for path, strength in request.lora:
+        if not path.is_file():
+            raise ValueError(f"there is no LoRA {path}; name a file, for example style.safetensors:0.8")
+        if not math.isfinite(strength):
+            raise ValueError(f"the strength of {path} is {strength}; give it a number, such as 0.8")
 
 
 def method_of(request: Request, published: Published) -> Method:
@@ -323,6 +336,8 @@ def load(checked: Checked) -> tuple[Backbone, Recipe, dict[str, float]]:
         backbone, kernels=choose("auto", checked.device)[0], int8_cache=request.kv_cache == "int8"
     )
     backbone, _ = with_graphs(backbone, checked.device)
+    if request.lora:
+        backbone = merged(backbone, [(read_lora(p, shapes_of(backbone)), by) for p, by in request.lora])
     if request.tiny:
         backbone = replace(backbone, tiny=_tiny_decoder(checked, backbone))
     denied = tuple(others) * request.batch or None
@@ -437,7 +452,8 @@ def recipe_of(checked: Checked, backbone: Backbone, seed: int) -> dict[str, Any]
     drawn_from = {"edit": remembered(given, request)} if given else {}
     decoder = {"decoder": "tiny"} if request.tiny else {}
     cache = {"kv_cache": request.kv_cache} if request.kv_cache != "full" else {}
-    return drawn_from | decoder | cache | {
+    loras = {"lora": [f"{path}:{strength:g}" for path, strength in request.lora]} if request.lora else {}
+    return drawn_from | decoder | cache | loras | {
         "prompt": request.prompt, "negative": request.negative, "seed": seed, **_method_facts(checked.method),
         "cfg": checked.guidance.asked, "tau": checked.sampling.tau, "aspect": aspect,
         "pixels": checked.pixels, "model": Path(checked.files.name).name, "model_id": backbone.model_id,
@@ -467,7 +483,7 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: something in it is no value of its option.
     """
-    for name in ("prompt", *_OPTIONS, *_METHOD_OPTIONS):
+    for name in ("prompt", *_OPTIONS, *_METHOD_OPTIONS, "lora"):
         _check_value(name, recipe.get(name, "" if name == "prompt" else None))
     plan, edit = recipe.get("plan"), recipe.get("edit")
     names = _OPTIONS if plan else (*_OPTIONS, *_METHOD_OPTIONS)
@@ -480,6 +496,7 @@ def arguments(recipe: Mapping[str, Any]) -> list[str]:
     given = {name.replace("_", "-"): value for name, value in told.items() if value is not None}
     options = [f"--{name}={_typed(value)}" for name, value in given.items()]
     options += ["--tiny"] * (recipe.get("decoder") == "tiny")
+    options += [f"--lora={told}" for told in recipe.get("lora") or ()]
     if plan:
         return [command, f"--plan={plan}", *options, "--", *texts]
     switches = ["--no-cssa"] * (not recipe.get("cssa", True))

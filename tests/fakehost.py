@@ -97,12 +97,19 @@ class Patcher:
     def __init__(self, model: nn.Module, load_device: torch.device, offload_device: torch.device) -> None:
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
         self.callbacks: list[tuple[str, Callable]] = []
+        self.patches: list[tuple[dict[str, Any], float]] = []
 
     def add_callback(self, kind: str, callback: Callable) -> None:
         self.callbacks.append((kind, callback))
 
     def clone(self) -> Patcher:
-        return copy(self)
+        cloned = copy(self)
+        cloned.callbacks, cloned.patches = list(self.callbacks), list(self.patches)
+        return cloned
+
+    def add_patches(self, patches: dict[str, Any], strength: float) -> None:
+        """Remembered, not applied."""
+        self.patches.append((patches, strength))
 
     def detach(self, unpatch_all: bool = True) -> None:
         """Unload; or, not `unpatch_all`, let go of the handle alone because the model is about to be loaded
@@ -318,6 +325,7 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
             "LatentPreviewMethod": SimpleNamespace(NoPreviews="none", TAESD="taesd"), "args": host.args
         },
         "comfy.utils": {"ProgressBar": ProgressBar},
+        "comfy.lora": {"load_lora": lambda lora, keys: {keys[layer]: layer for layer in keys}},
         "comfy.hooks": {"EnumHookMode": SimpleNamespace(MinVram="minvram")},
     }
 
@@ -325,7 +333,8 @@ def _comfy(host: FakeHost) -> dict[str, Any]:
 def _folders(models: Path) -> dict[str, Any]:
     """The host's folder_paths.  Listings are made anew at each call, where the host keeps them."""
     weights = {".safetensors", ".pth", ".pt", ".bin"}
-    known = {name: ([str(models / name)], weights) for name in ("vae", "text_encoders", "vae_approx")}
+    kinds = ("vae", "text_encoders", "vae_approx", "loras")
+    known = {name: ([str(models / name)], weights) for name in kinds}
 
     def add(name: str, folder: str, is_default: bool = False) -> None:
         known.setdefault(name, ([], set()))[0].insert(0, folder)

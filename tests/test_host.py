@@ -165,12 +165,12 @@ def test_the_pack_loads_without_complaints_and_says_what_computes_it(host: Host)
     start = host.log.partition("To see the GUI")[0]
     assert complaints(start) == []
     # nothing is probed before a model is loaded
-    assert start.count("18 nodes") == 1 and "attention and RoPE" not in start
+    assert start.count("19 nodes") == 1 and "attention and RoPE" not in start
 
 
 def test_all_nodes_are_there_and_explain_themselves(host: Host) -> None:
     ours = {name: node for name, node in host.get("/object_info").items() if name.startswith("MoSs_")}
-    assert len(ours) == 18
+    assert len(ours) == 19
     for name, node in ours.items():
         inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
         assert node["category"] == "MoSs" and node["description"] and "ComfyUI-MoSs" in node["python_module"]

@@ -68,6 +68,6 @@ def test_the_pack_loads_and_draws_and_says_once_what_computes_it(
     )
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("LOG")]
-    assert re.fullmatch(r"LOG MoSs \d.*: 18 nodes", said[0])  # nothing is probed before a model is loaded
+    assert re.fullmatch(r"LOG MoSs \d.*: 19 nodes", said[0])  # nothing is probed before a model is loaded
     assert re.fullmatch(r"LOG MoSs: attention and RoPE of nano: torch: .*(no CUDA|on cpu).*", said[1])
     assert len(said) == 2

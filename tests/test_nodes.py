@@ -90,7 +90,7 @@ def moss(host: FakeHost, draft: Any, strength: float = 1.0, **widgets: Any) -> d
 
 
 def test_ids_are_unique_and_our_own(host: FakeHost) -> None:
-    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes"].NODES) == 18
+    assert len(host.nodes) == len(sys.modules["comfy_moss.nodes"].NODES) == 19
     assert all(name.startswith("MoSs_") for name in host.nodes)
 
 

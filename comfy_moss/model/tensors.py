@@ -132,10 +132,13 @@ def reading(
         raise CheckpointError(f"{path} {advice}") from error
 
 
-def open_tensors(path: Path) -> Tensors:
+def open_tensors(path: Path, wrapped: bool = True) -> Tensors:
     """Open a safetensors file, a PyTorch file, or a directory with an index of shards or with one such model.
 
     What trainers wrap around the weights is looked through (`contents.unwrapped`).
+
+    Args:
+        wrapped: False = names as they stand in a safetensors file.
 
     Raises:
         CheckpointError: no such file, damaged, or holding more than weights.
@@ -143,6 +146,8 @@ def open_tensors(path: Path) -> Tensors:
     path = Path(path)
     with reading(path):
         tensors = _open_directory(path) if path.is_dir() else _open_file(path)
+    if not wrapped:
+        return tensors
     found = unwrapped_names(tensors)
     empty = found.kind and not all(math.prod(tensors.shapes[held]) for held in found.names.values())
     if empty or any(name.endswith("flat_param") for name in tensors):

@@ -14,6 +14,7 @@ from comfy_api.latest import ComfyExtension, io
 from .. import __version__
 from .compare import Compare
 from .load import LoadHART, LoadInfinity, register_folders
+from .lora import LoadLora
 from .maps import ContributionMap, FrequencyMap, MossReport, TokenDispatch
 from .pick import PickDrafts
 from .pictures import EditDraft, ImageToDraft
@@ -23,7 +24,7 @@ from .tunes import Enlarge, InstructEdit, MatchPicture
 NODES: list[type[io.ComfyNode]] = [
     LoadInfinity, LoadHART, InfinityDraft, FrequencyMap, TokenDispatch, MossRefine, MossComposite,
     DenseRefine, FastVARRefine, ContributionMap, MossReport, PickDrafts, Compare, InstructEdit, Enlarge,
-    MatchPicture, ImageToDraft, EditDraft,
+    MatchPicture, ImageToDraft, EditDraft, LoadLora,
 ]
 WORKFLOWS = Path(__file__).absolute().parents[2] / "workflows"
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,7 @@ class MossModel:
         patcher: the host's handle on the transformer; this very name is how the host recognises models.
         vae_patcher: the same for the codec.
         store: owner of the KV cache of the draft in use; emptied when the host unloads the model.
+        stores: those of all models on these weights, as LoRAs make them; one of them holds a cache.
     """
 
     backbone: Backbone
@@ -101,8 +103,10 @@ class MossModel:
     patcher: comfy.model_patcher.ModelPatcher
     vae_patcher: comfy.model_patcher.ModelPatcher
     store: KVStore = field(default_factory=KVStore)
+    stores: weakref.WeakSet[KVStore] = field(default_factory=weakref.WeakSet)
 
     def __post_init__(self) -> None:
+        self.stores.add(self.store)
         # the callback must not hold the model: that circle would keep its weights until garbage is collected
         store, graphs = self.store, getattr(self.backbone, "graphs", None)
 
@@ -126,6 +130,8 @@ class MossModel:
             largest: tokens of the largest forward pass.
             past: tokens a row in the cache before that pass, where it does not join them.
         """
+        for store in self.stores - {self.store}:
+            store.clear()
         cache = self.backbone.cache_bytes(rows, tokens) if tokens else 0
         activations = self.backbone.pass_bytes(rows, largest, past or tokens, stored=not past)
         patchers = [self.patcher, self.vae_patcher]

@@ -171,7 +171,7 @@ def same_draft(draft: Drafted | None, other: Any, what: str) -> Drafted:
 # The host checks widgets, but not what comes along a wire or from another pack, and it lets values through
 # that are no numbers.
 
-MENUS = ("model", "vae", "text_encoder")  # of files: a choice that is gone is told by the loader
+MENUS = ("model", "vae", "text_encoder", "lora")  # of files: a choice that is gone is told by the loader
 SOURCES = {  # kind of wire -> its Python type, and the node that makes it
     "MOSS_MODEL": (MossModel, "a loader of this pack"), "MOSS_DRAFT": (Drafted, "MoSs Draft"),
     "MOSS_FREQUENCY": (Measured, "MoSs Frequency Map"), "MOSS_DISPATCH": (Dispatched, "MoSs Token Dispatch"),
