@@ -55,6 +55,9 @@ PROMPT = "a red heart on a gradient white background"
 EDITED = "a blue heart on a gradient white background"
 TEXTURED, MANY = "a dotted yellow circle", "four yellow crosses on a gradient white background"
 SEED = 5
+LORA_NAMES = """PEFT  base_model.model.blocks.1.sa.proj.lora_A.weight
+kohya  lora_unet_blocks_1_sa_proj.lora_down.weight
+EditInfinity  block_chunks.0.module.1.sa.proj.lora_down.weight"""
 WIDTH = 640  # pixels; the help panel is about 240 wide until somebody widens it
 MARGIN, GAP, TEXT = 16, 12, 30
 INK, QUIET, PAPER = (28, 30, 36), (112, 116, 126), (255, 255, 255)
@@ -277,6 +280,7 @@ def help_pictures(drawn: Drawn, recipe: Recipe) -> dict[str, Image.Image]:
         "MoSs_ContributionMap/picture.png": sheet(
             [("Drafter", heatmap(parts.drafter, size)), ("Refiner", heatmap(parts.refiner, size))], 2
         ),
+        "MoSs_LoadLora/picture.png": table(LORA_NAMES),
         "MoSs_Report/picture.png": table(
             report(cost(NANO.method, moss), cost("dense", drawn.dense), *likeness)
         ),
