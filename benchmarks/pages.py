@@ -40,6 +40,7 @@ STAGES = {  # rows of the table of stages: which of the stages that `generate` t
     "composite": ("composite",),
 }
 Result = dict[str, Any]
+APART = ("edits-", "kv-cache-", "memory-", "quantized-")  # results that other commands' own files read
 
 # --- results on disk ----------------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ def stored(command: str, folder: Path = RESULTS) -> list[Result]:
         ValueError: a file is no result of this version.
     """
     start, version = KINDS.get(command, ("", bench.FORMAT))
-    others = () if start else (*(prefix for prefix, _ in KINDS.values()), "edits-")  # edits.py reads its own
+    others = () if start else (*(prefix for prefix, _ in KINDS.values()), *APART)
     paths = [path for path in sorted(folder.glob(f"{start}*.json")) if not path.name.startswith(others)]
     return [_read(path, version, command) for path in paths]
 

@@ -206,8 +206,12 @@ def section(result: dict[str, Any]) -> str:
         f"weights, `{result['command']}`, {result['hardware']['processor']}, "
         f"torch {result['versions']['torch']}."
     )
-    parts = table(layers, list(LAYERS), "<>>>"), table(columns, models, "<" + ">" * 6), told, released()
-    return "\n\n".join(parts)
+    first = (
+        "Share of dense's bits that are drawn differently, from the same bits before, when the matrices of "
+        "one kind are in 8 bits; and the largest number, without its sign, that such a layer puts out:"
+    )
+    tables = table(layers, list(LAYERS), "<>>>"), table(columns, models, "<" + ">" * 6)
+    return "\n\n".join((first, tables[0], "All of them:", tables[1], told, released()))
 
 
 def released() -> str:

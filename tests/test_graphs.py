@@ -181,6 +181,21 @@ def test_the_recording_not_used_for_longest_is_let_go(plain, recorder, monkeypat
     assert recorder.recorded == recorder.replayed == PASSES
 
 
+def test_weights_that_moved_between_two_passes_of_one_picture_are_not_replayed(plain, recorder) -> None:
+    """As a host does it that takes some of them away and brings them back."""
+    graphed = replace(plain, graphs=Graphs(lambda: recorder))
+    for seed in range(2):
+        _drawn(graphed, _recipe(seed))
+    recipe = _recipe(2)
+    condition = recipe.condition(graphed)
+    first = draw_draft(graphed, recipe, 2, condition=condition)[0]
+    weight = plain.transformer.blocks[0].ffn.fc1.weight
+    weight.data = weight.data.clone()
+    replayed = recorder.replayed
+    again = draw_draft(graphed, recipe, 2, condition=condition)[0]
+    assert recorder.replayed == replayed and torch.equal(first.total, again.total)
+
+
 def test_a_prompt_of_another_length_replays_and_draws_what_it_draws_alone(plain, graphed, recorder) -> None:
     for seed, words in enumerate([(5,), (5,), (9,), (31,), (1,)]):
         recipe = _recipe(seed, words)

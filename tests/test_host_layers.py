@@ -62,6 +62,10 @@ def test_without_its_patches_a_model_is_what_it_was(found: dict[str, Any]) -> No
     assert found["patched"]["unpatched"]["result"] == 0
 
 
+def test_layers_that_are_built_without_weights_load_and_draw_alike(found: dict[str, Any]) -> None:
+    assert found["lazily_built"]["picture"]["result"] == found["lazily_built"]["text"]["result"] == 0
+
+
 @pytest.mark.parametrize("memory", MEMORY)
 def test_the_hosts_option_for_fp8_stores_matrices_so_and_nothing_else(
     found: dict[str, Any], memory: str

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from comfy_moss import cli
+from comfy_moss.benchmarks import quantized as measured
 from comfy_moss.model.checkpoint import load_infinity, transformer_from_state
 from comfy_moss.model.hart_checkpoint import hart_from_state
 from comfy_moss.model.layers import Layers
@@ -139,6 +140,17 @@ def test_a_row_of_zeros_stays_zeros() -> None:
     weight[1] = 0
     for kind in KINDS:
         assert torch.equal(unpack(*pack(weight, kind))[1], weight[1])
+
+
+def test_the_page_is_what_the_stored_measurement_makes() -> None:
+    text = measured.PAGE.read_text()
+    assert measured.page(text, json.loads(measured.RESULT.read_text())) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_of_a_file_is_told_before_it_is_written(plain: Path, kind: str) -> None:
+    told, written = measured.size(open_tensors(plain), kind), packed(plain, kind).stat().st_size
+    assert told < written < told + 32 * 1024  # names and places of the tensors
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ class Graphs:
         self._memory: KVCache | None = None  # lent to one picture after the other, and never filled itself
         self._sizes: tuple[Any, ...] | None = None
         self._lent: weakref.ref[KVCache] | None = None
+        self._holders: list[tuple[dict[str, Tensor], str]] = []  # of the blocks' weights
 
     def new_cache(self, capacity: list[int], *sizes: Any) -> KVCache:
         """An empty `KVCache(capacity, *sizes)`, on the memory of earlier pictures where that is free.
@@ -143,7 +144,7 @@ class Graphs:
     def clear(self) -> None:
         """Let all recordings and all memory go."""
         self._recordings.clear(), self._unfit.clear(), self._conditions.clear()
-        self._memory = self._sizes = None
+        self._memory, self._sizes, self._holders = None, None, []
         self._record = self._make()
 
     def run(self, transformer: nn.Module, x: Tensor, now: Pass) -> Tensor:
@@ -190,7 +191,10 @@ class Graphs:
         bound = self._conditions[sizes]
         if bound.filled is None or bound.filled() is not condition:
             torch._foreach_copy_(bound.memory, values)
-            bound.filled, bound.weights = weakref.ref(condition), _addresses(transformer)
+            bound.filled = weakref.ref(condition)
+        self._holders = self._holders or _holders(transformer)
+        # a host may move weights between two passes of one picture
+        bound.weights = tuple(holder[name].data_ptr() for holder, name in self._holders)
         return bound
 
     def _remember(self, key: Hashable, recording: Recording | None) -> None:
@@ -231,7 +235,7 @@ class Bound:
 
     Attributes:
         filled: whose values are in it.
-        weights: addresses of the model's weights when it was filled.
+        weights: addresses of the model's weights, as of the last pass.
     """
 
     sizes: Hashable
@@ -241,10 +245,10 @@ class Bound:
     weights: Hashable = None
 
 
-def _addresses(transformer: nn.Module) -> Hashable:
-    """Where the weights of the blocks lie."""
-    blocks = transformer.blocks
-    return tuple(tensor.data_ptr() for tensor in (*blocks.parameters(), *blocks.buffers()))
+def _holders(transformer: nn.Module) -> list[tuple[dict[str, Tensor], str]]:
+    """Where the modules of the blocks hold their weights, which may be exchanged there."""
+    held = [one for part in transformer.blocks.modules() for one in (part._parameters, part._buffers)]
+    return [(holder, name) for holder in held for name, value in holder.items() if value is not None]
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
