@@ -19,11 +19,11 @@ def begin(**widgets: Any) -> Part:
     settings = {"control_after_generate": "randomize", **widgets}
     nodes: dict[str, Node] = {
         "load": ("MoSs_LoadInfinity", X[0], 0, WIDTHS[0], 205, {}),
-        "wanted": ("CLIPTextEncode", X[0], 270, WIDTHS[0], 110, {"text": WANTED}),
+        "wanted": ("CLIPTextEncode", X[0], 300, WIDTHS[0], 100, {"text": WANTED}),
         "start": ("MoSs_ImageToDraft", X[1], 0, WIDTHS[1], 560, settings),
     }
     links = (("load", 1, "wanted", "clip"), ("load", 0, "start", "model"), ("wanted", 0, "start", "positive"))
-    return nodes, links, {("wanted", "clip"): [(305, 220), (-20, 220)]}
+    return nodes, links, {("wanted", "clip"): [(305, 266), (-20, 266)]}
 
 
 def picture(prompt: str) -> Part:
@@ -33,7 +33,7 @@ def picture(prompt: str) -> Part:
         "tau": 0.5, "collapsed": True,
     }
     nodes: dict[str, Node] = {
-        "shown": ("CLIPTextEncode", X[0], 450, WIDTHS[0], 110, {"text": prompt}),
+        "shown": ("CLIPTextEncode", X[0], 475, WIDTHS[0], 100, {"text": prompt}),
         "made": ("MoSs_InfinityDraft", X[1], ROW, WIDTHS[1], 640, draft),
         "picture": ("VAEDecode", X[1] + 165, ROW, WIDTHS[2], 50, {"collapsed": True}),
     }
@@ -42,7 +42,7 @@ def picture(prompt: str) -> Part:
         ("made", 1, "picture", "samples"), ("load", 2, "picture", "vae"),
     )
     lanes: Lanes = {
-        ("shown", "clip"): [(305, 220), (-20, 220), (-20, 440)],
+        ("shown", "clip"): [(305, 266), (-20, 266), (-20, 465)],
         ("made", "model"): [(GAPS[0], 80), (GAPS[0], ROW - 25)],
         ("made", "positive"): [(GAPS[0] + 5, 520), (GAPS[0] + 5, ROW - 25)],
         ("picture", "vae"): [(GAPS[0] - 5, 90), (GAPS[0] - 5, ROW + 12), (X[1] + 150, ROW + 12)],
@@ -57,7 +57,7 @@ def back(left: int, top: int = 590) -> list[tuple[int, int]]:
 
 def graph(*parts: Part, text: str, thumbnail: tuple[str, ...] = ("save",), **titles: str) -> Graph:
     nodes, links, lanes = whole(*parts)
-    nodes.setdefault("note", note(text, X[0], 630, WIDTHS[0], 350))
+    nodes.setdefault("note", note(text, X[0], 650, WIDTHS[0], 330))
     named = {"shown": "What the picture shows", "wanted": "What is wanted", **titles}
     return Graph(nodes, links, thumbnail, {k: v for k, v in named.items() if k in nodes}, lanes=lanes)
 
@@ -79,7 +79,7 @@ def inpaint() -> Graph:
     kind, x, y, width, height, widgets = nodes["save"]
     loaded: Part = (
         {
-            "picture": ("LoadImage", X[0], 430, WIDTHS[0], 330, {"image": "example.png"}),
+            "picture": ("LoadImage", X[0], 475, WIDTHS[0], 330, {"image": "example.png"}),
             "keep": ("ImageCompositeMasked", X[4], 590, WIDTHS[4], 150, {"collapsed": True}),
             "save": (kind, x, y + 80, width, height, widgets),
         },

@@ -66,7 +66,7 @@ def start(
         "draft": ("MoSs_InfinityDraft", X[1], 0, WIDTHS[1], 640, widgets),
     }
     links = (("load", 1, "prompt", "clip"), ("load", 0, "draft", "model"), ("prompt", 0, "draft", "positive"))
-    return nodes, links, {("prompt", "clip"): [(305, 250), (-20, 250)]}
+    return nodes, links, {("prompt", "clip"): [(305, 266), (-20, 266)]}
 
 
 def chain(y: int, *keys: str) -> Lanes:
@@ -322,7 +322,7 @@ def compare() -> Graph:
     skip, fastvar = (own | {"refine_scales": k} for k in (2, 4))
     nodes |= {
         "seed": (  # a random one may be below 0, which is no seed
-            "PrimitiveInt", X[0], 520, WIDTHS[0], 90, {"value": 5, "control_after_generate": "increment"},
+            "PrimitiveInt", X[0], 500, WIDTHS[0], 90, {"value": 5, "control_after_generate": "increment"},
         ),
         "skip": ("MoSs_InfinityDraft", X[1], 730, WIDTHS[1], 640, skip | folded),
         "long": ("MoSs_InfinityDraft", X[1], 790, WIDTHS[1], 640, fastvar | folded),
@@ -332,14 +332,14 @@ def compare() -> Graph:
         "composite3": ("MoSs_Composite", X[4], 535, WIDTHS[4], 120, dict(folded)),
         "dense": ("MoSs_DenseRefine", X[4], 640, WIDTHS[4], 80, {"preview": False}),
         "compare": ("MoSs_Compare", X[4], 800, WIDTHS[4], 290, {}),
-        "sheet": ("PreviewImage", X[0], 855, X[3] + WIDTHS[3] - X[0], 235, {}),
+        "sheet": ("PreviewImage", X[0], 864, X[3] + WIDTHS[3] - X[0], 226, {}),
         "note": note(
             "### Who wins at equal time?\n\nFour ways that take about a fifth of the plain model's time, "
             "from one seed: **sparse3** (the default), **moss3** (the paper's kind of pass), **skipping** "
             "two scales and **FastVAR**, against **dense**. The node below says who comes closest.\n\nOne "
             "picture proves little: on 84 prompts with textures sparse3 scores .655, moss3 .417; it beats "
             "skipping at equal time by .365 [.265, .467] and FastVAR by .332 [.226, "
-            ".439].", X[0], 650, WIDTHS[0], 165,
+            ".439].", X[0], 630, WIDTHS[0], 195,
         ),
     }
     drafts = ("draft", "skip", "long")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from hosting import Host, checkout
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ROOT / "workflows" / "01 Text to image.json"
 BLUEPRINT = ROOT / "subgraphs" / "MoSs Text to Image.json"
+NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 BYPASS, MUTE = 4, 2
 
 pytestmark = [
@@ -49,6 +51,34 @@ def load(page: Page, path: Path) -> None:
 def sent(page: Page) -> dict[str, Any]:
     """The graph as the page would queue it."""
     return page.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+
+BOXES = """() => {
+  const { ds } = app.canvas;
+  const drawn = (node) => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    if (!element) return [...node.boundingRect];
+    const { x, y, width, height } = element.getBoundingClientRect();
+    return [x / ds.scale - ds.offset[0], y / ds.scale - ds.offset[1], width / ds.scale, height / ds.scale];
+  };
+  return app.graph.nodes.map((node) => [node.title, ...drawn(node)]);
+}"""
+SMALL = """() => {
+  Object.assign(app.canvas.ds, { scale: 0.6, offset: [100, 150] });
+  app.canvas.setDirty(true, true);
+}"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_lies_on_another_as_the_page_draws_them(page: Page, name: str) -> None:
+    load(page, ROOT / "workflows" / f"{name}.json")
+    page.page.keyboard.press("Escape")  # the host's dialog of missing models
+    page.page.evaluate(SMALL)
+    page.wait(800)
+    boxes = page.page.evaluate(BOXES)
+    for (one, *a), (other, *b) in itertools.combinations(boxes, 2):
+        beside = a[0] + a[2] <= b[0] + 2 or b[0] + b[2] <= a[0] + 2
+        assert beside or a[1] + a[3] <= b[1] + 2 or b[1] + b[3] <= a[1] + 2, (one, a, other, b)
 
 
 def label(page: Page, host: Host) -> str:
