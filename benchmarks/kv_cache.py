@@ -34,6 +34,7 @@ from .quality import memory, span, table
 from .studio import Studio, load, parse_methods
 from .suite import Case, in_turn, prompts
 
+COMMAND = "python -m benchmarks.kv_cache"
 METHODS = "dense,moss2,sparse3"
 RESULT = Path(__file__).parent / "results" / "kv-cache-nano.json"
 KINDS = (False, True)  # in 8 bits or not
@@ -102,7 +103,7 @@ def measure(per_task: int, seed: int, batch: int) -> dict[str, Any]:
     bits = [sum(scale) / len(agreed) for scale in zip(*agreed, strict=True)]
     tokens = [h * w for h, w in checked.schedule.grids]
     return {
-        "command": f"python -m benchmarks.kv_cache --per-task {per_task} --seed {seed} --batch {batch}",
+        "command": f"{COMMAND} --per-task {per_task} --seed {seed} --batch {batch}",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": hardware(torch.device("cpu")), "versions": versions(),
         "tasks": [case.task for case in cases], "rows": rows, "agreement": [round(x, 6) for x in bits],

@@ -30,6 +30,7 @@ from .quality import memory, table
 from .shapes import FLAN_T5_XL, NANO, build_backbone, kind_of
 
 RESULT = Path(__file__).parent / "results" / "memory-cpu.json"
+STORED = (RESULT, kv_cache.RESULT)
 PAGE = Path(__file__).parent.parent / "docs" / "memory.md"
 CARDS = (8, 12, 16, 24)  # GiB
 METHODS = ("dense", "moss2", "moss4", "moss5", "fastvar")
@@ -210,13 +211,14 @@ def text_bytes() -> int:
     return weight_bytes(model)
 
 
-def page(result: dict[str, Any], cache: dict[str, Any]) -> str:
+def page(result: dict[str, Any], cache: dict[str, Any] | None) -> str:
     """docs/memory.md."""
     text = (Path(__file__).parent / "text" / "memory.md").read_text(encoding="utf-8")
     facts = f"{result['hardware']['processor']}, torch {result['versions']['torch']}, `{result['command']}`"
     return text.format(
         cards=cards(readme_cases()), parts=parts(all_cases()), measured=measured(result["rows"]), facts=facts,
-        text=memory(text_bytes()), reserved=memory(int(RESERVED)), prompt=TEXT, cache=kv_cache.section(cache),
+        text=memory(text_bytes()), reserved=memory(int(RESERVED)), prompt=TEXT,
+        cache=kv_cache.section(cache) if cache else f"Not measured yet: `{kv_cache.COMMAND} --save`.",
     )
 
 
@@ -237,8 +239,8 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write docs/memory.md from the stored results")
     args = parser.parse_args()
     if args.page:
-        result, cache = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULT, kv_cache.RESULT))
-        write_files({PAGE: page(result, cache).encode()})
+        found = (path.read_text(encoding="utf-8") if path.exists() else "null" for path in STORED)
+        write_files({PAGE: page(*map(json.loads, found)).encode()})
         return 0
     if args.measure is None:
         sys.stdout.write(cards(readme_cases()) + "\n")
