@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -551,12 +552,18 @@ def test_times_have_three_digits(seconds: float, text: str) -> None:
     assert quality.time(seconds) == text
 
 
-def test_the_script_for_a_gpu_can_be_read_and_its_commands_are_understood() -> None:
+@pytest.mark.parametrize(("device", "shapes"), [("cuda", {"2b", "125m", "nano"}), ("cpu", {"nano"})])
+def test_the_commands_of_the_script_for_a_gpu_are_understood(
+    device: str, shapes: set[str], tmp_path: Path
+) -> None:
     script = ROOT / "benchmarks" / "gpu.sh"
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    text = re.sub(r"\\\n\s*", " ", script.read_text(encoding="utf-8"))
-    commands = re.findall(r"-m comfy_moss (bench .+)", text)
+    environment = os.environ | {"PYTHON": "echo", "DEVICE": device}
+    command = ["bash", script, tmp_path]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    commands = re.findall(r"^-m comfy_moss (bench .+)", ran.stdout, re.MULTILINE)
     parsed = [cli._parser().parse_args(shlex.split(command)) for command in commands]
-    assert {args.shape for args in parsed} == {"2b", "125m", "nano"}
-    assert all(args.device == "cuda" and args.methods == _option("methods") and args.save for args in parsed)
-    assert all((ROOT / path).exists() for path in re.findall(r"benchmarks/\w+\.py", text))
+    assert {args.shape for args in parsed} == shapes and len(parsed) == 5
+    assert all(args.device == device and args.methods == _option("methods") and args.save for args in parsed)
+    assert any(args.graphs == "on" for args in parsed) == (device == "cuda")
+    modules = re.findall(r"^-m benchmarks\.(\w+)", ran.stdout, re.MULTILINE)
+    assert modules and all((ROOT / "benchmarks" / f"{name}.py").exists() for name in modules)
