@@ -74,7 +74,7 @@ class Way:
 
 
 CODEC = 10  # scales of nano: all of them
-PLANS = ("dense", "draft-2", "draft-3", "fastvar", "moss2", "moss3", "moss4", "moss5", "sparse4")
+PLANS = ("dense", "draft-2", "draft-3", "moss2", "moss3", "moss4", "moss5", "sparse4")
 GATE, SHIFT, BACKGROUND = (2, 7, "gate"), (2, 5, "shift"), (0, 7, "gate")
 WAYS = {
     "codec": Way("draft-9", CODEC), **{f"redraw-{n}": Way(scales=n) for n in range(8)},

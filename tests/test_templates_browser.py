@@ -143,6 +143,21 @@ def test_the_host_offers_the_blueprint_and_one_click_draws(page: Page, host: Hos
     assert {"text", "method", "aspect", "area", "seed"} <= set(names)
 
 
+def test_the_blueprint_takes_a_budget(page: Page) -> None:
+    load(page, BLUEPRINT)
+    page.page.evaluate("""() => {
+      const widget = (wanted) => app.graph.nodes[0].widgets.find(({ name }) => name === wanted);
+      widget("method").value = "by budget";
+      widget("method").callback?.("by budget");
+      widget("budget").value = 0.25;
+    }""")
+    assert page.page.evaluate(RUN) is None
+    page.wait(2500)
+    page.page.screenshot(path=f"/tmp/f-blue-{id(page)}.png")
+    draft = next(node for node in sent(page).values() if node["class_type"] == "MoSs_InfinityDraft")
+    assert (draft["inputs"]["method"], draft["inputs"]["budget"]) == ("by budget", 0.25)
+
+
 def test_the_blueprint_is_found_by_searching_text_to_image(page: Page) -> None:
     page.page.evaluate("() => app.loadGraphData({ nodes: [], links: [], version: 0.4 })")
     page.page.mouse.dblclick(500, 450)
