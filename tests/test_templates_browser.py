@@ -152,8 +152,6 @@ def test_the_blueprint_takes_a_budget(page: Page) -> None:
       widget("budget").value = 0.25;
     }""")
     assert page.page.evaluate(RUN) is None
-    page.wait(2500)
-    page.page.screenshot(path=f"/tmp/f-blue-{id(page)}.png")
     draft = next(node for node in sent(page).values() if node["class_type"] == "MoSs_InfinityDraft")
     assert (draft["inputs"]["method"], draft["inputs"]["budget"]) == ("by budget", 0.25)
 

@@ -30,7 +30,7 @@ def budget_input() -> io.Float.Input:
 
 def seconds_input() -> io.Float.Input:
     return io.Float.Input(
-        "seconds", default=2.0, min=0.01, max=3600.0, step=0.1, optional=True,
+        "seconds", default=2.0, min=0.1, max=3600.0, step=0.1, optional=True,
         tooltip="For the method by seconds: drawing and decoding may take so long on this machine. Every "
         "plan that may fit is timed once, which makes the first run slower.",
     )
