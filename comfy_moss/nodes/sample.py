@@ -143,8 +143,9 @@ def memory_note(
     text = (
         f"This picture needs about {needed} GiB and this device has {free} GiB; what helps: {values['ways']}."
     )
-    warn(text)
-    return [Note("memory", text, values)]
+    note = Note("memory", text, values)
+    warn(note)
+    return [note]
 
 
 def _ways(
