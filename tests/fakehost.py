@@ -147,13 +147,12 @@ class CLIP:
 class VAE:
     """Pictures and latents, in the steps of VAE Decode and VAE Encode."""
 
-    def decode(self, samples: Tensor) -> Tensor:
+    def decode(self, samples: Tensor, vae_options: dict[str, Any] = {}) -> Tensor:  # noqa: B006, as the host
         sys.modules["comfy.model_management"].load_models_gpu(
             [self.patcher], force_full_load=self.disable_offload
         )
-        pixels = self.first_stage_model.decode(samples.to(self.device, self.vae_dtype)).to(
-            self.output_device, torch.float32
-        )
+        ready = samples.to(self.device, self.vae_dtype)
+        pixels = self.first_stage_model.decode(ready, **vae_options).to(self.output_device, torch.float32)
         self.process_output(pixels)
         return pixels.movedim(1, -1)
 

@@ -25,6 +25,7 @@ from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule, parse_aspect
 from comfy_moss.model.text import TextEncoder
 from comfy_moss.model.tiny_decoder import TinyDecoder, tiny_decoder_name
+from comfy_moss.ops import TORCH
 from comfy_moss.pipeline.dispatch import write_painting
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.plan import Picture, generate, parse_method, parse_plan
@@ -526,6 +527,13 @@ def test_the_text_of_a_picture_is_prepared_once(
     assert len(calls) == 1
 
 
+def test_vae_decode_computes_with_the_kernels_of_its_loader(host: FakeHost, draft: Any, tiny: tuple) -> None:
+    latent, codec, calls = moss(host, draft())["samples"], tiny[2], []
+    counted = replace(TORCH, group_norm_silu=lambda *a: calls.append(a) or TORCH.group_norm_silu(*a))
+    again = type(codec)(codec.first_stage_model, counted)
+    assert torch.equal(again.decode(latent), codec.decode(latent)) and calls
+
+
 def test_menus_and_fingerprints_look_at_no_unrelated_file(
     host: FakeHost, tiny: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,7 +543,8 @@ def test_menus_and_fingerprints_look_at_no_unrelated_file(
         for n in range(20):
             (folder / f"{n}.bin").touch()
     paths = sys.modules["folder_paths"]
-    listings = {name: paths.get_filename_list(name) for name in ("infinity", "vae", "text_encoders", "hart")}
+    kinds = ("infinity", "vae", "text_encoders", "hart", "loras")
+    listings = {name: paths.get_filename_list(name) for name in kinds}
     looked: list[str] = []
     with monkeypatch.context() as patched:
         # made before, as the host keeps them

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +36,7 @@ from ..model.memory import decoder_bytes
 from ..model.tensors import CheckpointError
 from ..model.tiny_decoder import FOLDER, TinyDecoder, find_tiny_decoder, load_tiny_decoder, tiny_decoder_name
 from ..model.vae import VAE, LatentRGB, fit_latent_rgb
+from ..ops import TORCH, Kernels
 from ..pipeline.cost import Stopwatch
 from ..pipeline.refine import KVStore
 from .memory import guarded
@@ -357,10 +358,10 @@ class InfinityVAE(comfy.sd.VAE):
     """What MoSs Load Infinity hands to VAE Decode.  Its latents are sums of codes, not yet or no longer bits.
     """
 
-    def __init__(self, codec: VAE) -> None:
+    def __init__(self, codec: VAE, kernels: Kernels = TORCH) -> None:
         # Not the parent's __init__, which builds one of the host's own codecs from a file; these are the
         # attributes it sets.
-        self.first_stage_model = codec
+        self.first_stage_model, self.kernels = codec, kernels
         self.vae_dtype = codec.dtype
         self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
         self.patcher = manage(codec, self.device, mm.vae_offload_device())
@@ -379,9 +380,10 @@ class InfinityVAE(comfy.sd.VAE):
         self.extra_1d_channel = self.pad_channel_value = self.format_encoded = self.size = None
         self.audio_sample_rate = 44100
 
-    def decode(self, samples: Tensor, *args: Any, **options: Any) -> Tensor:
-        """As the host does; where even strips are too large, in a sentence."""
-        return guarded(lambda: super(InfinityVAE, self).decode(samples, *args, **options), PICTURE_TOO_LARGE)
+    def decode(self, samples: Tensor, vae_options: Mapping[str, Any] | None = None) -> Tensor:
+        """As the host does, with our kernels; where even strips are too large, in a sentence."""
+        options = {"ops": self.kernels, **(vae_options or {})}
+        return guarded(lambda: super(InfinityVAE, self).decode(samples, options), PICTURE_TOO_LARGE)
 
     def encode(self, pixels: Tensor, *args: Any, **options: Any) -> Tensor:
         return guarded(lambda: super(InfinityVAE, self).encode(pixels, *args, **options), PICTURE_TOO_LARGE)

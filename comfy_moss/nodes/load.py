@@ -272,7 +272,8 @@ def loaded(files: ModelFiles, precision: str, **settings: Any) -> io.NodeOutput:
     log.info(f"MoSs: attention and RoPE of {files.told}: {reason}; {why}")
     words = Path(comfy.sd.__file__).parent / "text_encoders" / "t5_tokenizer"  # the host's own
     text = files.load_text(mm.text_encoder_offload_device(), dtype, words, comfy.ops.manual_cast)
-    clip, codec, still = InfinityCLIP(text), InfinityVAE(backbone.vae), backbone.graphs is not None
+    clip, codec = InfinityCLIP(text), InfinityVAE(backbone.vae, kernels)
+    still = backbone.graphs is not None
     patcher = manage(backbone.transformer, device, mm.unet_offload_device(), still)
     return io.NodeOutput(MossModel(backbone, files, patcher, codec.patcher), clip, codec)
 
