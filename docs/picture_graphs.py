@@ -35,7 +35,7 @@ def picture(prompt: str) -> Part:
     nodes: dict[str, Node] = {
         "shown": ("CLIPTextEncode", X[0], 475, WIDTHS[0], 100, {"text": prompt}),
         "made": ("MoSs_InfinityDraft", X[1], ROW, WIDTHS[1], 640, draft),
-        "picture": ("VAEDecode", X[1] + 165, ROW, WIDTHS[2], 50, {"collapsed": True}),
+        "picture": ("VAEDecode", X[1], ROW + STEP, WIDTHS[2], 50, {"collapsed": True}),
     }
     links = (
         ("load", 1, "shown", "clip"), ("load", 0, "made", "model"), ("shown", 0, "made", "positive"),
@@ -45,14 +45,15 @@ def picture(prompt: str) -> Part:
         ("shown", "clip"): [(305, 266), (-20, 266), (-20, 465)],
         ("made", "model"): [(GAPS[0], 80), (GAPS[0], ROW - 25)],
         ("made", "positive"): [(GAPS[0] + 5, 520), (GAPS[0] + 5, ROW - 25)],
-        ("picture", "vae"): [(GAPS[0] - 5, 90), (GAPS[0] - 5, ROW + 12), (X[1] + 150, ROW + 12)],
+        ("picture", "samples"): [(GAPS[2] - 30, ROW), (GAPS[1], ROW + 20)],
+        ("picture", "vae"): [(GAPS[0] - 5, 90), (GAPS[0] - 5, ROW + STEP - 25)],
     }
     return nodes, links, lanes
 
 
 def back(left: int, top: int = 590) -> list[tuple[int, int]]:
     """The way from the folded nodes to the left side of the node above them."""
-    return [(GAPS[2], ROW - 25), (GAPS[2], top), (left, top), (left, 110)]
+    return [(GAPS[2], ROW + STEP - 25), (GAPS[2], top), (left, top), (left, 110)]
 
 
 def graph(*parts: Part, text: str, thumbnail: tuple[str, ...] = ("save",), **titles: str) -> Graph:
@@ -127,8 +128,8 @@ def outpaint() -> Graph:
 def change_by_words() -> Graph:
     nodes, links, lanes = begin()
     settings = {"control_after_generate": "randomize", "strength": 13, "collapsed": True}
-    nodes["start"] = ("MoSs_ImageToDraft", X[1], ROW + STEP, WIDTHS[1], 560, settings)
-    below = ROW + STEP - 25
+    nodes["start"] = ("MoSs_ImageToDraft", X[1], ROW + 2 * STEP, WIDTHS[1], 560, settings)
+    below = ROW + 2 * STEP - 25
     edit: Part = (
         {
             "edit": ("MoSs_EditDraft", X[1], 0, WIDTHS[1], 480, {}),
@@ -142,7 +143,7 @@ def change_by_words() -> Graph:
         {
             ("start", "model"): [(GAPS[0], 80), (GAPS[0], below)],
             ("start", "positive"): [(GAPS[0] + 5, 520), (GAPS[0] + 5, below)],
-            ("start", "image"): [(GAPS[2] - 10, ROW - 10), (GAPS[2] - 10, ROW + 20), (GAPS[1], ROW + 20)],
+            ("start", "image"): [(GAPS[2] - 30, ROW + STEP), (GAPS[1], ROW + STEP + 20)],
             ("edit", "draft"): [(GAPS[2], below), (GAPS[2], 590), (GAPS[1], 590), (GAPS[1], 60)],
             ("change", "images"): [(GAPS[2] + 10, 60), (GAPS[2] + 10, 690)],
         },
