@@ -118,7 +118,7 @@ def test_a_muted_node_gives_the_hosts_own_message(page: Page, host: Host) -> Non
 def test_a_draft_saved_before_there_were_methods_keeps_its_own(page: Page) -> None:
     saved = json.loads(FIRST.read_text(encoding="utf-8"))
     node = next(node for node in saved["nodes"] if node["type"] == "MoSs_InfinityDraft")
-    node["widgets_values"] = node["widgets_values"][:-1]
+    node["widgets_values"] = node["widgets_values"][:-3]  # method, budget, seconds
     page.page.evaluate("(graph) => app.loadGraphData(graph)", saved)
     page.wait(500)
     draft = next(node for node in sent(page).values() if node["class_type"] == "MoSs_InfinityDraft")
