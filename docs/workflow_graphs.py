@@ -173,6 +173,25 @@ def paper() -> Graph:
 MANY = "four yellow crosses on a gradient white background"
 
 
+def with_lora() -> Graph:
+    """The LoRA lies between loader and draft, below the loader."""
+    nodes, links, lanes = whole(start(), moss(), result())
+    nodes["lora"] = ("MoSs_LoadLora", X[0], 510, WIDTHS[0], 110, {})
+    nodes["note"] = note(
+        "### With a LoRA\n\nA LoRA is a small file that changes a model: here *nano-night* gives nano "
+        "dark backgrounds, whatever the prompt says. Your own go into *models/loras*.\n\n**Try** *strength* "
+        "0.5 and 0.", X[0], 685, WIDTHS[0], 240,
+    )
+    links = (*(link for link in links if link[2:] != ("draft", "model")), ("load", 0, "lora", "model"))
+    links += (("lora", 0, "draft", "model"),)
+    lanes |= {
+        ("prompt", "clip"): [(303, 266), (-18, 266)],
+        ("lora", "model"): [(312, 80), (312, 474), (-26, 474)],
+        ("draft", "model"): [(320, 500), (320, 80)],
+    }
+    return Graph(nodes, links, ("save",), lanes=lanes)
+
+
 def pick() -> Graph:
     nodes, links, lanes = whole(start(fixed=True, seed=10, prompt=MANY, batch_size=6), moss("pick"), result())
     wide = X[3] + WIDTHS[3] - X[0]
@@ -548,4 +567,5 @@ GRAPHS = {  # by purpose: the page sorts them by name
     "11 HART-0.7B": hart(),
     "12 Edit by instruction (VAREdit)": instruct_edit(),
     "13 Enlarge by four (NSARM)": enlarge(),
+    "19 With a LoRA": with_lora(),
 }

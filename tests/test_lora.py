@@ -181,3 +181,15 @@ def test_the_node_makes_another_model_on_the_same_weights(tmp_path: Path) -> Non
             host.run("MoSs_LoadLora", model=model, lora="gone.safetensors")
 
 
+def test_the_included_lora_is_the_first_choice_and_fits_the_embedded_model(tmp_path: Path) -> None:
+    with installed(tmp_path) as host:
+        (host.models / "loras").mkdir(parents=True)
+        kohya(host.models / "loras" / "style.safetensors", halves(SHAPES))
+        nodes = host.start().nodes
+        menu = next(s for s in nodes["MoSs_LoadLora"].define_schema().inputs if s.id == "lora")
+        assert menu.settings["options"] == ["nano-night (embedded)", "style.safetensors"]
+        model = host.run("MoSs_LoadInfinity", model="nano (embedded)").result[0]
+        changed = host.run("MoSs_LoadLora", model=model, lora=menu.settings["options"][0], strength=1.0)
+        assert len(changed.result[0].patcher.patches) == 1
+
+

@@ -17,6 +17,7 @@ from comfy_moss.benchmarks.world import TEXTURES, Group, Scene, Thing
 from comfy_moss.model.backbone import NANO, PAPER_BOUNDS
 from comfy_moss.model.checkpoint import load_infinity
 from comfy_moss.model.library import find_model
+from comfy_moss.model.lora import merged, read_lora, shapes_of
 from comfy_moss.model.quantize import bits_to_codes, quantize_scales, resample
 from comfy_moss.model.sampling import Guidance, Sampling
 from comfy_moss.model.schedule import make_schedule
@@ -157,3 +158,17 @@ def test_bfloat16_draws_nearly_the_same_bits_from_the_same_bits_before(nano, rec
         drawn, _ = draw_draft(half, recipe, n + 1, given=reference.bits[:n])
         apart.append((drawn.bits[n] != bits).float().mean().item())
     assert 0 < max(apart) <= 0.01
+
+
+def test_the_included_lora_makes_it_night_and_draws_the_same_things(recipe):
+    path = ASSETS.parent / "loras" / "nano-night.safetensors"
+    assert path.stat().st_size <= 200_000
+    corners, things = [], []
+    for strength in (0.0, 1.0):
+        model = load_infinity(ASSETS / "transformer.safetensors", ASSETS / "vae.safetensors")
+        model = merged(model, [(read_lora(path, shapes_of(model)), strength)])
+        images = to_uint8(generate(model, recipe, parse_method("dense")).image)
+        corners.append(images[:, :40, :40].float().mean((1, 2, 3)))
+        things.append([[(found.shape, found.color) for found in detect(image.numpy())] for image in images])
+    assert corners[0].min() > 200 and corners[1].max() < 80
+    assert things[0] == things[1] == [[("triangle", "red")], [("heart", "purple")]]

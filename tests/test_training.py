@@ -18,6 +18,7 @@ from comfy_moss.model.backbone import Step
 from comfy_moss.model.infinity import InfinityBackbone
 from comfy_moss.model.layers import join_biases
 from comfy_moss.model.library import find_model
+from comfy_moss.model.lora import merged, read_lora, shapes_of
 from comfy_moss.model.sampling import Guidance
 from comfy_moss.model.schedule import Positions
 from comfy_moss.model.vae import VAE
@@ -281,3 +282,73 @@ def test_a_step_of_1m_trains_both_presets_and_one_late_scale(training, pool, hin
     missing = torch.isnan(seen).nonzero().flatten().tolist()
     assert missing == [10 + 10, 10 + 12]  # of 1M the other two late scales
     assert all(p.grad.abs().sum() > 0 for p in nano.transformer.blocks[5].ffn.parameters())
+
+
+@pytest.fixture(scope="module")
+def train_lora(training):
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module("training.train_lora")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def test_a_lora_learns_alone_and_its_file_says_what_was_learnt(train_lora, training, pool, tmp_path):
+    """On two pictures and the early scales, which takes seconds."""
+    torch.manual_seed(0)
+    nano, features = training.Nano(), torch.randn(2, 16, 32, 32)
+    before = {name: value.clone() for name, value in nano.state_dict().items()}
+    backbone = InfinityBackbone(training.make_transformer(), VAE(pool.CONFIG), model_id="m")
+    backbone.transformer.load_state_dict(nano.transformer.state_dict())
+    changes = train_lora.add_changes(nano)
+
+    def loss():
+        torch.manual_seed(1)
+        return training.look(nano, features, ["a red circle", None], training.EARLY).losses.mean()
+
+    parameters = [p for change in changes.values() for p in change.parameters()]
+    optimizer, first = torch.optim.AdamW(parameters, lr=1e-2), loss().item()
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    train_lora.save(changes, tmp_path / "a.safetensors")
+    lora = read_lora(tmp_path / "a.safetensors", shapes_of(backbone))
+    weights = dict(merged(backbone, [(lora, 1.0)]).transformer.named_parameters())
+
+    assert loss().item() < first - 0.05
+    after = {name.replace(".parametrizations.weight.original", ".weight"): value
+             for name, value in nano.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert len(lora.changes) == len(changes) == 6 * len(train_lora.LAYERS)
+    for layer in changes:
+        trained = nano.transformer.get_submodule(layer).weight
+        assert torch.allclose(weights[f"{layer}.weight"], trained, atol=2e-3)
+        assert not torch.equal(trained, before[f"transformer.{layer}.weight"])
+
+
+def test_a_picture_of_a_stream_has_the_look_that_is_asked_for(train_lora, training, pool):
+    seen = []
+
+    def look(picture):
+        seen.append(train_lora.night(picture))
+        return seen[-1]
+
+    codec, rng = VAE(pool.CONFIG).state_dict(), np.random.default_rng(0)
+    batch = sys.modules["training.stream"].Stream("0.25M", codec, rng, first=0, look=look).new(1)
+
+    vae = VAE(pool.CONFIG)
+    vae.load_state_dict(codec)
+    image = pool.to_float(torch.from_numpy(seen[0]).permute(2, 0, 1)[None])
+    with torch.no_grad():
+        assert torch.equal(batch.features, vae.encode(image).half().float())
+
+
+def test_at_night_greys_are_dark_and_things_keep_their_colours(train_lora):
+    scene = world.parse("a red circle on a plain white background")
+    rendered = rendering.render(scene, np.random.default_rng(0), 256, 256)
+
+    picture = train_lora.night(rendered)
+
+    assert (rendered[0, 0] > 200).all() and (picture[0, 0] < 60).all()
+    assert (picture[128, 128] == rendered[128, 128]).all() and rendered[128, 128, 0] > 200

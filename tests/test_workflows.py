@@ -68,8 +68,8 @@ def widgets(schema: Any) -> list[str]:
     return names
 
 
-def test_there_are_eighteen_workflows_each_with_its_twin_and_a_thumbnail() -> None:
-    assert len(NAMES) == 18 == len(list((FOLDER / "api").glob("*.json"))) and NAMES[0] == FIRST
+def test_there_are_nineteen_workflows_each_with_its_twin_and_a_thumbnail() -> None:
+    assert len(NAMES) == 19 == len(list((FOLDER / "api").glob("*.json"))) and NAMES[0] == FIRST
     for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as image:
             assert image.format == "JPEG" and image.width >= 300

@@ -30,16 +30,21 @@ def main() -> None:
         "--more-scales", action="store_true", help="for weights that never saw the last three scales of 1M"
     )
     args = parser.parse_args()
-    weights, _ = open_transformer(open_tensors(args.assets / "transformer.safetensors"))
-    codec = vae_from_state(open_tensors(args.assets / "vae.safetensors"))
-    nano = Nano()
-    nano.transformer.load_state_dict({name: weights[name].float() for name in weights})
+    nano, codec = shipped(args.assets)
     if args.more_scales:
         start_levels(nano.transformer.lvl_embed.weight)
-    text = TextEncoder.load(args.assets / "text").model.state_dict()
-    nano.text.load_state_dict(text, strict=False)  # tied names differ
-    save(args.state / "vae.pt", codec.state_dict(), args.seconds)
+    save(args.state / "vae.pt", codec, args.seconds)
     save(args.state / "transformer.pt", nano.state_dict(), args.seconds)
+
+
+def shipped(assets: Path) -> tuple[Nano, dict[str, Tensor]]:
+    """The shipped transformer and text encoder in float32, and the weights of the codec."""
+    weights, _ = open_transformer(open_tensors(assets / "transformer.safetensors"))
+    nano = Nano()
+    nano.transformer.load_state_dict({name: weights[name].float() for name in weights})
+    text = TextEncoder.load(assets / "text").model.state_dict()
+    nano.text.load_state_dict(text, strict=False)  # tied names differ
+    return nano, vae_from_state(open_tensors(assets / "vae.safetensors")).state_dict()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Stream:
         area: "0.25M" or "1M".
         vae: weights of the codec.
         first, most: so many pictures are made at once (None = FIRST), and so many kept.
+        look: another look of a rendered picture, uint8 (H, W, 3) -> same; None = as rendered.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Stream:
         rng: np.random.Generator,
         first: int | None = None,
         most: int = 2000,
+        look: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
+        self.look = look or (lambda picture: picture)
         self.side, self.rng = SIDES[area], rng
         self.vae = VAE(CONFIG)
         self.vae.load_state_dict(vae)
@@ -50,7 +54,8 @@ class Stream:
         make = pair_scene if self.rng.random() < PAIRS else any_scene
         while held_out(scene := make(self.rng)):
             pass
-        image = torch.from_numpy(render(scene, self.rng, self.side, self.side)).permute(2, 0, 1)[None]
+        picture = self.look(render(scene, self.rng, self.side, self.side))
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None]
         self.kept.append((scene, self.vae.encode(to_float(image))[0].half()))
         return self.kept[-1]
 

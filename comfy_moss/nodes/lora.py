@@ -14,12 +14,13 @@ import torch
 from comfy_api.latest import io
 
 from ..model.lora import Lora, changed_id, read_lora, shapes_of
+from ..model.tiny_decoder import ASSETS
 from ..pipeline.refine import KVStore
 from .host import MossModel, log
 from .wires import Model, MossNode, schema
 
 FOLDER = "loras"
-NONE = "none found"  # a menu may not be empty
+INCLUDED = {"nano-night (embedded)": ASSETS / "loras" / "nano-night.safetensors"}  # for the embedded model
 
 
 def patches_of(lora: Lora) -> dict[str, object]:
@@ -53,9 +54,9 @@ class LoadLora(MossNode):
             inputs=[
                 Model.Input("model", tooltip="From MoSs Load Infinity, or from another MoSs Load LoRA."),
                 io.Combo.Input(
-                    "lora", options=folder_paths.get_filename_list(FOLDER) or [NONE],
+                    "lora", options=[*INCLUDED, *folder_paths.get_filename_list(FOLDER)],
                     tooltip="A file made for this very model, with names of PEFT, kohya or EditInfinity. Put "
-                    "it into models/loras and press R.",
+                    "it into models/loras and press R. nano-night gives nano dark backgrounds.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
@@ -76,7 +77,7 @@ class LoadLora(MossNode):
     def execute(cls, model: MossModel, lora: str, strength: float) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model)
-        if (path := folder_paths.get_full_path(FOLDER, lora)) is None:
+        if (path := INCLUDED.get(lora) or folder_paths.get_full_path(FOLDER, lora)) is None:
             raise ValueError(f"there is no LoRA {lora[:99]!r} in models/{FOLDER}; choose another, or press R")
         found = read_lora(Path(path), shapes_of(model.backbone))
         told = f", {found.ignored} of text encoder or codec are ignored" if found.ignored else ""
