@@ -48,7 +48,7 @@ class LoadLora(MossNode):
         return schema(
             node_id="MoSs_LoadLora",
             display_name="MoSs Load LoRA",
-            description="Changes an Infinity or HART model by a LoRA: a style or a subject that somebody "
+            description="Changes a model by a LoRA: a style or a subject that somebody "
             "trained for it. Several may follow one another.",
             search_aliases=["lora", "style", "peft", "kohya", "load lora"],
             inputs=[
