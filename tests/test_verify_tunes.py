@@ -55,7 +55,7 @@ def test_natural_positions_at_512_fail(monkeypatch):
 
 
 def test_the_whole_source_in_block_0_fails(monkeypatch):
-    monkeypatch.setattr(varedit, "shrunk", lambda source, schedule, scale: source)
+    monkeypatch.setattr(varedit, "shrunk", lambda source, schedule, scale, dtype: source)
 
     assert {"logits", "wrong numbers of keys"} <= failed(HERE / "golden_varedit")
 
