@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT / "tests")
-from browser import RUN, Page, chromium, opened  # noqa: E402
+from browser import RUN, Page, launched, opened  # noqa: E402
 from hosting import Host  # noqa: E402
 
 TEMPLATE = ROOT / "workflows" / "01 Text to image.json"
@@ -50,13 +49,11 @@ def take(page: Page, name: str) -> None:
 
 
 def main() -> None:
-    with Host() as host, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+    with Host() as host, launched() as browser:
         for renderer, theme, language in itertools.product(RENDERERS, THEMES, LANGUAGES):
             host.post("/api/settings", {"Comfy.ColorPalette": theme})
             with opened(browser, host, RENDERERS[renderer], language) as page:
                 take(page, f"{renderer}_{theme}_{language}")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from hosting import PACK, Host
 
 MODULES = f"/extensions/{PACK}"
@@ -259,6 +260,16 @@ class Page:
         """The value of an expression about `module`, one of js/*.mjs, and `value`."""
         load = f'const module = await import("{MODULES}/{name}.mjs")'
         return self.page.evaluate(f"async (value) => {{ {load}; return {code}; }}", value)
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """A headless browser of playwright; skips the test where playwright is missing."""
+    missing = "NO PLAYWRIGHT: THE BROWSER'S PART WAS NOT TESTED; pip install playwright"
+    with pytest.importorskip("playwright.sync_api", reason=missing).sync_playwright() as api:
+        browser = api.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @contextmanager

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Page, chromium, opened
+from browser import Page, chromium, launched, opened
 from hosting import Host, checkout, front_end
 
 from comfy_moss.model.backbone import NANO
 from comfy_moss.pipeline.dispatch import band, read_painting
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="NO PLAYWRIGHT: THE BROWSER'S PART WAS NOT TESTED; pip install playwright"
-)
 pytestmark = [
     pytest.mark.host,
     pytest.mark.browser,
@@ -86,10 +83,8 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes2"])

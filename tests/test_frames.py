@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import write_model
-from fakehost import FakeHost, installed
+from fakehost import TINY, FakeHost, with_tiny
 
 from comfy_moss.kernels import reference
 
@@ -21,9 +20,8 @@ OURS = (str(ROOT / "comfy_moss"), str(ROOT / "kernels"))
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[FakeHost]:
-    with installed(tmp_path) as host:
-        write_model(host.models / "infinity" / "tiny")
-        yield host.start()
+    with with_tiny(tmp_path) as host:
+        yield host
 
 
 def our_frames() -> list[str]:
@@ -39,7 +37,7 @@ def our_frames() -> list[str]:
 def test_at_most_eight_frames_lie_between_a_node_and_its_attention(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, clip, _ = host.run("MoSs_LoadInfinity", model="tiny/transformer.safetensors").result
+    model, clip, _ = host.run("MoSs_LoadInfinity", model=TINY).result
     seen: list[list[str]] = []
     attend = reference.F.scaled_dot_product_attention
 

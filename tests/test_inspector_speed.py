@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Page, chromium, opened
+from browser import Page, chromium, launched, opened
 from hosting import Host, checkout
 
 pytestmark = [
@@ -72,15 +72,11 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
 def page(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        with opened(browser, host, request.param) as page:
-            page.build()
-            page.run()
-            page.wait(1000)
-            yield page
-        browser.close()
+    with launched() as browser, opened(browser, host, request.param) as page:
+        page.build()
+        page.run()
+        page.wait(1000)
+        yield page
 
 
 def layouts(session: Any) -> float:

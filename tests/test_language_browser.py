@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from browser import Page, chromium, opened
+from browser import Page, chromium, launched, opened
 from hosting import Host, checkout
 
 pytestmark = [
@@ -21,12 +21,9 @@ REFUSED = "界限从最粗到最细的尺度须递减或相等，收到 [10, 40,
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with Host() as host, playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+    with Host() as host, launched() as browser:
         with opened(browser, host, nodes2=True, language="zh") as page:
             yield page
-        browser.close()
         host.post("/api/settings", {"Comfy.Locale": "en"})
 
 

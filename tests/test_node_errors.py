@@ -14,17 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from builders import write_model
-from fakehost import FakeHost, installed
-
-TINY = "tiny/transformer.safetensors"
+from fakehost import TINY, FakeHost, with_tiny
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
-    with installed(tmp_path_factory.mktemp("host")) as host:
-        write_model(host.models / "infinity" / "tiny")
-        yield host.start()
+    with with_tiny(tmp_path_factory.mktemp("host")) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

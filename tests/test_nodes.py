@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from builders import write_model
-from fakehost import FakeHost, Interrupted, Socket, installed
+from fakehost import TINY, FakeHost, Interrupted, Socket, installed
 from safetensors.torch import save_file
 
 from comfy_moss.images import to_image
@@ -31,7 +31,6 @@ from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.plan import Picture, generate, parse_method, parse_plan
 
 PROMPT = "a red heart on a gradient white background"
-TINY = "tiny/transformer.safetensors"
 WALKERS = ("is_dir", "is_file", "iterdir", "glob", "rglob", "exists", "stat")  # ways to look at the disk
 
 

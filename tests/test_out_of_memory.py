@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import write_model
-from fakehost import FakeHost, installed
+from fakehost import FakeHost, with_tiny
 from test_nodes import TINY, draw, moss
 
 from comfy_moss.model.memory import is_out_of_memory
@@ -22,9 +21,8 @@ WORDS = "too little memory"
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
-    with installed(tmp_path_factory.mktemp("host")) as host:
-        write_model(host.models / "infinity" / "tiny")
-        yield host.start()
+    with with_tiny(tmp_path_factory.mktemp("host")) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

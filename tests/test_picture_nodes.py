@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import write_model
-from fakehost import FakeHost, installed
+from fakehost import TINY, FakeHost, with_tiny
 
 from comfy_moss.pipeline.source import encode_picture, mask_of, seam
 
@@ -18,14 +17,13 @@ SCALES = 7  # at the smallest area
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
-    with installed(tmp_path_factory.mktemp("host")) as host:
-        write_model(host.models / "infinity" / "tiny")
-        yield host.start()
+    with with_tiny(tmp_path_factory.mktemp("host")) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
 def parts(host: FakeHost) -> tuple[Any, Any, Any]:
-    return host.run("MoSs_LoadInfinity", model="tiny/transformer.safetensors").result
+    return host.run("MoSs_LoadInfinity", model=TINY).result
 
 
 @pytest.fixture(scope="module")

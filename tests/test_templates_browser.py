@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import RUN, Page, chromium, opened
+from browser import RUN, Page, chromium, launched, opened
 from hosting import Host, checkout
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,12 +35,8 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes 2.0"])
 def page(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as api:
-        browser = api.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        with opened(browser, host, request.param) as page:
-            yield page
-        browser.close()
+    with launched() as browser, opened(browser, host, request.param) as page:
+        yield page
 
 
 def load(page: Page, path: Path) -> None:
