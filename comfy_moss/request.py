@@ -48,7 +48,7 @@ from .pipeline.budget import (
 )
 from .pipeline.draft import Recipe
 from .pipeline.heatmap import explain
-from .pipeline.plan import METHODS, Method, Picture, Plan, parse_method
+from .pipeline.plan import METHODS, Method, Picture, Plan, check_edits, parse_method
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def check(request: Request) -> Checked:
             "one; use its node in ComfyUI"
         )
     pixels, method = request.pixels or files.area, method_of(request, files.published)
-    if given and given.mode == "edit" and not isinstance(method, Plan):
-        raise ValueError(f"an edit by words cannot be drawn by {method.label}; choose another method")
+    if given and given.mode == "edit":
+        check_edits(method)
     ratio = files.ratio_for(given.ratio) if given else parse_aspect(request.aspect)
     schedule = files.schedule(ratio, pixels)
     method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry

@@ -15,7 +15,8 @@ from test_source import pictures, recoded
 
 from comfy_moss.pipeline.draft import draw_draft
 from comfy_moss.pipeline.edit import edit_draft
-from comfy_moss.pipeline.plan import parse_plan, run
+from comfy_moss.pipeline.fastvar import FastVARConfig
+from comfy_moss.pipeline.plan import generate, parse_plan, run
 from comfy_moss.pipeline.refine import rebuild
 from comfy_moss.pipeline.source import Edit, Source, encode_picture, seam
 
@@ -98,6 +99,13 @@ def test_a_given_mask_holds_at_every_scale(model):
     picture, source = edited(model, Edit(BEFORE.text, 1, 4, "shift"), "draft-2; -1@45", mask=mask)
     away = (seam(mask, picture.total.shape[-2:]) == 1).expand_as(picture.total)
     assert torch.equal(picture.total[away], recoded(model, source, SCHEDULE)[away])
+
+
+def test_a_method_that_cannot_follow_an_edit_says_so(model):
+    edit = Edit(BEFORE.text, 1, 4, "gate")
+    found = replace(encode_picture(model, pictures(model, SCHEDULE), SCHEDULE), edit=edit)
+    with pytest.raises(ValueError, match="an edit by words cannot be drawn by fastvar"):
+        generate(model, replace(TARGET, source=found), FastVARConfig())
 
 
 def test_a_model_without_bits_says_so():

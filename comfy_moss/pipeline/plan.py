@@ -400,6 +400,16 @@ class Picture:
     change: Tensor | None = None
 
 
+def check_edits(method: Method) -> None:
+    """Refuse a method that draws from the target's prompt alone.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not isinstance(method, Plan):
+        raise ValueError(f"an edit by words cannot be drawn by {method.label}; choose another method")
+
+
 def generate(
     backbone: Backbone, recipe: Recipe, method: Method, on_scale: OnScale | None = None,
     painted: Tensor | None = None,
@@ -412,8 +422,10 @@ def generate(
         painted: see `dispatch_tokens`; for every pass.
 
     Raises:
-        ValueError: the method does not fit this recipe's schedule.
+        ValueError: the method does not fit this recipe's schedule, or cannot follow its edit.
     """
+    if recipe.source is not None and recipe.source.edit is not None:
+        check_edits(method)
     watch = Stopwatch(backbone.device, STAGES)
     if isinstance(method, Plan):
         picture = run(backbone, recipe, method, watch, on_scale, painted)
