@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+from fakehost import FakeHost, installed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,6 +20,7 @@ from comfy_moss.model.vae import VAE, VAEConfig
 TINY = InfinityConfig(
     depth=2, width=32, heads=2, hidden=64, bits=8, text_width=32, text_heads=2, text_length=32, levels=15
 )
+TINY_FILE = "tiny/transformer.safetensors"  # what the loader's menu calls the model of `with_tiny`
 WORDS = (
     "a an the of and red green blue yellow circle square star cat dog left right above two three photo"
 ).split()
@@ -136,3 +140,11 @@ def write_model(path: Path, seed: int = 0) -> Path:
     write_weights(path, seed)
     tiny_text_dir(path / "text", TINY.text_width)
     return path
+
+
+@contextmanager
+def with_tiny(folder: Path) -> Iterator[FakeHost]:
+    """A started stand-in with a tiny model, TINY_FILE, in its models folder."""
+    with installed(folder) as host:
+        write_model(host.models / "infinity" / "tiny")
+        yield host.start()

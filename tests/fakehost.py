@@ -20,10 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from builders import write_model
 from torch import Tensor, nn
-
-TINY = "tiny/transformer.safetensors"  # what the loader's menu calls the model of `with_tiny`
 
 CPU = torch.device("cpu")
 OUTPUT = {"tooltip", "display_name"}
@@ -368,14 +365,6 @@ def _folders(models: Path) -> dict[str, Any]:
 def _ours(name: str) -> bool:
     """Whether a module is a stand-in, or was imported on top of one."""
     return name.split(".")[0] in ("comfy", "comfy_api", "folder_paths") or name.startswith("comfy_moss.nodes")
-
-
-@contextmanager
-def with_tiny(folder: Path) -> Iterator[FakeHost]:
-    """A started stand-in with a tiny model, TINY, in its models folder."""
-    with installed(folder) as host:
-        write_model(host.models / "infinity" / "tiny")
-        yield host.start()
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakehost import TINY, FakeHost, with_tiny
+from builders import TINY_FILE, with_tiny
+from fakehost import FakeHost
 
 from comfy_moss.kernels import reference
 
@@ -37,7 +38,7 @@ def our_frames() -> list[str]:
 def test_at_most_eight_frames_lie_between_a_node_and_its_attention(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, clip, _ = host.run("MoSs_LoadInfinity", model=TINY).result
+    model, clip, _ = host.run("MoSs_LoadInfinity", model=TINY_FILE).result
     seen: list[list[str]] = []
     attend = reference.F.scaled_dot_product_attention
 

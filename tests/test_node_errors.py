@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from fakehost import TINY, FakeHost, with_tiny
+from builders import TINY_FILE, with_tiny
+from fakehost import FakeHost
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
 @pytest.fixture(scope="module")
 def parts(host: FakeHost) -> tuple[Any, Any, Any]:
     """model, clip and vae of the tiny model."""
-    return host.run("MoSs_LoadInfinity", model=TINY).result
+    return host.run("MoSs_LoadInfinity", model=TINY_FILE).result
 
 
 @pytest.fixture(scope="module")
@@ -291,12 +292,12 @@ def test_the_menus_offer_what_lies_in_the_models_folders(host: FakeHost, menus: 
         "text_encoders/clip/l.safetensors", "infinity/notes.txt",
     )
     files = [_touch(host.models / name) for name in names]
-    assert menus("model") == ["nano (embedded)", "infinity_2b_reg.pth", "8b/part.safetensors", TINY]
+    assert menus("model") == ["nano (embedded)", "infinity_2b_reg.pth", "8b/part.safetensors", TINY_FILE]
     assert menus("vae") == ["automatic", "tiny/vae.safetensors", "infinity_vae_d32reg.pth"]
     assert menus("text_encoder") == ["automatic", "tiny/text", "flan-t5-xl"]
     for file in files:
         file.unlink()
-    assert menus("model") == ["nano (embedded)", TINY]
+    assert menus("model") == ["nano (embedded)", TINY_FILE]
 
 
 def test_the_embedded_model_takes_no_foreign_parts(host: FakeHost) -> None:
@@ -306,14 +307,16 @@ def test_the_embedded_model_takes_no_foreign_parts(host: FakeHost) -> None:
 
 def test_a_file_that_vanished_is_named(host: FakeHost) -> None:
     for part in (
-        {"model": "gone.pth"}, {"model": TINY, "vae": "gone.pth"}, {"model": TINY, "text_encoder": "gone"},
+        {"model": "gone.pth"},
+        {"model": TINY_FILE, "vae": "gone.pth"},
+        {"model": TINY_FILE, "text_encoder": "gone"},
     ):
         refused("is no longer in the folder", host.run, "MoSs_LoadInfinity", **part)
 
 
 def test_a_part_that_is_nowhere_is_named(host: FakeHost) -> None:
     lonely = _touch(host.models / "infinity" / "lonely" / "transformer.safetensors")
-    lonely.write_bytes((host.models / "infinity" / TINY).read_bytes())
+    lonely.write_bytes((host.models / "infinity" / TINY_FILE).read_bytes())
     run = partial(host.run, "MoSs_LoadInfinity", model="lonely/transformer.safetensors")
     refused("its text encoder (the folder flan-t5-xl, into models/text_encoders) was not found", run)
     lonely.write_bytes(b"\x00" * 100)
@@ -323,7 +326,7 @@ def test_a_part_that_is_nowhere_is_named(host: FakeHost) -> None:
 
 
 def test_a_replaced_file_is_loaded_again(host: FakeHost) -> None:
-    node, choice = host.nodes["MoSs_LoadInfinity"], (TINY, "automatic", "automatic", "auto")
+    node, choice = host.nodes["MoSs_LoadInfinity"], (TINY_FILE, "automatic", "automatic", "auto")
     before = node.fingerprint_inputs(*choice)
     assert node.fingerprint_inputs(*choice) == before
     os.utime(host.models / "infinity" / "tiny" / "vae.safetensors", (1, 1))
@@ -333,5 +336,5 @@ def test_a_replaced_file_is_loaded_again(host: FakeHost) -> None:
 
 def test_precision_is_the_artists_choice(host: FakeHost, parts: tuple) -> None:
     assert parts[0].backbone.transformer.dtype == torch.float32  # auto, on a CPU
-    half = host.run("MoSs_LoadInfinity", model=TINY, precision="bf16").result
+    half = host.run("MoSs_LoadInfinity", model=TINY_FILE, precision="bf16").result
     assert half[0].backbone.transformer.dtype == half[2].vae_dtype == torch.bfloat16

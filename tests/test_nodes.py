@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from builders import write_model
-from fakehost import TINY, FakeHost, Interrupted, Socket, installed
+from builders import TINY_FILE, write_model
+from fakehost import FakeHost, Interrupted, Socket, installed
 from safetensors.torch import save_file
 
 from comfy_moss.images import to_image
@@ -56,7 +56,7 @@ def nano(host: FakeHost) -> tuple[Any, Any, Any]:
 def tiny(host: FakeHost) -> tuple[Any, Any, Any]:
     """The same of a tiny model in the models folder: another width of text, and it draws in no time."""
     write_model(host.models / "infinity" / "tiny")
-    return host.run("MoSs_LoadInfinity", model=TINY).result
+    return host.run("MoSs_LoadInfinity", model=TINY_FILE).result
 
 
 @pytest.fixture
@@ -559,7 +559,8 @@ def test_menus_and_fingerprints_look_at_no_unrelated_file(
             node.define_schema()
         node = host.nodes["MoSs_LoadInfinity"]
         prints = {
-            node.fingerprint_inputs(name, *["automatic"] * 2, "auto") for name in ("nano (embedded)", TINY)
+            node.fingerprint_inputs(name, *["automatic"] * 2, "auto")
+            for name in ("nano (embedded)", TINY_FILE)
         }
         host.nodes["MoSs_LoadHART"].fingerprint_inputs("none found", "automatic", precision="auto")
     assert len(prints) == 2
@@ -616,7 +617,7 @@ def test_a_cancelled_draft_leaves_nothing_behind(host: FakeHost, tiny: tuple, dr
 def test_a_model_that_nobody_uses_goes_at_once(host: FakeHost, tiny: tuple) -> None:
     gc.disable()
     try:
-        model = host.run("MoSs_LoadInfinity", model=TINY).result[0]
+        model = host.run("MoSs_LoadInfinity", model=TINY_FILE).result[0]
         weights, model = weakref.ref(model.backbone.transformer), None
         host.loads.clear()
         assert weights() is None

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from fakehost import FakeHost, with_tiny
-from test_nodes import TINY, draw, moss
+from builders import with_tiny
+from fakehost import FakeHost
+from test_nodes import TINY_FILE, draw, moss
 
 from comfy_moss.model.memory import is_out_of_memory
 from comfy_moss.model.schedule import make_schedule
@@ -27,7 +28,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
 
 @pytest.fixture(scope="module")
 def tiny(host: FakeHost) -> tuple[Any, Any, Any]:
-    return host.run("MoSs_LoadInfinity", model=TINY).result
+    return host.run("MoSs_LoadInfinity", model=TINY_FILE).result
 
 
 def decoded(host: FakeHost, parts: tuple) -> torch.Tensor:

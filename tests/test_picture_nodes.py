@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from fakehost import TINY, FakeHost, with_tiny
+from builders import TINY_FILE, with_tiny
+from fakehost import FakeHost
 
 from comfy_moss.pipeline.source import encode_picture, mask_of, seam
 
@@ -23,7 +24,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHost]:
 
 @pytest.fixture(scope="module")
 def parts(host: FakeHost) -> tuple[Any, Any, Any]:
-    return host.run("MoSs_LoadInfinity", model=TINY).result
+    return host.run("MoSs_LoadInfinity", model=TINY_FILE).result
 
 
 @pytest.fixture(scope="module")
