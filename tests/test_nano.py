@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import tiny_transformer
 from safetensors import safe_open
 
 import comfy_moss
@@ -52,6 +53,17 @@ def single(recipe: Recipe, n: int) -> Recipe:
 
 def to_uint8(image: torch.Tensor) -> torch.Tensor:
     return ((image + 1) / 2 * 255).byte().permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("levels, scales, row", [(15, 10, 3), (15, 13, 3), (30, 10, 3), (30, 13, 18)])
+def test_levels_of_1m_have_rows_of_their_own_in_a_model_with_thirty(levels, scales, row):
+    model, scale = tiny_transformer(levels=levels), torch.full((1, 2), 3)
+    condition = model.condition([torch.randn(5, 32)], None, guided=True)
+    codes = torch.randn(1, 2, 8)
+
+    x = model.embed(codes, scale, condition, scales)
+
+    assert torch.equal(x, (model.word_embed(codes) + model.lvl_embed.weight[row]).expand(2, -1, -1))
 
 
 def test_the_files_are_small_and_named_as_released():

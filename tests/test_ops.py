@@ -73,7 +73,8 @@ def test_a_pass_sees_the_same_tokens_whether_and_wherever_it_stores_its_own(visi
     hidden = []
     for cache, store in zip(caches, (True, True, False), strict=True):
         for positions, seen, kept in ((first, None, True), (second, visible, store)):
-            x = model.transformer.embed(torch.full((1, len(positions), 8), 0.1), positions.scale, condition)
+            codes = torch.full((1, len(positions), 8), 0.1)
+            x = model.transformer.embed(codes, positions.scale, condition, len(SCHEDULE))
             step = Step(positions, SCHEDULE, condition, cache=cache, store=kept, visible=seen)
             out = model.transformer(x, Pass(step, *rotation(positions, SCHEDULE, 16)))
         hidden.append(out)

@@ -20,7 +20,7 @@ SCHEDULES = {area: make_schedule(1.0, area) for area in SIDES}
 SCHEDULE = SCHEDULES["0.25M"]
 BLOCKS_PER_CHUNK = 3
 CONFIG = InfinityConfig(
-    depth=6, width=192, heads=6, hidden=768, bits=16, text_width=128, text_heads=1, text_length=64, levels=15
+    depth=6, width=192, heads=6, hidden=768, bits=16, text_width=128, text_heads=1, text_length=64, levels=30
 )
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as T5 has them
 

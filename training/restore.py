@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from comfy_moss.model.checkpoint import open_transformer, vae_from_state
+from comfy_moss.model.infinity import LEVELS
 from comfy_moss.model.tensors import open_tensors
 from comfy_moss.model.text import TextEncoder
 
@@ -41,7 +42,10 @@ def shipped(assets: Path) -> tuple[Nano, dict[str, Tensor]]:
     """The shipped transformer and text encoder in float32, and the weights of the codec."""
     weights, _ = open_transformer(open_tensors(assets / "transformer.safetensors"))
     nano = Nano()
-    nano.transformer.load_state_dict({name: weights[name].float() for name in weights})
+    known = {name: weights[name].float() for name in weights}
+    level, fresh = known["lvl_embed.weight"], nano.transformer.lvl_embed.weight.detach()
+    known["lvl_embed.weight"] = torch.cat([level, fresh[len(level) :]])
+    nano.transformer.load_state_dict(known)
     text = TextEncoder.load(assets / "text").model.state_dict()
     nano.text.load_state_dict(text, strict=False)  # tied names differ
     return nano, vae_from_state(open_tensors(assets / "vae.safetensors")).state_dict()
@@ -49,8 +53,11 @@ def shipped(assets: Path) -> tuple[Nano, dict[str, Tensor]]:
 
 @torch.no_grad()
 def start_levels(level: Tensor) -> None:
-    """Level embeddings (levels, C): the last three of 1M start as those of 0.25M, which draw textures too."""
-    level[10:13] = level[7:10]
+    """Level embeddings (levels, C) of 1M start as those of 0.25M; its last three as the last three there,
+    which draw textures too.
+    """
+    level[LEVELS : LEVELS + 10] = level[:10]
+    level[LEVELS + 10 : LEVELS + 13] = level[7:10]
 
 
 def save(path: Path, weights: dict[str, Tensor], seconds: float) -> None:

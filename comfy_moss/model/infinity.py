@@ -26,9 +26,11 @@ from .layers import PackedBias, device_of, finite, is_plain
 from .memory import FLOAT
 from .quantize import bits_to_codes, map_to_tokens, quantize_scales, resample, tokens_to_map
 from .sampling import bit_probability, draw_bits, mix_rows
-from .schedule import Grid, Schedule
+from .schedule import PRESETS, Grid, Schedule
 from .tiny_decoder import TinyDecoder
 from .vae import VAE
+
+LEVELS = 15  # rows of the level embedding, one a scale
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class InfinityConfig:
     text_width: int  # Ct
     text_heads: int  # of the attention pool
     text_length: int  # rows of the learned unconditional text
-    levels: int  # rows of the level embedding
+    levels: int  # rows of the level embedding: LEVELS, or twice as many with some of its own for preset 1M
 
     @property
     def head_dim(self) -> int:
@@ -318,18 +320,22 @@ class InfinityTransformer(nn.Module):
         head = self.head_nm["ada_lin"](pooled)
         return InfinityCondition(pooled, modulation, head, keys_values, mask, len(positive))
 
-    def embed(self, tokens: Tensor | None, scale: Tensor, condition: InfinityCondition) -> Tensor:
+    def embed(
+        self, tokens: Tensor | None, scale: Tensor, condition: InfinityCondition, scales: int
+    ) -> Tensor:
         """Input of block 0, (R, N, C): both halves of the rows see the same tokens.
 
         Args:
             tokens: (B, N, d) sum of the codes at each token's position; None for the start token of scale 0.
             scale: (B or 1, N) scale of every token.
+            scales: how many there are in the schedule: what tells the presets apart.
         """
         if tokens is None:
             x = rearrange(condition.pooled, "r c -> r 1 c") + self.pos_start.to(condition.pooled)
         else:
             x = repeat(self.word_embed(tokens), "b n c -> (twin b) n c", twin=2 if condition.guided else 1)
-        level = self.lvl_embed(scale)
+        own = self.config.levels == 2 * LEVELS and scales == PRESETS["1M"]
+        level = self.lvl_embed(scale + LEVELS if own else scale)
         return x + (level.repeat(len(x) // len(level), 1, 1) if len(level) > 1 else level)
 
     def forward(self, x: Tensor, now: Pass) -> Tensor:
@@ -426,7 +432,7 @@ class InfinityBackbone(Sized):
         return map_to_tokens(resample(total, self.map_grid(grid)), self.patchify)
 
     def forward(self, tokens: Tensor | None, step: Step) -> Tensor:
-        x = self.transformer.embed(tokens, step.positions.scale, step.condition)
+        x = self.transformer.embed(tokens, step.positions.scale, step.condition, len(step.schedule))
         tables = self.rotation(step)
         if len(tables[0]) > 1:  # every picture has its own tokens: repeat for the unconditional rows
             tables = (table.repeat(len(x) // len(table), 1, 1) for table in tables)

@@ -220,7 +220,7 @@ class EditBackbone(InfinityBackbone):
         positions = Positions.of_scale(schedule, len(schedule) - 1, self.device)
         cache = super().new_cache(condition, tokens.shape[1])
         step = Step(positions, schedule, condition, cache=cache, store=True)
-        x = self.transformer.embed(tokens, positions.scale, condition)
+        x = self.transformer.embed(tokens, positions.scale, condition, len(schedule))
         places = condition.places.table[: tokens.shape[1]].T[:, None]
         tables = rotation_at(*places, self.transformer.config.head_dim)
         self.transformer(x, Pass(step, *tables, kernels=self.kernels))
