@@ -205,7 +205,7 @@ def test_tokens_along_the_directions_tell_their_places(training, hints, area):
         y, x = (corner / 4).round().mul(4).unbind(1)
         waves = [y / rendering.PERIOD, x / rendering.PERIOD, y / rendering.CHECK_HEIGHT]
         turn = 2 * torch.pi * torch.stack(waves, dim=1)
-        fine = torch.cat([(2 * turn).cos(), (2 * turn).sin()], dim=1) * (size > 32)
+        fine = torch.cat([(2 * turn).cos(), (2 * turn).sin()], dim=1) * (area == "1M")
         rows.append(torch.cat([(corner + 128 / size) / 128 - 1, turn.cos(), turn.sin(), fine], dim=1))
     told = torch.cat(rows) * torch.tensor([hints.PLACE] * 2 + [hints.PHASE] * 12)
     directions = torch.cat([head.place, head.phase, head.fine_phase], dim=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from comfy_moss.benchmarks.rendering import CHECK_HEIGHT, PERIOD
 from comfy_moss.benchmarks.world import COLORS, MAX_OBJECTS, NUMBERS, SHAPES, TEXTURES, Scene, words
 from comfy_moss.model.rope import grid_positions
-from comfy_moss.model.schedule import Positions, Schedule
+from comfy_moss.model.schedule import PRESETS, Positions, Schedule
 
 PLACES = ("alone", "left", "right", "above", "below", "many", "last")
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -27,7 +27,6 @@ _BEFORE_NOUN = {*COLORS, *TEXTURES, *NUMBERS.values(), "an"}
 _NONE = -100  # a word that tells of no thing
 _CELL = 4.0  # pixels a rotary position; at it textures repeat down, across, and checks down
 _TURNS = 2 * torch.pi * _CELL * torch.tensor([[1 / PERIOD, 0.0], [0.0, 1 / PERIOD], [1 / CHECK_HEIGHT, 0.0]])
-_FINE_FROM = 32  # rows of a grid above which tokens also tell the phases of textures of half the size
 PLACE, PHASE = 0.35, 0.2  # share of a token's length that tells its place (at the border), and each phase
 WORD_WEIGHT, PLACE_WEIGHT = 0.3, 0.5
 
@@ -90,7 +89,8 @@ class Hints(nn.Module):
         """Mean squared errors, 0 to about 1, of where tokens (B, N, C) of these scales say that they lie.
 
         Their place is told for the centre of a token, and for its corner, where the rotary position is, the
-        phase of every texture's waves.  A grid of one token tells nothing.
+        phase of every texture's waves; in 1M also of those of half the size.  Only its last scales can show
+        these, but all tell them: it is learnt where it costs little.  A grid of one token tells nothing.
         """
         positions = Positions.concat([Positions.of_scale(schedule, n) for n in scales])
         grids = torch.tensor(schedule.grids)[positions.scale[0]]
@@ -99,10 +99,9 @@ class Hints(nn.Module):
         turns = torch.stack(grid_positions(positions, schedule), dim=-1)[0] @ _TURNS.T
         told = tokens[:, some]
         loss = _told(told, self.place, at[some], PLACE) + _told(told, self.phase, _waves(turns[some]), PHASE)
-        fine = grids[some, 0] > _FINE_FROM
-        if not fine.any():
+        if len(schedule) < PRESETS["1M"]:
             return loss
-        return loss + _told(told[:, fine], self.fine_phase, _waves(2 * turns[some][fine]), PHASE)
+        return loss + _told(told, self.fine_phase, _waves(2 * turns[some]), PHASE)
 
 
 def _waves(turns: Tensor) -> Tensor:

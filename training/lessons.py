@@ -29,7 +29,7 @@ def short_step(nano: Nano, hints: Hints, batch: Batch, share: float = 1.0) -> tu
     """Accumulate gradients of the first EARLY scales; and what they, words and places cost in nats."""
     short = look(nano, batch.features, batch.captions, EARLY)
     told = hints(short.words, batch.captions, batch.scenes)
-    placed = hints.places(short.inner[0], SCHEDULE, range(EARLY))
+    placed = hints.places(short.inner[0], schedule_of(batch.features), range(EARLY))
     (share * ((short.losses * EARLY_WEIGHTS).sum() + WORD_WEIGHT * told + PLACE_WEIGHT * placed)).backward()
     return short.losses.detach(), told.detach(), placed.detach()
 
