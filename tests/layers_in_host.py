@@ -65,6 +65,7 @@ from comfy_moss.pipeline.plan import generate, parse_method  # noqa: E402
 
 torch.set_num_threads(1)
 PROMPT = "a red heart on a gradient white background"
+CHANGED = "blocks.1.ffn.fc1.weight"  # by patches
 MIB = 2**20
 Budget = tuple[float | None, str]  # bytes free on the device (None = the CPU as it is), and the host's mode
 
@@ -211,7 +212,7 @@ def patched() -> dict[str, Any]:
     """
     model, clip, _ = nano()
     text, weights = encoded(clip), model.backbone.transformer.state_dict()
-    key, bias = "blocks.1.ffn.fc1.weight", "blocks.2.sa.mat_qkv.bias"
+    key, bias = CHANGED, "blocks.2.sa.mat_qkv.bias"
     rows, columns = weights[key].shape
     torch.manual_seed(0)
     up, down, more = (torch.randn(size) / 8 for size in ((rows, 4), (4, columns), weights[bias].shape))
@@ -273,7 +274,7 @@ def in_fp8() -> dict[str, Any]:
 
 
 def in_8_bits() -> dict[str, Any]:
-    """Files that `convert` wrote, against the same weights multiplied out in plain torch."""
+    """Files that `convert` wrote, against the same weights multiplied out in plain torch; and with a LoRA."""
     result, files, text = {}, find_model("nano", []), encoded(nano()[1])
     for kind in ("fp8", "int8"):
         with TemporaryDirectory() as folder:
@@ -286,6 +287,19 @@ def in_8_bits() -> dict[str, Any]:
             found = within(BUDGETS[where], models, lambda model=model: picture(model, text))
             mean = float((found["result"] - plain).abs().mean())
             result[f"{kind}, {where}"] = told(found, plain) | {"mean": mean}
+        torch.manual_seed(0)
+        up, down = torch.randn(768, 4) / 8, torch.randn(4, 192) / 8
+        weight = right.backbone.transformer.get_parameter(CHANGED)
+        weight.data += (change := 0.5 * (up @ down))
+        changed, one = picture(right, text), model.patcher.clone()
+        one.add_patches({CHANGED: low_rank(up, down)}, 0.5)
+        patchers, at = [one, model.vae_patcher], partial(model.backbone.transformer.get_parameter, CHANGED)
+        held = within(BUDGETS["plain"], patchers, lambda at=at: at().dequantize())["result"]
+        found = within(BUDGETS["no room"], patchers, lambda model=model: picture(model, text))["result"]
+        result[f"{kind}, LoRA"] = {
+            "rounding": float((held - weight).abs().mean() / change.abs().mean()),
+            "off": float((found - changed).abs().mean()), "effect": float((found - plain).abs().mean()),
+        }
         blocks = model.backbone.transformer.blocks.modules()
         result[f"{kind}, layers"] = Counter(type(part.weight).__name__ for part in blocks if is_matrix(part))
         result[f"{kind}, graphs"] = is_roomy(model.backbone.transformer, torch.device("cpu"))

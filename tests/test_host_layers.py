@@ -84,6 +84,16 @@ def test_weights_in_8_bits_stay_so_and_draw_what_they_stand_for(found: dict[str,
     assert plain["result"] == 0 if kind == "fp8" else 0 < plain["mean"] < 4
 
 
+@pytest.mark.parametrize(("kind", "rounding"), [("fp8", 1 / 3), ("int8", 1 / 6)])
+def test_a_lora_changes_weights_in_8_bits_to_within_their_rounding(
+    found: dict[str, Any], kind: str, rounding: float
+) -> None:
+    """In shares of the change itself: what the host's rounding of the changed weights leaves."""
+    lora = found["in_8_bits"][f"{kind}, LoRA"]
+    assert 0 < lora["rounding"] <= rounding and lora["effect"] > 1
+    assert lora["off"] == 0 or kind == "int8"  # added to the weights multiplied out
+
+
 @pytest.mark.parametrize("family", ["patchify", "varedit", "nsarm", "hart"])
 def test_every_family_draws_without_room_for_a_single_layer(found: dict[str, Any], family: str) -> None:
     assert found["families"][family]["result"] == 0 < found["families"][family]["left"]
