@@ -120,7 +120,7 @@ def test_a_picture_that_is_too_large_is_told_before_it_is_drawn(
         refine_scales=1, method="custom",
     )
     (note,) = [note for note in output.ui["moss_notes"] if note["key"] == "memory"]
-    assert "needs about" in note["text"] and "batch_size 1" in note["values"]["ways"]
+    assert "needs about" in note["text"] and "one picture at a time" in note["values"]["ways"]
     assert "area 0.06M" in note["values"]["ways"]
 
 
@@ -129,3 +129,23 @@ def test_what_fits_is_not_spoken_of(host: FakeHost, tiny: tuple) -> None:
         "MoSs_InfinityDraft", model=tiny[0], positive=tiny[1].encode("a red cat"), area="0.06M",
     )
     assert [note for note in output.ui["moss_notes"] if note["key"] == "memory"] == []
+
+
+def test_nodes_that_start_from_a_picture_warn_too_and_an_edit_counts_two_caches(
+    host: FakeHost, tiny: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text, other = tiny[0], *(tiny[1].encode(words) for words in ("a red cat", "a blue star"))
+    asked = {"image": torch.rand(4, 64, 64, 3), "positive": text, "refine_scales": 0, "area": "0.25M"}
+    draft = host.run("MoSs_ImageToDraft", model=model, **asked).result[0]
+    four = predict(model.backbone, Plan(0), draft.draft.recipe.schedule, True, 4)
+    warned: list[str] = []
+    monkeypatch.setattr(sys.modules["comfy_moss.nodes.sample"], "warn", lambda note: warned.append(note.text))
+
+    monkeypatch.setattr(host, "memory", RESERVED + four.least + four.cache / 2)
+    host.run("MoSs_ImageToDraft", model=model, **asked)
+    assert not warned
+    host.run("MoSs_EditDraft", draft=draft, positive=other)
+    assert len(warned) == 1 and "needs about" in warned[0]
+    monkeypatch.setattr(host, "memory", RESERVED + four.least - four.cache / 2)
+    host.run("MoSs_ImageToDraft", model=model, **asked)
+    assert len(warned) == 2 and "one picture at a time" in warned[1]

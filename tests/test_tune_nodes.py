@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,21 @@ def test_an_edit_goes_through_every_other_node(host: FakeHost, edit: tuple):
     assert latent["moss_cost"].kv_bytes > model.backbone.cache_bytes(2, 1024)
     assert "varedit_512.safetensors, taken for VAREdit by its name" in report
     assert matched.result[0].shape == (1, 40, 64, 3)
+
+
+def test_what_does_not_fit_is_told_before_it_is_drawn(
+    host: FakeHost, edit: tuple, monkeypatch: pytest.MonkeyPatch
+):
+    warned: list[str] = []
+    monkeypatch.setattr(sys.modules["comfy_moss.nodes.sample"], "warn", lambda note: warned.append(note.text))
+    asked = {"model": edit[0], "image": picture(), "positive": edit[1].encode("a red cat")}
+    host.run("MoSs_InstructEdit", **asked)
+    assert not warned
+    monkeypatch.setattr(host, "memory", 2**20)
+
+    host.run("MoSs_InstructEdit", **asked)
+
+    assert len(warned) == 1 and "needs about" in warned[0]
 
 
 def test_another_seed_runs_no_source_again(host: FakeHost, edit: tuple, monkeypatch: pytest.MonkeyPatch):

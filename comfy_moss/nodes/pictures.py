@@ -33,6 +33,7 @@ from .sample import (
     MODEL_AREA,
     cfg_input,
     make_recipe,
+    memory_note,
     preview_input,
     refine_scales_input,
     seed_input,
@@ -64,6 +65,7 @@ def drawn(
 def begin(model: MossModel, recipe: Recipe, scales: int, twice: int, preview: bool) -> Progress:
     """Make room for a draft of that many scales, drawn with so many caches."""
     schedule, count = recipe.schedule, len(recipe.seeds)
+    memory_note(model, Plan(scales - len(schedule)), recipe, twice)
     rows = count * (2 if recipe.guidance.active(len(schedule)) else 1)
     progress = Progress(model, scales, preview=preview)
     model.store.clear()  # the last draft's cache makes room

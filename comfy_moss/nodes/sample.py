@@ -129,14 +129,19 @@ def size_note(model: MossModel, aspect: str, area: str) -> list[Note]:
     return [Note("size", text, {"trained": made_for, "aspect": aspect, "area": area})]
 
 
-def memory_note(
-    model: MossModel, plan: Plan, schedule: Schedule, aspect: str, guided: bool, batch: int
-) -> list[Note]:
-    """A warning where the device has too little memory for that, before it runs out, and what would help."""
-    backbone, device = model.backbone, mm.get_torch_device()
-    there = mm.get_total_memory(device)
-    found = predict(backbone, plan, schedule, guided, batch)
-    if not (ways := remedies(found, there, _ways(model, plan, schedule, aspect, guided, batch))):
+def memory_note(model: MossModel, plan: Plan, recipe: Recipe, caches: int = 1) -> list[Note]:
+    """A warning where the device has too little memory for that, before it runs out, and what would help.
+
+    Args:
+        caches: of keys and values, at once; an edit has two.
+    """
+    schedule, batch = recipe.schedule, len(recipe.seeds)
+    there, guided = mm.get_total_memory(mm.get_torch_device()), recipe.guidance.active(len(schedule))
+    ways = {"": predict(model.backbone, plan, schedule, guided, batch)}
+    ways |= _ways(model, plan, schedule, guided, batch)
+    ways = {name: replace(memory, cache=caches * memory.cache) for name, memory in ways.items()}
+    found = ways.pop("")
+    if not (ways := remedies(found, there, ways)):
         return []
     needed, free = (f"{size / 2**30:.1f}" for size in (found.least + RESERVED, there))
     values = {"needed": needed, "there": free, "ways": ", ".join(ways)}
@@ -149,13 +154,13 @@ def memory_note(
 
 
 def _ways(
-    model: MossModel, plan: Plan, schedule: Schedule, aspect: str, guided: bool, batch: int
+    model: MossModel, plan: Plan, schedule: Schedule, guided: bool, batch: int
 ) -> dict[str, Memory]:
     """What may be changed to need less, by name."""
     backbone, (height, width) = model.backbone, schedule.grids[-1]
     found = {}
     if batch > 1:
-        found["batch_size 1"] = predict(backbone, plan, schedule, guided)
+        found["one picture at a time"] = predict(backbone, plan, schedule, guided)
     if not backbone.int8_cache:
         small = replace(backbone, int8_cache=True)
         found["kv_cache 8 bits"] = predict(small, plan, schedule, guided, batch)
@@ -163,7 +168,7 @@ def _ways(
         found["a method that leaves out more scales"] = predict(backbone, Plan(-5), schedule, guided, batch)
     for area in PRESETS:
         with contextlib.suppress(ValueError):  # a model of one size
-            other = model.files.schedule(parse_aspect(aspect), area)
+            other = model.files.schedule(schedule.ratio, area)
             if math.prod(other.grids[-1]) < height * width:
                 found[f"area {area}"] = predict(backbone, plan, other, guided, batch)
     return found
@@ -269,8 +274,7 @@ class InfinityDraft(MossNode):
                 f"{what} leaves nothing to draft: this picture has {len(schedule)} scales; choose at most "
                 f"{len(schedule) - 1}"
             )
-        guided = recipe.guidance.active(len(schedule))
-        notes += [*told, *memory_note(model, plan or Plan(-left), schedule, aspect, guided, batch_size)]
+        notes += [*told, *memory_note(model, plan or Plan(-left), recipe)]
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         progress = Progress(model, scales, preview=preview)
         model.store.clear()  # the last draft's cache makes room

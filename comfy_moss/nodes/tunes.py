@@ -21,12 +21,14 @@ from ..model.varedit import cropped_to, padded_square
 from ..pipeline.cost import Cost
 from ..pipeline.dispatch import as_picture
 from ..pipeline.draft import Recipe, draft_of
-from ..pipeline.plan import plan_of
+from ..pipeline.plan import Plan, plan_of
 from .host import MossModel, Progress
+from .pictures import drafted_scales
 from .sample import (
     MODEL_AREA,
     cfg_input,
     make_recipe,
+    memory_note,
     preview_input,
     refine_scales_input,
     seed_input,
@@ -76,6 +78,7 @@ def drawn(
     What the last draft made ready for the same words and pictures is used again.
     """
     schedule, backbone, store = recipe.schedule, model.backbone, model.store
+    memory_note(model, Plan(-refine_scales), recipe)
     scales, rows = len(schedule) - refine_scales, len(recipe.seeds)
     rows *= 2 if recipe.guidance.active(len(schedule)) else 1
     tokens, before = schedule.tokens(0, min(scales, len(schedule) - 1)), backbone.work.before(schedule)
@@ -170,11 +173,7 @@ class InstructEdit(MossNode):
     ) -> io.NodeOutput:
         require(model, VAREDIT, "MoSs Instruct Edit")
         image, schedule = as_picture(image), model.files.schedule(1.0, _area(model, area))
-        if refine_scales >= len(schedule):
-            raise ValueError(
-                f"refine_scales {refine_scales} leaves nothing to draft: this picture has {len(schedule)} "
-                f"scales; choose at most {len(schedule) - 1}"
-            )
+        drafted_scales(schedule, refine_scales)
         recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, len(image))
         side = model.backbone.stride * model.backbone.map_grid(schedule.grids[-1])[0]
         square = from_pillow([padded_square(one, side) for one in to_pillow(image)])
