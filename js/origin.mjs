@@ -45,11 +45,16 @@ export function isLinked(node, name) {
 const ofWidget = (widget) => (widget ? { value: widget.value } : UNKNOWN);
 
 function ofInput(node, slot, steps) {
-  const link = node.getInputLink(slot);
+  const link = linkInto(node, slot);
   if (link) return ofLink(node.graph, link, steps + 1);
   const input = node.inputs[slot];
   const named = () => node.widgets?.find(({ name }) => name === input.name);
   return ofWidget(node.getWidgetFromSlot?.(input) ?? named());
+}
+
+/** The node of a subgraph answers for one of its outputs when it is asked for the link of an input. */
+function linkInto(node, slot) {
+  return node.isSubgraphNode?.() ? node.graph.getLink(node.inputs[slot].link) : node.getInputLink(slot);
 }
 
 function ofLink(graph, link, steps) {

@@ -156,6 +156,12 @@ class Page:
         self.page = page
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._overhear)
+
+    def _overhear(self, message: Any) -> None:
+        """The host catches what its listeners throw, and only writes it down."""
+        if message.type in ("error", "warning") and f"{MODULES}/" in message.text:
+            self.errors.append(message.text)
 
     @property
     def version(self) -> str:
@@ -289,3 +295,4 @@ def opened(browser: Any, host: Host, nodes2: bool, language: str = "en") -> Iter
     page.wait(2000)  # the host goes on loading its own graph
     yield page
     page.page.close()
+    assert page.errors == []

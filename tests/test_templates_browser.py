@@ -137,19 +137,32 @@ def test_the_host_offers_the_blueprint_and_one_click_draws(page: Page, host: Hos
     assert {"MoSs_LoadInfinity", "MoSs_Refine", "PreviewImage"} <= kinds
     names = page.page.evaluate("() => app.graph.nodes[0].widgets.map((widget) => widget.name)")
     assert {"text", "method", "aspect", "area", "seed"} <= set(names)
+    page.page.evaluate("() => app.canvas.openSubgraph(app.graph.nodes[0].subgraph, app.graph.nodes[0])")
+    page.wait(1200)
+    assert page.inspector("MoSs_TokenDispatch").cost.endswith("of dense")
+    page.page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph)")
 
 
-def test_the_blueprint_takes_a_budget(page: Page) -> None:
+@pytest.mark.parametrize(("method", "tokens"), [("sparse3", 461), ("moss3", 245), ("by budget", 461)])
+def test_the_blueprint_draws_by_the_method_that_one_chooses(
+    page: Page, host: Host, method: str, tokens: int
+) -> None:
     load(page, BLUEPRINT)
-    page.page.evaluate("""() => {
+    choose = """(method) => {
       const widget = (wanted) => app.graph.nodes[0].widgets.find(({ name }) => name === wanted);
-      widget("method").value = "by budget";
-      widget("method").callback?.("by budget");
+      widget("method").value = method;
+      widget("method").callback?.(method);
       widget("budget").value = 0.25;
-    }""")
+    }"""
+    page.page.evaluate(choose, method)
     assert page.page.evaluate(RUN) is None
-    draft = next(node for node in sent(page).values() if node["class_type"] == "MoSs_InfinityDraft")
-    assert (draft["inputs"]["method"], draft["inputs"]["budget"]) == ("by budget", 0.25)
+    graph = sent(page)
+    draft = next(node for node in graph.values() if node["class_type"] == "MoSs_InfinityDraft")
+    assert (draft["inputs"]["method"], draft["inputs"]["budget"]) == (method, 0.25)
+    composite = next(n for n, node in graph.items() if node["class_type"] == "MoSs_Composite")
+    result = host.run({**graph, "told": {"class_type": "MoSs_Report", "inputs": {"latent": [composite, 0]}}})
+    lines = dict(line.split("  ", 1) for line in result["outputs"]["told"]["text"][0].splitlines())
+    assert lines["refined"].split()[0] == str(tokens)
 
 
 def test_the_blueprint_is_found_by_searching_text_to_image(page: Page) -> None:

@@ -91,6 +91,18 @@ def test_every_node_widget_and_link_of_ours_exists(name: str, schemas: dict[str,
         assert kind in nodes[target]["inputs"][slot]["type"].split(",")
 
 
+def test_no_dispatch_holds_numbers_that_a_page_left_in_it() -> None:
+    """Nothing that is shipped has bounds of its own: chosen methods, budgets and areas would be ignored."""
+    files = [*FOLDER.glob("*.json"), *(FOLDER.parent / "subgraphs").glob("*.json")]
+    graphs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    graphs += [inner for graph in graphs for inner in (graph.get("definitions") or {}).get("subgraphs", ())]
+    nodes = [node for graph in graphs for node in graph["nodes"] if node["type"] == "MoSs_TokenDispatch"]
+    assert len(nodes) > len(NAMES)
+    for node in nodes:
+        preset, values, _, scales = node["widgets_values"]
+        assert preset in ("method", "automatic", "paper") and (values, scales) == ("80, 70, 30, 10", "all")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_twin_says_the_same(name: str, schemas: dict[str, Any]) -> None:
     ui, api = read(name)
