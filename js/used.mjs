@@ -18,7 +18,7 @@ export function expected(settings, model, facts) {
   return {
     width: columns * known.pixels, height: rows * known.pixels,
     cfg: settings.cfg || known.cfg, tau: settings.tau || known.tau,
-    learned: area === known.area && (!known.squares || settings.aspect === "1:1"),
+    learned: known.areas.includes(area) && (!known.squares || settings.aspect === "1:1"),
   };
 }
 

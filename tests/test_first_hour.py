@@ -184,7 +184,8 @@ def test_what_the_host_wires_through_a_bypassed_node_gives_a_picture(
 
 
 @pytest.mark.parametrize(
-    ("aspect", "area", "warned"), [("1:1", "0.25M", 0), ("3:1", "0.25M", 1), ("1:1", "0.06M", 1)]
+    ("aspect", "area", "warned"),
+    [("1:1", "0.25M", 0), ("1:1", "1M", 0), ("3:1", "0.25M", 1), ("1:1", "0.06M", 1)],
 )
 def test_a_size_that_the_model_never_learned_is_warned_about_on_the_node(
     host: FakeHost, nano: tuple, aspect: str, area: str, warned: int

@@ -97,9 +97,14 @@ class ModelFiles:
         """Whether it was trained on square pictures alone."""
         return self.name == "nano"
 
+    @property
+    def areas(self) -> tuple[str, ...]:
+        """What it was trained on, keys of `schedule.PRESETS`."""
+        return NANO_AREAS if self.name == "nano" else (self.area,)
+
     def learned(self, height_over_width: float, area: str) -> bool:
         """Whether it was trained on such pictures."""
-        return area == self.area and (height_over_width == 1 or not self.squares_only)
+        return area in self.areas and (height_over_width == 1 or not self.squares_only)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -329,18 +334,25 @@ EMBEDDED = Release("transformer.safetensors", "vae.safetensors", 0, "0.25M", 1.5
 # settings for models of one's own
 UNKNOWN = Release("transformer.safetensors", "vae.safetensors", 0, "1M", 3.0, 0.5)
 NAMES = ("nano", *RELEASES, HART_NAME)
+NANO_AREAS = ("0.25M", "1M")  # both with the same weights
 NANO_PIXELS, PIXELS = 8, 16  # a side of a token of the last scale, of nano and of the released models
 
 
 def facts() -> dict[str, dict[str, Any]]:
     """What a known model uses unless somebody says otherwise, by the name of its file without the ending."""
 
-    def told(area: str, cfg: float, tau: float, pixels: int = PIXELS, squares: bool = False) -> dict:
-        return {"area": area, "cfg": cfg, "tau": tau, "pixels": pixels, "squares": squares}
+    def told(
+        area: str, cfg: float, tau: float, pixels: int = PIXELS, areas: Sequence[str] = (),
+        squares: bool = False,
+    ) -> dict:
+        areas = areas or (area,)
+        return {
+            "area": area, "areas": areas, "cfg": cfg, "tau": tau, "pixels": pixels, "squares": squares,
+        }
 
     released = {r.transformer.removesuffix(".pth"): told(r.area, r.cfg, r.tau) for r in RELEASES.values()}
-    nano = told(EMBEDDED.area, EMBEDDED.cfg, EMBEDDED.tau, NANO_PIXELS, True)
-    return released | {"nano": nano, "ema_model": told("1M", HART_CFG, 1.0, PIXELS, True)}
+    nano = told(EMBEDDED.area, EMBEDDED.cfg, EMBEDDED.tau, NANO_PIXELS, NANO_AREAS, True)
+    return released | {"nano": nano, "ema_model": told("1M", HART_CFG, 1.0, squares=True)}
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ def size_note(model: MossModel, aspect: str, area: str) -> list[Note]:
     """A warning where the model has not learned to draw such pictures."""
     if model.files.learned(parse_aspect(aspect), area):
         return []
-    made_for = f"{'squares of ' if model.files.squares_only else ''}{model.files.area}"
+    areas = " or ".join(model.files.areas)
+    made_for = f"{'squares of ' if model.files.squares_only else ''}{areas}"
     text = f"This model was trained on {made_for} pictures; {aspect} at {area} will look worse."
     return [Note("size", text, {"trained": made_for, "aspect": aspect, "area": area})]
 
