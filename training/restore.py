@@ -1,4 +1,4 @@
-"""Make a training state from the shipped files: python -m training.restore --state DIR [--more-scales].
+"""Make a training state from the shipped files: python -m training.restore --state DIR.
 
 Then train with --resume.  Half precision and a fresh optimiser cost a few minutes of training, no more.
 """
@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from comfy_moss.model.checkpoint import open_transformer, vae_from_state
-from comfy_moss.model.infinity import LEVELS
 from comfy_moss.model.tensors import open_tensors
 from comfy_moss.model.text import TextEncoder
 
@@ -27,13 +25,8 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.0, help="training time these weights had; --minutes counts it"
     )
-    parser.add_argument(
-        "--more-scales", action="store_true", help="for weights that never saw the last three scales of 1M"
-    )
     args = parser.parse_args()
     nano, codec = shipped(args.assets)
-    if args.more_scales:
-        start_levels(nano.transformer.lvl_embed.weight)
     save(args.state / "vae.pt", codec, args.seconds)
     save(args.state / "transformer.pt", nano.state_dict(), args.seconds)
 
@@ -42,22 +35,10 @@ def shipped(assets: Path) -> tuple[Nano, dict[str, Tensor]]:
     """The shipped transformer and text encoder in float32, and the weights of the codec."""
     weights, _ = open_transformer(open_tensors(assets / "transformer.safetensors"))
     nano = Nano()
-    known = {name: weights[name].float() for name in weights}
-    level, fresh = known["lvl_embed.weight"], nano.transformer.lvl_embed.weight.detach()
-    known["lvl_embed.weight"] = torch.cat([level, fresh[len(level) :]])
-    nano.transformer.load_state_dict(known)
+    nano.transformer.load_state_dict({name: weights[name].float() for name in weights})
     text = TextEncoder.load(assets / "text").model.state_dict()
     nano.text.load_state_dict(text, strict=False)  # tied names differ
     return nano, vae_from_state(open_tensors(assets / "vae.safetensors")).state_dict()
-
-
-@torch.no_grad()
-def start_levels(level: Tensor) -> None:
-    """Level embeddings (levels, C) of 1M start as those of 0.25M; its last three as the last three there,
-    which draw textures too.
-    """
-    level[LEVELS : LEVELS + 10] = level[:10]
-    level[LEVELS + 10 : LEVELS + 13] = level[7:10]
 
 
 def save(path: Path, weights: dict[str, Tensor], seconds: float) -> None:
