@@ -102,12 +102,25 @@ def test_the_codec_shows_textures_with_the_last_scales_only(nano, side, things):
 
 @torch.inference_mode()
 def test_both_presets_begin_alike(nano):
-    """Nothing tells the model which one it draws."""
+    """The scales that both have are learnt together."""
     (small, _), (large, _) = (encoded(nano, THINGS[:1], side) for side in (256, 512))
 
     alike = [(one == two).float().mean().item() for one, two in zip(small, large, strict=False)]
 
     assert len(alike) == 10 and min(alike[:6]) > 0.9 and min(alike) > 0.5
+
+
+@torch.inference_mode()
+def test_1m_draws_textures_in_its_last_scales(nano, recipe):
+    text = TextEncoder.load(ASSETS / "text").encode(["a dotted blue square on a plain white background"])
+    large, totals = replace(single(recipe, 1), text=tuple(text), schedule=make_schedule(1.0, "1M")), []
+
+    draw_draft(nano, large, 13, on_scale=lambda *seen: totals.append(seen[-1]))
+
+    images = [to_uint8(nano.decode(totals[n]).clamp(-1, 1))[0].numpy() for n in (-1, -4)]
+    (fine,), (coarse,) = map(detect, images)
+    assert [(one.color, one.shape) for one in (fine, coarse)] == [("blue", "square")] * 2
+    assert [texture_of(*pair) for pair in zip(images, (fine, coarse), strict=True)] == ["dotted", "plain"]
 
 
 @pytest.mark.parametrize("method", METHODS)
