@@ -165,6 +165,7 @@ def test_the_keyboard_moves_the_inspected_token(page: Page) -> None:
     inspector.root.locator(".moss-picture").focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):  # the first shows the middle
         page.page.keyboard.press(key)
+    page.wait()  # for the frame
     rows, columns = page.sent(DISPATCH).payload["map"]["grid"]
     assert inspector.reading.startswith(f"Row {rows // 2 + 2}, col {columns // 2 + 2} ")
 
