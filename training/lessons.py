@@ -70,7 +70,7 @@ def late_scale(step: int, done: float) -> int:
 
 
 def train_large_step(nano: Nano, hints: Hints, small: Stream, large: Stream, scale: int) -> Tensor:
-    """Accumulate gradients of both presets alike, since nothing tells the model which of them it draws.
+    """Accumulate gradients of both presets alike, whose first scales are nearly the same.
 
     Of their first scales, of all scales that 0.25M has, and of one late `scale` of 1M, whole, with the scales
     before it as they are.  A picture of 1M is new once, for that scale; making one takes a second.
