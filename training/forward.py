@@ -25,8 +25,8 @@ FLIPS = 0.2  # at most so many of the bits that later scales see are wrong
 
 
 def attention_in_bfloat16(q: Tensor, segments: Sequence[Segment], visible: Tensor | None = None) -> Tensor:
-    """`Kernels.cross_scale_attention` with halved operands: three quarters of the time where processors
-    multiply bfloat16, sums being kept in float32 all the same.
+    """`Kernels.cross_scale_attention` with halved operands: quicker where processors multiply bfloat16
+    (training/README.md), sums being kept in float32 all the same.
     """
     halved = [(k.bfloat16(), v.bfloat16()) for k, v in segments]
     return TORCH.cross_scale_attention(q.bfloat16(), halved, visible).to(q.dtype)

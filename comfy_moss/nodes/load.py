@@ -290,9 +290,9 @@ class LoadInfinity(MossNode):
             inputs=[
                 io.Combo.Input(
                     "model", options=[NANO, *choices("transformer")],
-                    tooltip="The transformer. nano is built in and draws coloured shapes at 256 x 256. Put "
-                    "others into models/diffusion_models (or models/infinity), for example "
-                    "infinity_2b_reg.pth, then press R.",
+                    tooltip="The transformer. nano is built in and draws coloured shapes, at 256 x 256 or "
+                    "with area 1M at 512 x 512. Put others into models/diffusion_models (or "
+                    "models/infinity), for example infinity_2b_reg.pth, then press R.",
                 ),
                 io.Combo.Input(
                     "vae", options=[AUTOMATIC, *choices("vae")],
