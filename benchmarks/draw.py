@@ -4,6 +4,7 @@ program."""
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from comfy_moss.images import psnr, ssim, to_bytes, to_image
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.quantize import quantize_scales
+from comfy_moss.pipeline.cost import Cost, Stopwatch
 from comfy_moss.pipeline.draft import Recipe
 from comfy_moss.pipeline.frequency import contribution, frequency_map
 from comfy_moss.pipeline.plan import Method, Plan, generate
@@ -66,21 +68,55 @@ def draw(
     backbone: Backbone, recipe: Recipe, methods: Mapping[str, Method], cases: Sequence[Case]
 ) -> dict[str, Drawn]:
     """By name, every method's pictures of the cases, in an order of this batch, then the true ones and the
-    codec's."""
-    names, seeds = list(methods), recipe.seeds
+    codec's.  Dense must be among the methods; drafts come with it."""
+    drafts = {name: method for name, method in methods.items() if _is_part_of_dense(method)}
+    names, seeds = [name for name in methods if name not in drafts], recipe.seeds
     random.Random(seeds[0]).shuffle(names)
-    drawn = {name: _drawn(backbone, recipe, methods[name]) for name in names}
-    size = drawn[names[0]].images.shape[1:3]
+    drawn: dict[str, Drawn] = {}
+    for name in names:
+        if name == "dense":
+            drawn |= _dense(backbone, recipe, drafts)
+        else:
+            picture = generate(backbone, recipe, methods[name])
+            drawn[name] = Drawn(as_seen(picture.image), cost=picture.cost)
+    size = drawn["dense"].images.shape[1:3]
     true = [render(case.scene, np.random.default_rng(n), *size) for n, case in zip(seeds, cases, strict=True)]
     truth = torch.from_numpy(np.stack(true)).float() / 255
     return drawn | {RENDER: Drawn(truth), CODEC: Drawn(_recoded(backbone, recipe, truth))}
 
 
-def _drawn(backbone: Backbone, recipe: Recipe, method: Method) -> Drawn:
+def _is_part_of_dense(method: Method) -> bool:
+    return isinstance(method, Plan) and method.k > 0 and not method.passes and method.guidance is None
+
+
+def _dense(backbone: Backbone, recipe: Recipe, drafts: Mapping[str, Plan]) -> dict[str, Drawn]:
+    """Dense, and drafts out of the same run: the sum of codes after their last scale, and the time until then.
+
+    Noise is keyed by place and scale, so a draft of its own would be the same, and take as long again.
+    """
     totals: list[Tensor] = []
-    keep = (lambda _done, _scales, total: totals.append(total)) if method == Plan(0) else None
-    picture = generate(backbone, recipe, method, keep)
-    return Drawn(as_seen(picture.image), tuple(totals), picture.cost)
+    times: list[float] = []
+
+    def keep(_done: int, _scales: int, total: Tensor) -> None:
+        if total.is_cuda:
+            torch.cuda.synchronize(total.device)
+        totals.append(total)
+        times.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    whole = generate(backbone, recipe, Plan(0), keep)
+    drawn = {"dense": Drawn(as_seen(whole.image), tuple(totals), whole.cost)}
+    rows = len(recipe.seeds) * (2 if recipe.guidance.active(len(recipe.schedule)) else 1)
+    for name, plan in drafts.items():
+        scales = plan.on(recipe.schedule).draft
+        watch = Stopwatch(backbone.device, ["draft", "decode"])
+        with watch.stage("decode"), torch.inference_mode():
+            image = backbone.decode(totals[scales - 1])
+        tokens = plan.tokens_per_scale(recipe.schedule)
+        kv_bytes = backbone.cache_bytes(rows, recipe.schedule.tokens(0, scales))
+        seconds = watch.seconds | {"draft": times[scales - 1]}
+        drawn[name] = Drawn(as_seen(image), cost=Cost(plan.label, tuple(tokens), kv_bytes, seconds))
+    return drawn
 
 
 @torch.inference_mode()

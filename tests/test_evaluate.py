@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from comfy_moss import benchmarks, cli
-from comfy_moss.benchmarks import evaluate, pages, quality, rendering, suite, world
+from comfy_moss.benchmarks import draw, evaluate, pages, quality, rendering, suite, world
 from comfy_moss.benchmarks.commands import EVALUATED
 from comfy_moss.benchmarks.detector import detect, judge
 from comfy_moss.benchmarks.evaluate import read_rows
 from comfy_moss.benchmarks.metrics import Drawn
 from comfy_moss.benchmarks.studio import parse_methods
 from comfy_moss.model.backbone import PAPER, Backbone
+from comfy_moss.model.sampling import Guidance
+from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.draft import Recipe
-from comfy_moss.pipeline.plan import Plan
+from comfy_moss.pipeline.plan import Plan, generate
 
 METHODS = "dense,draft-3,moss3,moss3-unguided"
 
@@ -206,6 +209,22 @@ def test_an_evaluation_tells_cost_and_likeness_of_every_method(
     assert pages.stored("evaluate", tmp_path) == [result]
     with Image.open(tmp_path / quality.image_name(result, "grid")) as sheet:
         assert sheet.width > 5 * 128 and 2 * 128 < sheet.height < 3 * 128  # prompts 0 and 7
+
+
+def test_drafts_out_of_denses_run_are_those_drawn_alone(backbone: Backbone) -> None:
+    cases = suite.in_turn(suite.prompts(1, seed=3))[:2]
+    texts = (torch.randn(3, 32), torch.randn(5, 32))
+    recipe = Recipe(texts, None, (3, 4), make_schedule(1.0, "0.06M"), Guidance(3.0))
+    methods = parse_methods("dense,draft-1,draft-4,draft-4; -1@45")
+    drawn = draw.draw(backbone, recipe, methods, cases)
+    for name in ("draft-1", "draft-4"):
+        alone = generate(backbone, recipe, methods[name])
+        assert torch.equal(drawn[name].images, draw.as_seen(alone.image))
+        assert drawn[name].cost.tokens_per_scale == alone.cost.tokens_per_scale
+        assert drawn[name].cost.kv_bytes == alone.cost.kv_bytes
+        assert set(drawn[name].cost.seconds) <= set(alone.cost.seconds)
+    seconds = [drawn[name].cost.seconds["draft"] for name in ("draft-4", "draft-1", "dense")]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_the_same(

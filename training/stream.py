@@ -18,7 +18,7 @@ from .nano import SIDES
 from .pool import Batch, any_scene, pair_scene, read_captions
 from .train_vae import CONFIG, to_float
 
-PAIRS = 0.4  # share of pictures of two different things
+PAIRS = 0.5  # share of pictures of two different things
 FIRST = {"0.25M": 256, "1M": 64}  # pictures made at once: a minute's work for either preset
 
 

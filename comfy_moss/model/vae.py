@@ -303,10 +303,10 @@ def one_by_one(code: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
 def decode_as_fits(decoder: Decoder, features: Tensor, ops: Kernels = TORCH) -> Tensor:
     """Decode at once, or in strips where the device has too little memory for that.
 
-    In half precision on a GPU channels lie side by side, as its convolutions compute; else they would be
-    turned round before and after each of them.
+    On a CPU, and in half precision on a GPU, channels lie side by side, as convolutions compute there; else
+    they would be turned round before and after each of them.
     """
-    if features.is_cuda and features.dtype != torch.float32:
+    if features.device.type == "cpu" or (features.is_cuda and features.dtype != torch.float32):
         features = features.contiguous(memory_format=torch.channels_last)
     try:
         return decoder(features, ops)
