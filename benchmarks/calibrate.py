@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from comfy_moss.images import check_writable, to_image, write_files
+from comfy_moss.images import check_writable, write_files
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.pipeline.plan import Plan, generate, parse_plan, share_of_dense
 from comfy_moss.request import Checked, Request, recipe_of
@@ -31,6 +31,7 @@ from comfy_moss.request import check as check_request
 
 from . import planner, topdown
 from .analysis import Interval, mean, weights
+from .draw import as_seen, dense_with_drafts
 from .machine import hardware, versions
 from .metrics import METRICS, Drawn, Pair, Quality
 from .plots import scatter
@@ -272,31 +273,40 @@ class Bench:
         """By set and start of a batch, as far as they were needed."""
         return {}
 
-    def drawn(self, plan: Plan, batch: Try) -> Drawn:
+    def drawn(self, plan: Plan, batch: Try) -> dict[str, Drawn]:
+        """Pictures by plan: this one's, and of dense, where plans are searched, its known drafts' as well."""
         part, stop = self.asked.sets[batch.prompts], batch.start + self.asked.batch
         seeds = range(part.first + batch.start, part.first + min(stop, len(part.texts)))
-        picture = generate(
-            self.studio.backbone, self.studio.recipe(part.texts[batch.start : stop], seeds), plan
-        )
-        return Drawn(to_image(picture.image), (picture.total.cpu(),), picture.cost)
+        recipe = self.studio.recipe(part.texts[batch.start : stop], seeds)
+        if not plan.k and plan.guidance is not None:
+            recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
+            drafts = planner.known_drafts(plan.guidance, len(recipe.schedule))
+            found = dense_with_drafts(self.studio.backbone, recipe, drafts)
+            return {str(plan): found.pop("dense"), **found}
+        picture = generate(self.studio.backbone, recipe, plan)
+        return {str(plan): Drawn(as_seen(picture.image), (picture.total.cpu(),), picture.cost)}
 
     def dense_of(self, batch: Try) -> Drawn:
         key = batch.prompts, batch.start
         if key not in self.dense:
-            self.dense[key] = self.drawn(Plan(0), batch)
+            self.dense[key] = self.drawn(Plan(0), batch)[str(Plan(0))]
         return self.dense[key]
 
 
 def measure(bench: Bench, batch: Try) -> dict[Path, bytes]:
-    """The file of a try: one value a picture, and what drawing a picture of its batch took."""
+    """The file of a try: one value a picture, and what drawing a picture of its batch took.  With dense come
+    the known drafts of its strength.
+    """
     quality, part = bench.asked.quality, bench.asked.sets[batch.prompts]
-    drawn = bench.drawn(parse_plan(batch.plan), batch)
-    dense = bench.dense_of(batch) if quality.compares else drawn
     cases = part.cases[batch.start : batch.start + bench.asked.batch]
-    values = quality.values(Pair(drawn, dense, cases)).double().tolist()
-    seconds = drawn.cost.total_seconds - drawn.cost.seconds["decode"]
-    told = {"plan": batch.plan, "values": values, "draw_s": round(seconds / len(values), 5)}
-    return {try_path(bench.asked.state, batch): json.dumps(told).encode()}
+    files = {}
+    for plan, drawn in bench.drawn(parse_plan(batch.plan), batch).items():
+        dense = bench.dense_of(batch) if quality.compares else drawn
+        values = quality.values(Pair(drawn, dense, cases)).double().tolist()
+        seconds = drawn.cost.total_seconds - drawn.cost.seconds["decode"]
+        told = {"plan": plan, "values": values, "draw_s": round(seconds / len(values), 5)}
+        files[try_path(bench.asked.state, replace(batch, plan=plan))] = json.dumps(told).encode()
+    return files
 
 
 def try_path(folder: Path, batch: Try) -> Path:

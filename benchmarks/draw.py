@@ -75,7 +75,7 @@ def draw(
     drawn: dict[str, Drawn] = {}
     for name in names:
         if name == "dense":
-            drawn |= _dense(backbone, recipe, drafts)
+            drawn |= dense_with_drafts(backbone, recipe, drafts)
         else:
             picture = generate(backbone, recipe, methods[name])
             drawn[name] = Drawn(as_seen(picture.image), cost=picture.cost)
@@ -89,10 +89,10 @@ def _is_part_of_dense(method: Method) -> bool:
     return isinstance(method, Plan) and method.k > 0 and not method.passes and method.guidance is None
 
 
-def _dense(backbone: Backbone, recipe: Recipe, drafts: Mapping[str, Plan]) -> dict[str, Drawn]:
-    """Dense, and drafts out of the same run: the sum of codes after their last scale, and the time until then.
+def dense_with_drafts(backbone: Backbone, recipe: Recipe, drafts: Mapping[str, Plan]) -> dict[str, Drawn]:
+    """Dense, and drafts out of the same run: the codes' sum after their last scale, and the time until then.
 
-    Noise is keyed by place and scale, so a draft of its own would be the same, and take as long again.
+    Noise is keyed by place and scale, so a draft of its own would be the same.
     """
     totals: list[Tensor] = []
     times: list[float] = []
@@ -105,17 +105,19 @@ def _dense(backbone: Backbone, recipe: Recipe, drafts: Mapping[str, Plan]) -> di
 
     start = time.perf_counter()
     whole = generate(backbone, recipe, Plan(0), keep)
+    totals = [total.cpu() for total in totals]
     drawn = {"dense": Drawn(as_seen(whole.image), tuple(totals), whole.cost)}
     rows = len(recipe.seeds) * (2 if recipe.guidance.active(len(recipe.schedule)) else 1)
     for name, plan in drafts.items():
         scales = plan.on(recipe.schedule).draft
         watch = Stopwatch(backbone.device, ["draft", "decode"])
         with watch.stage("decode"), torch.inference_mode():
-            image = backbone.decode(totals[scales - 1])
+            image = backbone.decode(totals[scales - 1].to(backbone.device))
         tokens = plan.tokens_per_scale(recipe.schedule)
         kv_bytes = backbone.cache_bytes(rows, recipe.schedule.tokens(0, scales))
         seconds = watch.seconds | {"draft": times[scales - 1]}
-        drawn[name] = Drawn(as_seen(image), cost=Cost(plan.label, tuple(tokens), kv_bytes, seconds))
+        cost = Cost(plan.label, tuple(tokens), kv_bytes, seconds)
+        drawn[name] = Drawn(as_seen(image), tuple(totals[:scales]), cost)
     return drawn
 
 

@@ -40,13 +40,13 @@ KNOWN = (
     "draft-1",
     "draft-2",
     "draft-3",
-    "draft-2; -2@50 -1@25",
     "draft-2; -2@40 -1@30",
-    "draft-3; -3@50 -2@15 -1@5",
     "draft-3; -3@30 -2@20 -1@20",
     "draft-4; -4@80 -3@70 -2@30 -1@10",
     "draft-3; -1@45 unguided",
     "draft-4; -4@70; -1@45 unguided",
+    "draft-4; -1@45 unguided",
+    "draft-5; -4@70; -1@30 unguided",
 )
 NEAR = 0.015  # below the front's score, a plan still goes to the choice
 _FIRST = 12  # trials at random before Optuna's sampler begins, beside the known ones
@@ -154,6 +154,12 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
                 if plan.k <= min(LEFT, len(schedule) - 1):
                     study.enqueue_trial(parameters(plan, strength), {"known": True})
     return study
+
+
+def known_drafts(strength: float, scales: int) -> dict[str, Plan]:
+    """The known plans without passes at a strength, by the text of the plan."""
+    plans = [replace(plan, guidance=strength) for plan in map(parse_plan, KNOWN) if not plan.passes]
+    return {str(plan): plan for plan in plans if 0 < plan.k <= min(LEFT, scales - 1)}
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:

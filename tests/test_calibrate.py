@@ -238,6 +238,19 @@ def test_a_plan_is_drawn_once(line: Line, tmp_path: Path, monkeypatch: pytest.Mo
     assert (known.values(plan) == first).all() and known.seconds(plan, "search", 3) > 0
 
 
+def test_drafts_come_with_dense_and_are_the_same_alone(line: Line, tmp_path: Path) -> None:
+    known, dense = _measure(line, tmp_path / "with", "--k", "2", "--metric", "latent"), Plan(0, guidance=2.0)
+    known.values(dense)
+    paths = sorted(path.name for path in (tmp_path / "with" / "tries").iterdir())
+    assert len(paths) == 2 * 4  # two batches of dense and of three drafts
+    alone = _measure(line, tmp_path / "alone", "--k", "2", "--metric", "latent")
+    for k in (1, 3):
+        plan = Plan(-k, guidance=2.0)
+        assert (known.values(plan) == alone.values(plan)).all()
+        assert 0 < known.seconds(plan, "search", 3) < known.seconds(dense, "search", 3)
+    assert sorted(path.name for path in (tmp_path / "with" / "tries").iterdir()) == paths
+
+
 def test_a_damaged_try_is_named(line: Line, tmp_path: Path) -> None:
     known, plan = _measure(line, tmp_path, "--k", "2", "--metric", "latent"), Plan(-2)
     known.values(plan)
