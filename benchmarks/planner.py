@@ -34,8 +34,9 @@ PLACES = (
     "begins",
     "joins",
 )  # of a scale: drawn by no pass, by a pass of its own, by that of the one before
-# What is known goes first, at several strengths: the rivals get their best, and the search begins near them.
-KNOWN = (
+# What is known goes first.  Rivals are measured at two strengths, so that they get their best; the search
+# begins near them and near plans that did well on other schedules.
+RIVALS = (
     "dense",
     "draft-1",
     "draft-2",
@@ -43,13 +44,17 @@ KNOWN = (
     "draft-2; -2@40 -1@30",
     "draft-3; -3@30 -2@20 -1@20",
     "draft-4; -4@80 -3@70 -2@30 -1@10",
-    "draft-3; -1@45 unguided",
-    "draft-4; -4@70; -1@45 unguided",
-    "draft-4; -1@45 unguided",
-    "draft-5; -4@70; -1@30 unguided",
 )
+STARTS = (
+    "draft-2; -1@60 unguided",
+    "draft-3; -1@45 unguided",
+    "draft-3; -1@100 unguided",
+    "draft-3; -2@60; -1@45 unguided",
+    "draft-4; -1@45 unguided",
+    "draft-4; -4@70; -1@45 unguided",
+)
+OTHER_STRENGTH = 3.0  # of the rivals, beside the model's own
 NEAR = 0.015  # below the front's score, a plan still goes to the choice
-_FIRST = 12  # trials at random before Optuna's sampler begins, beside the known ones
 
 
 class Suggesting(Protocol):
@@ -149,16 +154,17 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
         storage=storage, study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=True
     )
     if not study.trials:
-        for strength in (search.strength, 3.0):
-            for plan in map(parse_plan, KNOWN):
+        own, other = (*RIVALS, *STARTS), RIVALS
+        for texts, strength in ((own, search.strength), (other, OTHER_STRENGTH)):
+            for plan in map(parse_plan, texts):
                 if plan.k <= min(LEFT, len(schedule) - 1):
                     study.enqueue_trial(parameters(plan, strength), {"known": True})
     return study
 
 
 def known_drafts(strength: float, scales: int) -> dict[str, Plan]:
-    """The known plans without passes at a strength, by the text of the plan."""
-    plans = [replace(plan, guidance=strength) for plan in map(parse_plan, KNOWN) if not plan.passes]
+    """The rivals without passes at a strength, by the text of the plan."""
+    plans = [replace(plan, guidance=strength) for plan in map(parse_plan, RIVALS) if not plan.passes]
     return {str(plan): plan for plan in plans if 0 < plan.k <= min(LEFT, scales - 1)}
 
 
@@ -201,7 +207,7 @@ def find(
 def _ask(study: optuna.Study, seed: int) -> optuna.Trial:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        startup = len([t for t in study.trials if t.user_attrs.get("known")]) + _FIRST
+        startup = len([t for t in study.trials if t.user_attrs.get("known")])
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=startup, multivariate=True, group=True, seed=seed + len(study.trials)
         )
@@ -234,11 +240,11 @@ def tried(study: optuna.Study, scales: int) -> list[Tried]:
 
 
 def candidates(found: Sequence[Tried], most: float) -> list[Tried]:
-    """What a choice should look at again, cheapest first: all near the front, and every known kind of plan at
-    its best strength, however costly.
+    """What a choice should look at again, cheapest first: all near the front, and every rival at its best
+    strength, however costly.
     """
     near = [one for one in front(found, NEAR) if one.work <= most]
-    kinds = [str(replace(parse_plan(text), guidance=None)) for text in KNOWN]
+    kinds = [str(replace(parse_plan(text), guidance=None)) for text in RIVALS]
     rivals: dict[str, Tried] = {}
     for one in found:
         kind = str(replace(one.plan, guidance=None))
