@@ -31,7 +31,7 @@ from comfy_moss.request import check as check_request
 
 from . import planner, topdown
 from .analysis import Interval, mean, weights
-from .draw import as_seen, dense_with_drafts
+from .draw import as_seen, draw_together
 from .machine import hardware, versions
 from .metrics import METRICS, Drawn, Pair, Quality
 from .plots import scatter
@@ -274,15 +274,16 @@ class Bench:
         return {}
 
     def drawn(self, plan: Plan, batch: Try) -> dict[str, Drawn]:
-        """Pictures by plan: this one's, and of dense, where plans are searched, its known drafts' as well."""
+        """Pictures by plan: this one's and, where it is dense at a strength, those of the rivals from its
+        drafts."""
         part, stop = self.asked.sets[batch.prompts], batch.start + self.asked.batch
         seeds = range(part.first + batch.start, part.first + min(stop, len(part.texts)))
         recipe = self.studio.recipe(part.texts[batch.start : stop], seeds)
         if not plan.k and plan.guidance is not None:
             recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
-            drafts = planner.known_drafts(plan.guidance, len(recipe.schedule))
-            found = dense_with_drafts(self.studio.backbone, recipe, drafts)
-            return {str(plan): found.pop("dense"), **found}
+            rivals = planner.rivals(plan.guidance, len(recipe.schedule))
+            together = {text: replace(rival, guidance=None) for text, rival in rivals.items()}
+            return draw_together(self.studio.backbone, recipe, {str(plan): Plan(0)} | together)
         picture = generate(self.studio.backbone, recipe, plan)
         return {str(plan): Drawn(as_seen(picture.image), (picture.total.cpu(),), picture.cost)}
 
@@ -295,7 +296,7 @@ class Bench:
 
 def measure(bench: Bench, batch: Try) -> dict[Path, bytes]:
     """The file of a try: one value a picture, and what drawing a picture of its batch took.  With dense come
-    the known drafts of its strength.
+    the rivals of its strength.
     """
     quality, part = bench.asked.quality, bench.asked.sets[batch.prompts]
     cases = part.cases[batch.start : batch.start + bench.asked.batch]

@@ -4,9 +4,8 @@ program."""
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 from comfy_moss.images import psnr, ssim, to_bytes, to_image
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.quantize import quantize_scales
-from comfy_moss.pipeline.cost import Cost, Stopwatch
-from comfy_moss.pipeline.draft import Recipe
+from comfy_moss.pipeline.cost import Stopwatch
+from comfy_moss.pipeline.draft import Draft, Recipe, Run, draw_scales, empty_total
 from comfy_moss.pipeline.frequency import contribution, frequency_map
-from comfy_moss.pipeline.plan import Method, Plan, generate
+from comfy_moss.pipeline.plan import STAGES, Method, Plan, finish, generate
 
 from .detector import detect, interior, judge, shows_texture
 from .metrics import Drawn, texture_energy
@@ -68,14 +67,14 @@ def draw(
     backbone: Backbone, recipe: Recipe, methods: Mapping[str, Method], cases: Sequence[Case]
 ) -> dict[str, Drawn]:
     """By name, every method's pictures of the cases, in an order of this batch, then the true ones and the
-    codec's.  Dense must be among the methods; drafts come with it."""
-    drafts = {name: method for name, method in methods.items() if _is_part_of_dense(method)}
-    names, seeds = [name for name in methods if name not in drafts], recipe.seeds
+    codec's."""
+    alike = {name: one for name, one in methods.items() if isinstance(one, Plan) and one.guidance is None}
+    names, seeds = [None, *(name for name in methods if name not in alike)], recipe.seeds
     random.Random(seeds[0]).shuffle(names)
     drawn: dict[str, Drawn] = {}
     for name in names:
-        if name == "dense":
-            drawn |= dense_with_drafts(backbone, recipe, drafts)
+        if name is None:
+            drawn |= draw_together(backbone, recipe, alike)
         else:
             picture = generate(backbone, recipe, methods[name])
             drawn[name] = Drawn(as_seen(picture.image), cost=picture.cost)
@@ -85,39 +84,43 @@ def draw(
     return drawn | {RENDER: Drawn(truth), CODEC: Drawn(_recoded(backbone, recipe, truth))}
 
 
-def _is_part_of_dense(method: Method) -> bool:
-    return isinstance(method, Plan) and method.k > 0 and not method.passes and method.guidance is None
+@torch.inference_mode()
+def draw_together(backbone: Backbone, recipe: Recipe, plans: Mapping[str, Plan]) -> dict[str, Drawn]:
+    """Pictures of plans that begin alike: every scale is drafted once, and each plan goes on from its draft.
 
+    Noise is keyed by scale and place, so a draft of its own would be the same, and the time until then counts
+    for every plan.
 
-def dense_with_drafts(backbone: Backbone, recipe: Recipe, drafts: Mapping[str, Plan]) -> dict[str, Drawn]:
-    """Dense, and drafts out of the same run: the codes' sum after their last scale, and the time until then.
-
-    Noise is keyed by place and scale, so a draft of its own would be the same.
+    Args:
+        plans: without strengths of their own for the draft; the recipe's is all of theirs.
     """
+    schedule = recipe.schedule
+    drafts = {name: plan.on(schedule).draft for name, plan in plans.items()}
+    tokens = {
+        name: schedule.tokens(0, min(draft, len(schedule) - 1)) + plans[name].on(schedule).room(schedule)
+        for name, draft in drafts.items()
+    }
+    clock = Stopwatch(backbone.device)
+    with clock.stage("draft"):
+        live = Run.begin(backbone, recipe, max(tokens.values()))
+    bits: list[Tensor] = []
+    total, drawn = empty_total(backbone, recipe), {}
     totals: list[Tensor] = []
-    times: list[float] = []
-
-    def keep(_done: int, _scales: int, total: Tensor) -> None:
-        if total.is_cuda:
-            torch.cuda.synchronize(total.device)
-        totals.append(total)
-        times.append(time.perf_counter() - start)
-
-    start = time.perf_counter()
-    whole = generate(backbone, recipe, Plan(0), keep)
-    totals = [total.cpu() for total in totals]
-    drawn = {"dense": Drawn(as_seen(whole.image), tuple(totals), whole.cost)}
-    rows = len(recipe.seeds) * (2 if recipe.guidance.active(len(recipe.schedule)) else 1)
-    for name, plan in drafts.items():
-        scales = plan.on(recipe.schedule).draft
-        watch = Stopwatch(backbone.device, ["draft", "decode"])
-        with watch.stage("decode"), torch.inference_mode():
-            image = backbone.decode(totals[scales - 1].to(backbone.device))
-        tokens = plan.tokens_per_scale(recipe.schedule)
-        kv_bytes = backbone.cache_bytes(rows, recipe.schedule.tokens(0, scales))
-        seconds = watch.seconds | {"draft": times[scales - 1]}
-        cost = Cost(plan.label, tuple(tokens), kv_bytes, seconds)
-        drawn[name] = Drawn(as_seen(image), tuple(totals[:scales]), cost)
+    for scale in range(max(drafts.values())):
+        with clock.stage("draft"):
+            new, total = draw_scales(live, total, range(scale, scale + 1))
+        bits, totals = [*bits, *new], [*totals, total.cpu()]
+        draft = Draft(recipe, tuple(bits), total, backbone.model_id)
+        for name in (name for name, scales in drafts.items() if scales == scale + 1):
+            watch = Stopwatch(backbone.device, STAGES)
+            twin = replace(live, cache=live.cache.twin())  # what it stores, the next scale writes over
+            picture = finish(twin, draft, plans[name], watch)
+            with watch.stage("decode"):
+                image = backbone.decode(picture.total.to(backbone.device))
+            own = backbone.new_cache(live.condition, tokens[name]).nbytes
+            seconds = watch.seconds | {"draft": clock.seconds["draft"]}
+            kept = (*totals, picture.total) if plans[name].passes else tuple(totals)
+            drawn[name] = Drawn(as_seen(image), kept, replace(picture.cost, kv_bytes=own, seconds=seconds))
     return drawn
 
 

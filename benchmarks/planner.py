@@ -162,10 +162,10 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
     return study
 
 
-def known_drafts(strength: float, scales: int) -> dict[str, Plan]:
-    """The rivals without passes at a strength, by the text of the plan."""
-    plans = [replace(plan, guidance=strength) for plan in map(parse_plan, RIVALS) if not plan.passes]
-    return {str(plan): plan for plan in plans if 0 < plan.k <= min(LEFT, scales - 1)}
+def rivals(strength: float, scales: int) -> dict[str, Plan]:
+    """The rivals of dense at a strength, by the text that a search knows them by."""
+    known = [replace(parse_plan(text), guidance=strength) for text in RIVALS]
+    return {str(plan): plan for plan in known if 0 < plan.k <= min(LEFT, scales - 1)}
 
 
 def _journal(path: Path) -> optuna.storages.JournalStorage:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from comfy_moss import benchmarks, cli
 from comfy_moss.benchmarks import calibrate as calibrating
-from comfy_moss.benchmarks import commands, metrics, pages, topdown
+from comfy_moss.benchmarks import commands, metrics, pages, planner, topdown
 from comfy_moss.benchmarks.calibrate import Measure
 from comfy_moss.benchmarks.plots import scatter
 from comfy_moss.benchmarks.topdown import Bounds, Measured, Metric, TopDown, search, search_within
@@ -238,14 +238,14 @@ def test_a_plan_is_drawn_once(line: Line, tmp_path: Path, monkeypatch: pytest.Mo
     assert (known.values(plan) == first).all() and known.seconds(plan, "search", 3) > 0
 
 
-def test_drafts_come_with_dense_and_are_the_same_alone(line: Line, tmp_path: Path) -> None:
+def test_rivals_come_with_dense_and_are_the_same_alone(line: Line, tmp_path: Path) -> None:
     known, dense = _measure(line, tmp_path / "with", "--k", "2", "--metric", "latent"), Plan(0, guidance=2.0)
     known.values(dense)
+    rivals = planner.rivals(2.0, len(known.asked.checked.schedule))
     paths = sorted(path.name for path in (tmp_path / "with" / "tries").iterdir())
-    assert len(paths) == 2 * 4  # two batches of dense and of three drafts
+    assert len(rivals) == 6 and len(paths) == 2 * 7  # in two batches
     alone = _measure(line, tmp_path / "alone", "--k", "2", "--metric", "latent")
-    for k in (1, 3):
-        plan = Plan(-k, guidance=2.0)
+    for plan in rivals.values():
         assert (known.values(plan) == alone.values(plan)).all()
         assert 0 < known.seconds(plan, "search", 3) < known.seconds(dense, "search", 3)
     assert sorted(path.name for path in (tmp_path / "with" / "tries").iterdir()) == paths

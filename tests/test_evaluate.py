@@ -211,20 +211,24 @@ def test_an_evaluation_tells_cost_and_likeness_of_every_method(
         assert sheet.width > 5 * 128 and 2 * 128 < sheet.height < 3 * 128  # prompts 0 and 7
 
 
-def test_drafts_out_of_denses_run_are_those_drawn_alone(backbone: Backbone) -> None:
+def test_methods_that_share_drafts_are_those_drawn_alone(backbone: Backbone) -> None:
     cases = suite.in_turn(suite.prompts(1, seed=3))[:2]
     texts = (torch.randn(3, 32), torch.randn(5, 32))
     recipe = Recipe(texts, None, (3, 4), make_schedule(1.0, "0.06M"), Guidance(3.0))
-    methods = parse_methods("dense,draft-1,draft-4,draft-4; -1@45")
+    plans = "draft-4; -4@70; -1@45 unguided,draft-2 cfg 2; -1@9"
+    methods = parse_methods(f"dense,draft-1,moss3,moss3-sa,moss3-unguided,fastvar,{plans}")
     drawn = draw.draw(backbone, recipe, methods, cases)
-    for name in ("draft-1", "draft-4"):
-        alone = generate(backbone, recipe, methods[name])
-        assert torch.equal(drawn[name].images, draw.as_seen(alone.image))
-        assert drawn[name].cost.tokens_per_scale == alone.cost.tokens_per_scale
-        assert drawn[name].cost.kv_bytes == alone.cost.kv_bytes
-        assert set(drawn[name].cost.seconds) <= set(alone.cost.seconds)
-    seconds = [drawn[name].cost.seconds["draft"] for name in ("draft-4", "draft-1", "dense")]
-    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert [*drawn][-2:] == [draw.RENDER, draw.CODEC] and set(methods) < set(drawn)
+    for name, method in methods.items():
+        alone = generate(backbone, recipe, method)
+        assert torch.equal(drawn[name].images, draw.as_seen(alone.image)), name
+        if drawn[name].totals:
+            assert torch.equal(drawn[name].totals[-1], alone.total)
+        ours, its = (replace(of.cost, seconds=dict.fromkeys(of.cost.seconds)) for of in (drawn[name], alone))
+        assert ours == its
+    drafting = [drawn[name].cost.seconds["draft"] for name in ("draft-3", "draft-1", "dense")]
+    assert 0 < drafting[0] < drafting[1] < drafting[2]
+    assert drawn["moss3"].cost.seconds["draft"] == drafting[0] and drawn["moss3"].cost.seconds["refine"] > 0
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_the_same(

@@ -457,8 +457,17 @@ def run(
         else:
             live = Run.begin(backbone, recipe, stored)
             draft = draft_of(live, fitted.draft, on_scale=on_scale)
+    return replace(finish(live, draft, plan, watch, on_scale, painted), change=change)
+
+
+def finish(
+    live: Run, draft: Draft, plan: Plan, watch: Stopwatch, on_scale: OnScale | None = None,
+    painted: Tensor | None = None,
+) -> Picture:
+    """The passes of a plan, from its draft and the run that drew it; other arguments as of `run`."""
+    schedule, fitted = draft.recipe.schedule, plan.on(draft.recipe.schedule)
     kv_bytes, maps = live.cache.nbytes, []
-    painted = painted if painted is None else painted.to(backbone.device)
+    painted = painted if painted is None else painted.to(live.backbone.device)
     for n, step in enumerate(fitted.passes, start=1):
         draft, live, found = run_pass(
             live, draft, step, watch, plan.window, painted, store=n < len(fitted.passes)
@@ -469,11 +478,11 @@ def run(
             on_scale(done, len(schedule), draft.total)
     draft, shown = live.finished(draft), tuple(found.cpu() for found in maps)
     total = draft.total
-    if recipe.source is not None:
+    if draft.recipe.source is not None:
         with watch.stage("composite"):
-            total = finished(backbone, draft)
+            total = finished(live.backbone, draft)
     cost = Cost(plan.label, draft.tokens_per_scale, kv_bytes, watch.seconds, draft.refined)
-    return Picture(total, cost, shown, change=change)
+    return Picture(total, cost, shown)
 
 
 def run_pass(
