@@ -160,7 +160,8 @@ def write_performance(folder: Path = RESULTS, target: Path = PERFORMANCE) -> Pat
 
 def write_quality(folder: Path = RESULTS, target: Path = QUALITY) -> Path:
     """Write docs/quality.md with its plots, and docs/why.md, anew from all stored results."""
-    results, found = stored("evaluate", folder), stored("calibrate", folder)
+    results = sorted(stored("evaluate", folder), key=lambda one: -one["setting"]["scales"])
+    found = stored("calibrate", folder)
     plots = {
         target.parent / "images" / quality.image_name(result, "pareto"): pareto(Study(result))
         for result in results

@@ -27,8 +27,10 @@ Result = dict[str, Any]
 
 
 def file_name(result: Result) -> str:
-    """Of a stored result, without what it ends with; --name tells several of a model apart."""
-    return "-".join(filter(None, ["quality", result["setting"]["model"], result.get("name", "")]))
+    """Of a stored result, without what it ends with; --name tells several of a model and schedule apart."""
+    setting = result["setting"]
+    told = ["quality", setting["model"], str(setting["scales"]), result.get("name", "")]
+    return "-".join(filter(None, told))
 
 
 def image_name(result: Result, kind: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from .analysis import Study
 from .quality import image_name, signed, span, table, time
 
+SCALES = 10  # of the schedule that the text is about
 MIXED3, MIXED4 = "draft-3; -3@50 -2@40 -1@40 unguided", "draft-4; -4@60 -3@45 -2@45 -1@45 unguided"
 STEPS3 = "draft-3; -3@45 unguided; -2@30 unguided; -1@35 unguided"
 GROUPS = {  # each plan is compared with the first of its group
@@ -42,7 +43,8 @@ def _answer(name: str, results: Sequence[dict[str, Any]]) -> str:
         line = "python -m comfy_moss evaluate --cfg 3 --per-task 12 --seed 55 --name why --save"
         return f'{line} --methods "{DRAWN}"'
     group = GROUPS[name]
-    result = next((one for one in results if set(group) <= set(one["setting"]["methods"])), None)
+    drawn = (one for one in results if set(group) <= set(one["setting"]["methods"]))
+    result = next((one for one in drawn if one["setting"]["scales"] == SCALES), None)
     return _table(Study(result), group) if result else f"Not drawn yet: `{', '.join(group)}`."
 
 
