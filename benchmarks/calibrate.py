@@ -280,10 +280,8 @@ class Bench:
         seeds = range(part.first + batch.start, part.first + min(stop, len(part.texts)))
         recipe = self.studio.recipe(part.texts[batch.start : stop], seeds)
         if not plan.k and plan.guidance is not None:
-            recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
             rivals = planner.rivals(plan.guidance, len(recipe.schedule))
-            together = {text: replace(rival, guidance=None) for text, rival in rivals.items()}
-            return draw_together(self.studio.backbone, recipe, {str(plan): Plan(0)} | together)
+            return draw_together(self.studio.backbone, recipe, {str(plan): plan} | rivals)
         picture = generate(self.studio.backbone, recipe, plan)
         return {str(plan): Drawn(as_seen(picture.image), (picture.total.cpu(),), picture.cost)}
 

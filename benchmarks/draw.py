@@ -68,16 +68,20 @@ def draw(
 ) -> dict[str, Drawn]:
     """By name, every method's pictures of the cases, in an order of this batch, then the true ones and the
     codec's."""
-    alike = {name: one for name, one in methods.items() if isinstance(one, Plan) and one.guidance is None}
-    names, seeds = [None, *(name for name in methods if name not in alike)], recipe.seeds
-    random.Random(seeds[0]).shuffle(names)
-    drawn: dict[str, Drawn] = {}
-    for name in names:
-        if name is None:
-            drawn |= draw_together(backbone, recipe, alike)
+    plans = {name: method for name, method in methods.items() if isinstance(method, Plan)}
+    turns: list[dict[str, Method]] = [
+        {name: plan for name, plan in plans.items() if plan.guidance == strength}
+        for strength in dict.fromkeys(plan.guidance for plan in plans.values())
+    ]
+    turns += [{name: method} for name, method in methods.items() if name not in plans]
+    seeds, drawn = recipe.seeds, {}
+    random.Random(seeds[0]).shuffle(turns)
+    for turn in turns:
+        if turn.keys() <= plans.keys():
+            drawn |= draw_together(backbone, recipe, turn)
         else:
-            picture = generate(backbone, recipe, methods[name])
-            drawn[name] = Drawn(as_seen(picture.image), cost=picture.cost)
+            pictures = {name: generate(backbone, recipe, method) for name, method in turn.items()}
+            drawn |= {name: Drawn(as_seen(one.image), cost=one.cost) for name, one in pictures.items()}
     size = drawn["dense"].images.shape[1:3]
     true = [render(case.scene, np.random.default_rng(n), *size) for n, case in zip(seeds, cases, strict=True)]
     truth = torch.from_numpy(np.stack(true)).float() / 255
@@ -86,14 +90,15 @@ def draw(
 
 @torch.inference_mode()
 def draw_together(backbone: Backbone, recipe: Recipe, plans: Mapping[str, Plan]) -> dict[str, Drawn]:
-    """Pictures of plans that begin alike: every scale is drafted once, and each plan goes on from its draft.
+    """Pictures of plans that draft with the same strength: every scale is drafted once, and each plan goes on
+    from its draft.
 
     Noise is keyed by scale and place, so a draft of its own would be the same, and the time until then counts
     for every plan.
-
-    Args:
-        plans: without strengths of their own for the draft; the recipe's is all of theirs.
     """
+    (strength,) = {plan.guidance for plan in plans.values()}
+    if strength is not None:
+        recipe = replace(recipe, guidance=recipe.guidance.of_strength(strength))
     schedule = recipe.schedule
     drafts = {name: plan.on(schedule).draft for name, plan in plans.items()}
     tokens = {

@@ -215,7 +215,7 @@ def test_methods_that_share_drafts_are_those_drawn_alone(backbone: Backbone) -> 
     cases = suite.in_turn(suite.prompts(1, seed=3))[:2]
     texts = (torch.randn(3, 32), torch.randn(5, 32))
     recipe = Recipe(texts, None, (3, 4), make_schedule(1.0, "0.06M"), Guidance(3.0))
-    plans = "draft-4; -4@70; -1@45 unguided,draft-2 cfg 2; -1@9"
+    plans = "draft-4; -4@70; -1@45 unguided,draft-2 cfg 2; -1@9,draft-2 cfg 2; -1@50 cfg 4"
     methods = parse_methods(f"dense,draft-1,moss3,moss3-sa,moss3-unguided,fastvar,{plans}")
     drawn = draw.draw(backbone, recipe, methods, cases)
     assert [*drawn][-2:] == [draw.RENDER, draw.CODEC] and set(methods) < set(drawn)
