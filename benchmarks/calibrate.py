@@ -304,7 +304,9 @@ def measure(bench: Bench, batch: Try) -> dict[Path, bytes]:
         values = quality.values(Pair(drawn, dense, cases)).double().tolist()
         seconds = drawn.cost.total_seconds - drawn.cost.seconds["decode"]
         told = {"plan": plan, "values": values, "draw_s": round(seconds / len(values), 5)}
-        files[try_path(bench.asked.state, replace(batch, plan=plan))] = json.dumps(told).encode()
+        path = try_path(bench.asked.state, replace(batch, plan=plan))
+        if not path.exists():
+            files[path] = json.dumps(told).encode()
     return files
 
 
@@ -394,13 +396,13 @@ def choose(asked: Calibrating, known: Measure, found: Sequence[planner.Tried], c
     """The candidates of a search on other prompts, cheapest first."""
     candidates, told = planner.candidates(found, max(asked.budgets)), count("candidates")
     weight, chosen, size = weights(asked.sets["choice"].tasks[: asked.choice]), [], asked.choice
-    for done, one in enumerate(candidates):
+    for done, one in enumerate(candidates[::-1]):  # dense first, which brings the rivals of its strength
         told(done, len(candidates))
         score = mean(known.values(one.plan, "choice", size), weight)
         seconds = known.seconds(one.plan, "choice", size)
         chosen.append(Chosen(str(one.plan), round(one.work, 5), round(one.score, 5), score, seconds))
     told(len(candidates), len(candidates))
-    return chosen
+    return chosen[::-1]
 
 
 def within(chosen: Sequence[Chosen], budget: float) -> Chosen | None:

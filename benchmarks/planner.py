@@ -34,7 +34,7 @@ PLACES = (
     "begins",
     "joins",
 )  # of a scale: drawn by no pass, by a pass of its own, by that of the one before
-# What is known goes first.  Rivals are measured at two strengths, so that they get their best; the search
+# What is known goes first.  Rivals are measured at three strengths, so that they get their best; the search
 # begins near them and near plans that did well on other schedules.
 RIVALS = (
     "dense",
@@ -53,7 +53,7 @@ STARTS = (
     "draft-4; -1@45 unguided",
     "draft-4; -4@70; -1@45 unguided",
 )
-OTHER_STRENGTH = 3.0  # of the rivals, beside the model's own
+UNGUIDED, STRONG = 1.0, 3.0  # strengths beside the model's own
 NEAR = 0.015  # below the front's score, a plan still goes to the choice
 
 
@@ -154,8 +154,8 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
         storage=storage, study_name=STUDY, directions=["minimize", "maximize"], load_if_exists=True
     )
     if not study.trials:
-        own, other = (*RIVALS, *STARTS), RIVALS
-        for texts, strength in ((own, search.strength), (other, OTHER_STRENGTH)):
+        known = (*RIVALS, *STARTS)
+        for texts, strength in ((known, search.strength), (RIVALS, STRONG), (known, UNGUIDED)):
             for plan in map(parse_plan, texts):
                 if plan.k <= min(LEFT, len(schedule) - 1):
                     study.enqueue_trial(parameters(plan, strength), {"known": True})

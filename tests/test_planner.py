@@ -136,7 +136,7 @@ def _known() -> set[str]:
     return {
         str(suggest(_Given(parameters(parse_plan(text), cfg)), SCALES))
         for text in (*planner.RIVALS, *planner.STARTS)
-        for cfg in (1.5, 3)
+        for cfg in (1, 1.5, 3)
     }
 
 
