@@ -59,13 +59,16 @@ def test_another_model_is_offered_them_with_its_own_guidance_and_told_so(known: 
     assert "scored 0.90" in plan_for(0.5, own).note
 
 
-def test_guidance_stays_off_elsewhere_where_it_was_off() -> None:
-    plan = parse_plan("draft-3 cfg 1; -2@50; -1@20")
-    assert elsewhere(plan) == plan
-    assert (
-        str(elsewhere(parse_plan("draft-3 cfg 3; -2@50 cfg 2; -1@20 unguided")))
-        == "draft-3; -2@50; -1@20 unguided"
-    )
+@pytest.mark.parametrize("text", [
+    "draft-3 cfg 3; -2@50 cfg 2; -1@20 unguided", "draft-3; -2@50; -1@20 unguided",
+])
+def test_strengths_are_another_models_own_and_passes_without_guidance_stay_so(text: str) -> None:
+    assert str(elsewhere(parse_plan(text))) == "draft-3; -2@50; -1@20 unguided"
+
+
+def test_a_draft_without_guidance_has_it_elsewhere() -> None:
+    """Nano draws as well without; Infinity and HART do not."""
+    assert str(elsewhere(parse_plan("draft-3 cfg 1; -2@50; -1@20"))) == "draft-3; -2@50; -1@20"
 
 
 def test_a_schedule_too_short_for_a_plan_is_not_offered_it(known: None) -> None:

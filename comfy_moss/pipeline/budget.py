@@ -75,10 +75,11 @@ def offers(
 
 
 def elsewhere(plan: Plan) -> Plan:
-    """A plan for another model than it was found on: strengths are that one's own, and guidance stays off
-    where it was off."""
+    """A plan for another model than it was found on: the draft's strength is that one's own (nano draws as
+    well without guidance, released models do not), and passes without guidance stay so.
+    """
     passes = tuple(replace(p, guidance=p.guidance if p.guidance == 1 else None) for p in plan.passes)
-    return replace(plan, passes=passes, guidance=1.0 if plan.guidance == 1 else None)
+    return replace(plan, passes=passes, guidance=None)
 
 
 def plan_for(budget: float, known: Sequence[Offer]) -> Offer:
