@@ -115,6 +115,16 @@ def test_a_pass_without_guidance_is_half_the_work() -> None:
     assert ours == 2 * half
 
 
+@pytest.mark.parametrize(
+    ("strength", "guided", "share"), [(1, True, 0.5), (1, False, 1), (1.5, False, 2), (3, True, 1)]
+)
+def test_a_plans_own_strength_decides_how_many_rows_it_draws(
+    strength: float, guided: bool, share: float
+) -> None:
+    assert share_of_dense(Plan(0, guidance=strength), SCHEDULE, WORK, guided) == share
+
+
+
 def test_fewer_tokens_are_less_work() -> None:
     plans = [Plan.moss((bound, bound, bound)) for bound in (0.0, 10.0, 30.0, 90.0)]
     shares = [share_of_dense(plan, SCHEDULE, WORK, guided=True) for plan in plans]

@@ -131,7 +131,8 @@ class Plan:
             prefix: tokens of the prompt in the cache; see `TokenWork`.
             depth: of the model; every pass runs all layers.
         """
-        plan, rows = self.on(schedule), 2 if guided and self.guidance != 1 else 1
+        plan = self.on(schedule)
+        rows = 2 if (guided if self.guidance is None else self.guidance != 1) else 1
         found = whole_scales(schedule, plan.draft, rows, prefix)
         past = prefix + schedule.tokens(0, plan.draft)
         for n, step in enumerate(plan.passes, start=1):
