@@ -309,7 +309,7 @@ def decode_as_fits(decoder: Decoder, features: Tensor, ops: Kernels = TORCH) -> 
     if features.device.type == "cpu" or (features.is_cuda and features.dtype != torch.float32):
         features = features.contiguous(memory_format=torch.channels_last)
     try:
-        return decoder(features, ops)
+        return decoder(features, ops).contiguous()
     except torch.OutOfMemoryError:
         log.warning("the picture is decoded in strips: this device has too little memory to do it at once")
     return decode_in_strips(decoder, features)
