@@ -263,10 +263,9 @@ def _codes(backbone: Undecoded, recipe: Recipe, variant: Variant) -> None:
 
 def plan_of_picture(backbone: Backbone, recipe: Recipe, plan: Plan) -> None:
     """The drafted scales and all passes of a plan, left on the device."""
-    fitted, schedule = plan.on(recipe.schedule), recipe.schedule
-    stored = schedule.tokens(0, min(fitted.draft, len(schedule) - 1)) + fitted.room(schedule)
+    fitted = plan.on(recipe.schedule)
     with torch.inference_mode():
-        live = Run.begin(backbone, recipe, stored)
+        live = Run.begin(backbone, recipe, plan.stored(recipe.schedule))
         draft = draft_of(live, fitted.draft)
         for n, step in enumerate(fitted.passes, start=1):
             store = n < len(fitted.passes)

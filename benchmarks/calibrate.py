@@ -305,7 +305,7 @@ def measure(bench: Bench, batch: Try) -> dict[Path, bytes]:
         seconds = drawn.cost.total_seconds - drawn.cost.seconds["decode"]
         told = {"plan": plan, "values": values, "draw_s": round(seconds / len(values), 5)}
         path = try_path(bench.asked.state, replace(batch, plan=plan))
-        if not path.exists():
+        if not path.exists():  # else drawn alone before, and its time stays
             files[path] = json.dumps(told).encode()
     return files
 

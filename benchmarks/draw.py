@@ -4,8 +4,9 @@ program."""
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,24 +69,27 @@ def draw(
 ) -> dict[str, Drawn]:
     """By name, every method's pictures of the cases, in an order of this batch, then the true ones and the
     codec's."""
-    plans = {name: method for name, method in methods.items() if isinstance(method, Plan)}
-    turns: list[dict[str, Method]] = [
-        {name: plan for name, plan in plans.items() if plan.guidance == strength}
-        for strength in dict.fromkeys(plan.guidance for plan in plans.values())
-    ]
-    turns += [{name: method} for name, method in methods.items() if name not in plans]
+    plans: dict[float | None, dict[str, Plan]] = {}  # by strength of the draft
+    turns: list[Callable[[], dict[str, Drawn]]] = []
+    for name, method in methods.items():
+        if isinstance(method, Plan):
+            plans.setdefault(method.guidance, {})[name] = method
+        else:
+            turns.append(partial(_alone, backbone, recipe, name, method))
+    turns += [partial(draw_together, backbone, recipe, alike) for alike in plans.values()]
     seeds, drawn = recipe.seeds, {}
     random.Random(seeds[0]).shuffle(turns)
     for turn in turns:
-        if turn.keys() <= plans.keys():
-            drawn |= draw_together(backbone, recipe, turn)
-        else:
-            pictures = {name: generate(backbone, recipe, method) for name, method in turn.items()}
-            drawn |= {name: Drawn(as_seen(one.image), cost=one.cost) for name, one in pictures.items()}
+        drawn |= turn()
     size = drawn["dense"].images.shape[1:3]
     true = [render(case.scene, np.random.default_rng(n), *size) for n, case in zip(seeds, cases, strict=True)]
     truth = torch.from_numpy(np.stack(true)).float() / 255
     return drawn | {RENDER: Drawn(truth), CODEC: Drawn(_recoded(backbone, recipe, truth))}
+
+
+def _alone(backbone: Backbone, recipe: Recipe, name: str, method: Method) -> dict[str, Drawn]:
+    picture = generate(backbone, recipe, method)
+    return {name: Drawn(as_seen(picture.image), cost=picture.cost)}
 
 
 @torch.inference_mode()
@@ -101,13 +105,10 @@ def draw_together(backbone: Backbone, recipe: Recipe, plans: Mapping[str, Plan])
         recipe = replace(recipe, guidance=recipe.guidance.of_strength(strength))
     schedule = recipe.schedule
     drafts = {name: plan.on(schedule).draft for name, plan in plans.items()}
-    tokens = {
-        name: schedule.tokens(0, min(draft, len(schedule) - 1)) + plans[name].on(schedule).room(schedule)
-        for name, draft in drafts.items()
-    }
+    stored = {name: plan.stored(schedule) for name, plan in plans.items()}
     clock = Stopwatch(backbone.device)
     with clock.stage("draft"):
-        live = Run.begin(backbone, recipe, max(tokens.values()))
+        live = Run.begin(backbone, recipe, max(stored.values()))
     bits: list[Tensor] = []
     total, drawn = empty_total(backbone, recipe), {}
     totals: list[Tensor] = []
@@ -122,7 +123,7 @@ def draw_together(backbone: Backbone, recipe: Recipe, plans: Mapping[str, Plan])
             picture = finish(twin, draft, plans[name], watch)
             with watch.stage("decode"):
                 image = backbone.decode(picture.total.to(backbone.device))
-            own = backbone.new_cache(live.condition, tokens[name]).nbytes
+            own = backbone.new_cache(live.condition, stored[name]).nbytes
             seconds = watch.seconds | {"draft": clock.seconds["draft"]}
             kept = (*totals, picture.total) if plans[name].passes else tuple(totals)
             drawn[name] = Drawn(as_seen(image), kept, replace(picture.cost, kv_bytes=own, seconds=seconds))

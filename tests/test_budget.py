@@ -67,7 +67,7 @@ def test_strengths_are_another_models_own_and_passes_without_guidance_stay_so(te
 
 
 def test_a_draft_without_guidance_has_it_elsewhere() -> None:
-    """Nano draws as well without; Infinity and HART do not."""
+    """Nano scores as well without; Infinity and HART are published with it."""
     assert str(elsewhere(parse_plan("draft-3 cfg 1; -2@50; -1@20"))) == "draft-3; -2@50; -1@20"
 
 

@@ -124,7 +124,6 @@ def test_a_plans_own_strength_decides_how_many_rows_it_draws(
     assert share_of_dense(Plan(0, guidance=strength), SCHEDULE, WORK, guided) == share
 
 
-
 def test_fewer_tokens_are_less_work() -> None:
     plans = [Plan.moss((bound, bound, bound)) for bound in (0.0, 10.0, 30.0, 90.0)]
     shares = [share_of_dense(plan, SCHEDULE, WORK, guided=True) for plan in plans]

@@ -312,7 +312,7 @@ def decode_as_fits(decoder: Decoder, features: Tensor, ops: Kernels = TORCH) -> 
         return decoder(features, ops).contiguous()
     except torch.OutOfMemoryError:
         log.warning("the picture is decoded in strips: this device has too little memory to do it at once")
-    return decode_in_strips(decoder, features)
+    return decode_in_strips(decoder, features).contiguous()
 
 
 # --- previews -----------------------------------------------------------------------------------------------

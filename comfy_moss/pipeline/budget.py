@@ -75,8 +75,8 @@ def offers(
 
 
 def elsewhere(plan: Plan) -> Plan:
-    """A plan for another model than it was found on: the draft's strength is that one's own (nano draws as
-    well without guidance, released models do not), and passes without guidance stay so.
+    """A plan for another model than it was found on: the draft's strength is that one's own (nano scores as
+    well without guidance, released models are published with it), and passes without guidance stay so.
     """
     passes = tuple(replace(p, guidance=p.guidance if p.guidance == 1 else None) for p in plan.passes)
     return replace(plan, passes=passes, guidance=None)

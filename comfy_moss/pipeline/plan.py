@@ -117,9 +117,13 @@ class Plan:
         _check_guidance(self.guidance, passes)
         return replace(self, draft=draft, passes=tuple(passes))
 
-    def room(self, schedule: Schedule) -> int:
-        """Tokens a row that its passes store in the cache: those of all but the last."""
-        return sum(sum(step.counts(schedule)) for step in self.passes[:-1])
+    def stored(self, schedule: Schedule) -> int:
+        """Tokens a row that the cache holds at the end: those of the draft and of all passes, but for what
+        nobody looks back at, which is the schedule's last scale and the last pass.
+        """
+        plan = self.on(schedule)
+        drafted = schedule.tokens(0, min(plan.draft, len(schedule) - 1))
+        return drafted + sum(sum(step.counts(schedule)) for step in plan.passes[:-1])
 
     def forward_passes(
         self, schedule: Schedule, guided: bool, prefix: int = 0, depth: int = 1
@@ -450,8 +454,7 @@ def run(
     fitted = plan.on(schedule)
     if plan.guidance is not None:
         recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
-    stored = schedule.tokens(0, min(fitted.draft, len(schedule) - 1)) + fitted.room(schedule)
-    change = None
+    stored, change = plan.stored(schedule), None
     with watch.stage("draft"):
         if recipe.source is not None and recipe.source.edit is not None:
             live, draft, change = edit_draft(backbone, recipe, fitted.draft, stored, on_scale)
