@@ -35,7 +35,7 @@ PLACES = (
     "joins",
 )  # of a scale: drawn by no pass, by a pass of its own, by that of the one before
 # What is known goes first.  Rivals are measured at three strengths, so that they get their best; the search
-# begins near them and near plans that did well on other schedules.
+# begins near them, near plans that did well on other schedules, and near the first finds of this one.
 RIVALS = (
     "dense",
     "draft-1",
@@ -52,6 +52,14 @@ STARTS = (
     "draft-3; -2@60; -1@45 unguided",
     "draft-4; -1@45 unguided",
     "draft-4; -4@70; -1@45 unguided",
+    "draft-3 cfg 1; -3@50; -1@35",
+    "draft-4 cfg 1; -4@60; -2@50; -1@40",
+    "draft-5 cfg 1; -5@90 -4@90; -2@100; -1@40",
+    "draft-5 cfg 1; -5@100 -4@100; -2@100; -1@65",
+    "draft-5 cfg 1; -5@80; -3@50; -1@35",
+    "draft-6 cfg 1; -6@20 -5@20 -4@20; -3@55; -1@30",
+    "draft-6 cfg 1; -6@20 -5@20 -4@20; -3@40; -1@25",
+    "draft-6 cfg 1; -6@80 -5@60; -3@60; -1@35",
 )
 UNGUIDED, STRONG = 1.0, 3.0  # strengths beside the model's own
 NEAR = 0.015  # below the front's score, a plan still goes to the choice
@@ -155,10 +163,13 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
     )
     if not study.trials:
         known = (*RIVALS, *STARTS)
+        first: list[dict[str, int | float | str]] = []
         for texts, strength in ((known, search.strength), (RIVALS, STRONG), (known, UNGUIDED)):
-            for plan in map(parse_plan, texts):
-                if plan.k <= min(LEFT, len(schedule) - 1):
-                    study.enqueue_trial(parameters(plan, strength), {"known": True})
+            plans = [plan for plan in map(parse_plan, texts) if plan.k <= min(LEFT, len(schedule) - 1)]
+            first += [parameters(plan, strength) for plan in plans]
+        for n, one in enumerate(first):
+            if one not in first[:n]:  # a plan with a strength of its own comes once
+                study.enqueue_trial(one, {"known": True})
     return study
 
 
