@@ -67,8 +67,11 @@ def _texture_energy(image: Tensor, inside: Tensor) -> Tensor:
     reach = round(min(inside.shape) * _PERIOD / 2)
 
     def window(values: Tensor) -> Tensor:
-        rows = F.avg_pool2d(values, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
-        return F.avg_pool2d(rows, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+        """Sums over what is within reach, of whatever width in the same time."""
+        for axis, beside in ((-1, (reach + 1, reach)), (-2, (0, 0, reach + 1, reach))):
+            sums, length = F.pad(values, beside).cumsum(axis), values.shape[axis]
+            values = sums.narrow(axis, 2 * reach + 1, length) - sums.narrow(axis, 0, length)
+        return values
 
     places = inside.double()
     around = window((image * places[..., None]).movedim(-1, 0)) / window(places[None]).clamp_min(1e-9)
