@@ -60,6 +60,16 @@ STARTS = (
     "draft-6 cfg 1; -6@20 -5@20 -4@20; -3@55; -1@30",
     "draft-6 cfg 1; -6@20 -5@20 -4@20; -3@40; -1@25",
     "draft-6 cfg 1; -6@80 -5@60; -3@60; -1@35",
+    "draft-6 cfg 1; -6@60 -5@40; -3@40; -1@25",
+    "draft-6 cfg 1; -5@60; -3@50; -1@40",
+    "draft-6 cfg 1; -6@100 -5@100; -3@70; -1@45",
+    "draft-5 cfg 1; -5@70; -3@40; -1@25",
+    "draft-5 cfg 1; -5@100; -3@60; -1@45",
+    "draft-5 cfg 1; -5@100 -4@100; -2@70; -1@45",
+    "draft-5 cfg 1; -5@100; -3@80; -1@60",
+    "draft-4 cfg 1; -4@80; -2@60; -1@50",
+    "draft-4 cfg 1; -3@40; -1@35",
+    "draft-4 cfg 1; -4@100 -3@100; -1@70",
 )
 UNGUIDED, STRONG = 1.0, 3.0  # strengths beside the model's own
 NEAR = 0.015  # below the front's score, a plan still goes to the choice
