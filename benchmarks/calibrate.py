@@ -148,7 +148,8 @@ def check(args: argparse.Namespace) -> Calibrating:
     checked = check_request(Request.of(args, **drawing, method="moss", bounds=[100.0] * args.k))
     tokens = _paper_tokens(checked, config.k) if args.tokens == PAPER else args.tokens
     strength = checked.guidance.cfg if isinstance(checked.guidance.cfg, (int, float)) else 1.5
-    search = planner.Search(args.trials, max(args.budgets) * 1.25, strength, args.seed)
+    most, own = max(args.budgets) * 1.25, checked.files.cfg
+    search = planner.Search(args.trials, most, strength, own, args.seed)
     batches = -(-args.prompts // args.batch)
     return Calibrating(
         checked,

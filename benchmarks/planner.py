@@ -34,7 +34,7 @@ PLACES = (
     "begins",
     "joins",
 )  # of a scale: drawn by no pass, by a pass of its own, by that of the one before
-# What is known goes first.  Rivals are measured at three strengths, so that they get their best; the search
+# What is known goes first.  Rivals are measured at several strengths, so that they get their best; the search
 # begins near them, near plans that did well on other schedules, and near the first finds of this one.
 RIVALS = (
     "dense",
@@ -154,13 +154,15 @@ class Search:
     Attributes:
         trials: plans to measure.
         most: of dense's work; costlier plans are not measured, but for the known ones.
-        strength: guidance of the known plans first; the model's own.
+        strength: guidance of the recipe; own: the model's.  Rivals are known at both, and without and at a
+            strong one.
         seed: of the sampler.
     """
 
     trials: int
     most: float = 0.4
     strength: float = 1.5
+    own: float = 1.5
     seed: int = 0
 
 
@@ -174,11 +176,12 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
     if not study.trials:
         known = (*RIVALS, *STARTS)
         first: list[dict[str, int | float | str]] = []
-        for texts, strength in ((known, search.strength), (RIVALS, STRONG), (known, UNGUIDED)):
+        asked = ((known, search.strength), (RIVALS, search.own), (RIVALS, STRONG), (known, UNGUIDED))
+        for texts, strength in asked:
             plans = [plan for plan in map(parse_plan, texts) if plan.k <= min(LEFT, len(schedule) - 1)]
             first += [parameters(plan, strength) for plan in plans]
         for n, one in enumerate(first):
-            if one not in first[:n]:  # a plan with a strength of its own comes once
+            if one not in first[:n]:  # some strengths are one, and some plans have their own
                 study.enqueue_trial(one, {"known": True})
     return study
 
