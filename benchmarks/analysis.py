@@ -254,27 +254,36 @@ class Study:
         return mean(values, weights(["all"] * len(values)))
 
     def rivals(self, name: str) -> dict[str, str | Mixture]:
-        """What moss-k or a plan has to beat, by how tables call it: a plan every MoSs too.
+        """What moss-k or a plan has to beat, by how tables call it: a plan also MoSs, with the found bounds
+        and with the paper's, mixed to take as long.
 
-        Its draft and skipping have the guidance of a plan that names one.
+        Its draft and skipping have the guidance of a plan that names another one than the recipe's.
         """
-        bare, seconds = name.removesuffix("-paper"), self.seconds(name)
-        own = (
-            self.text(name).partition(";")[0]
-            if name in self.plans
-            else f"draft-{bare.removeprefix('moss')}"
-        )
-        printed = f"{bare}-paper"
-        strength = re.escape("".join(own.partition(" cfg")[1:]))  # " cfg 3", or nothing
-        skipping = [label for label in self.methods if re.fullmatch(rf"(dense|draft-\d+){strength}", label)]
-        skipping = skipping or ["dense"]
+        printed, seconds, strength = f"{name}-paper", self.seconds(name), self._strength(name)
+        plan = name in self.plans
+        bare = name.removeprefix("moss").removesuffix("-paper")
+        own = self.text(name).partition(";")[0].partition(" ")[0] + strength if plan else f"draft-{bare}"
+        alike = rf"(dense|draft-\d+){re.escape(strength)}"
+        skipping = [label for label in self.methods if re.fullmatch(alike, label)] or ["dense"]
+        least = min(skipping, key=self.seconds)
         found: dict[str, str | Mixture] = {own: own} if own in self.methods else {}
         found["skipping, equal time"] = self.at_time(seconds, skipping)
-        if name in self.plans:
-            found |= {moss: moss for moss in self.mosses} | {"dense": "dense"}
-        if name != printed and printed in self.methods:
+        if plan:
+            paper = [moss for moss in self.mosses if moss.endswith("-paper")]
+            kinds = {"moss": [moss for moss in self.mosses if moss not in paper], "the paper's moss": paper}
+            for kind, mosses in kinds.items():
+                if mosses:
+                    mixed = dict.fromkeys([least, *mosses, "dense"])
+                    found[f"{kind}, equal time"] = self.at_time(seconds, list(mixed))
+            found["dense"] = "dense"
+        if printed in self.methods:
             found["the paper's bounds"] = printed
         if "fastvar" in self.methods:
-            mixed = [min(skipping, key=self.seconds), "fastvar", "dense"]
-            found |= {"fastvar": "fastvar", "fastvar, equal time": self.at_time(seconds, mixed)}
+            mixed = dict.fromkeys([least, "fastvar", "dense"])
+            found |= {"fastvar": "fastvar", "fastvar, equal time": self.at_time(seconds, list(mixed))}
         return found
+
+    def _strength(self, name: str) -> str:
+        """What a plan says of its draft's strength, " cfg 3"; nothing where that is the recipe's."""
+        said = self.text(name).partition(";")[0].partition(" cfg ")[2]
+        return f" cfg {said}" if said and float(said) != self.result["setting"]["cfg"] else ""

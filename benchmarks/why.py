@@ -13,21 +13,20 @@ from typing import Any
 from .analysis import Study
 from .quality import image_name, signed, span, table, time
 
-SCALES = 10  # of the schedule that the text is about
-MIXED3, MIXED4 = "draft-3; -3@50 -2@40 -1@40 unguided", "draft-4; -4@60 -3@45 -2@45 -1@45 unguided"
-STEPS3 = "draft-3; -3@45 unguided; -2@30 unguided; -1@35 unguided"
+SCALES = 13  # of the schedule that the text is about
+MIXED3, MIXED5 = "draft-3; -3@50 -2@40 -1@40", "draft-5; -5@60 -4@50 -3@45 -2@45 -1@45"
+LAST3 = "draft-3; -1@45"
 GROUPS = {  # each plan is compared with the first of its group
-    "after 3": (MIXED3, STEPS3, "sparse3"),
-    "after 4": (MIXED4, "draft-4; -1@45 unguided", "sparse4"),
-    "guidance": ("draft-3; -1@45", "sparse3", "draft-3; -1@24"),
-    "attention 3": (MIXED3, MIXED3.replace(" unguided", " sa unguided")),
-    "attention 4": (MIXED4, MIXED4.replace(" unguided", " sa unguided")),
-    "paper's attention": ("moss4", "moss4-sa"),
-    "paper's guidance": ("moss4", "moss4-unguided"),
     "paper or sparse": ("moss3", "fastvar", "draft-2", "sparse3"),
+    "after 3": (MIXED3, LAST3, "draft-3; -3@50; -1@35", "draft-3; -3@45; -2@30; -1@35"),
+    "after 5": (MIXED5, "draft-5; -1@45", "draft-5; -5@80; -1@45", "draft-5; -5@80; -3@50; -1@35"),
+    "guidance": (LAST3, "draft-3 cfg 1.5; -1@45 unguided", "draft-3 cfg 1.5; -1@45", "draft-2; -1@60"),
+    "attention 3": (MIXED3, MIXED3 + " sa"),
+    "attention 5": (MIXED5, MIXED5 + " sa"),
+    "paper's attention": ("moss3", "moss3-sa"),
     "deep": ("moss4", "draft-3", "sparse4"),
 }
-DRAWN = "dense,draft-3,draft-4," + ",".join(dict.fromkeys(
+DRAWN = "dense,draft-3,draft-5," + ",".join(dict.fromkeys(
     plan for name, group in GROUPS.items() if not re.match("paper|deep", name) for plan in group
 ))  # what `evaluate` draws for this page alone
 
@@ -40,7 +39,7 @@ def why(text: str, results: Sequence[dict[str, Any]]) -> str:
 def _answer(name: str, results: Sequence[dict[str, Any]]) -> str:
     """A group's table, or that it is not drawn yet; or the command that draws what no other result has."""
     if name == "command":
-        line = "python -m comfy_moss evaluate --cfg 3 --per-task 12 --seed 55 --name why --save"
+        line = "python -m comfy_moss evaluate --pixels 1M --cfg 1 --per-task 8 --seed 55 --name why --save"
         return f'{line} --methods "{DRAWN}"'
     group = GROUPS[name]
     drawn = (one for one in results if set(group) <= set(one["setting"]["methods"]))

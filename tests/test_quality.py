@@ -136,6 +136,20 @@ def test_moss_meets_its_own_draft_and_both_rivals_at_equal_time() -> None:
     assert all(rivals[name].seconds == study.seconds("moss3") for name in rivals if "equal" in name)
 
 
+def test_a_plan_meets_moss_of_both_bounds_at_equal_time_and_what_drafts_with_its_strength() -> None:
+    shares = SHARES | {"moss3-paper": 0.65, "plan30": 0.85, "plan20": 0.8}
+    result = _result(shares, SECONDS | {"moss3-paper": 0.3, "plan30": 0.4, "plan20": 0.25})
+    plans = {"plan30": "draft-3 cfg 1; -1@60", "plan20": "draft-3 cfg 2; -1@60"}
+    result["setting"] |= {"cfg": 1.0, "plans": plans}
+    study = Study(result)
+    own, other = study.rivals("plan30"), study.rivals("plan20")
+    assert next(iter(own)) == "draft-3" and "draft-3" not in other  # drafts alike, or with another strength
+    assert own["skipping, equal time"] == study.at_time(0.4, ["dense", "draft-3"])
+    assert own["moss, equal time"] == study.at_time(0.4, ["draft-3", "moss3", "dense"])
+    assert own["the paper's moss, equal time"] == study.at_time(0.4, ["draft-3", "moss3-paper", "dense"])
+    assert all(rival.seconds == 0.4 for title, rival in own.items() if "equal" in title)
+
+
 @pytest.mark.parametrize(
     ("dense", "draft", "said"),
     [(0.9, 0.5, "Gate: passed"), (0.9, 0.85, "Gate: not passed"), (0.5, 0.9, "Gate: not passed")],
