@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PROMPT = "a red heart on a gradient white background"
+STRIPED = "a red striped heart on a gradient white background"  # at 1M, where nano can draw its stripes
 Node = tuple[str, int, int, int, int, dict[str, Any]]  # type, x, y, width, height, values of widgets
 Link = tuple[str, int, str, str]  # from node, its output's number, to node, its input's name
 Lanes = dict[tuple[str, str], list[tuple[int, int]]]  # (node, input) -> points that its wire runs through
@@ -132,7 +133,7 @@ APP = (
 
 
 def text_to_image(app: bool = False) -> Graph:
-    nodes, links, lanes = whole(start(), moss(), result())
+    nodes, links, lanes = whole(start(prompt=STRIPED, area="1M"), moss(), result())
     nodes["note"] = note(
         "### Text to image\n\nPress **Run**. The draft draws the first scales; then only the busiest places "
         "are redrawn, at the finest scale, in one pass.\n\n**Try**: fix the seed, drag the handle of the "
@@ -154,12 +155,14 @@ def blueprint() -> tuple[Graph, tuple[tuple[str, str, str], ...], str]:
     """What is inside the subgraph, which widgets it shows (node, widget, label), and whose picture."""
     nodes, links, lanes = whole(start(), moss(), result("PreviewImage"))
     labels = {"text": "prompt", "batch_size": "batch size"}
-    shown = (*APP, ("load", "model"))
+    shown = (*APP, ("load", "model"), ("draft", "budget"), ("draft", "seconds"))
     return Graph(nodes, links, (), lanes=lanes), tuple((k, w, labels.get(w, w)) for k, w in shown), "save"
 
 
 def paper() -> Graph:
-    nodes, links, lanes = whole(start("moss4"), moss(preset="paper"), result())
+    nodes, links, lanes = whole(
+        start("moss4", prompt=STRIPED, area="1M"), moss(preset="paper"), result()
+    )
     nodes["note"] = note(
         "### MoSs4 as the paper has it\n\nAll but the last four scales are drafted; these four are redrawn "
         "in one pass with the printed bounds 80, 70, 30, 10. Choose *moss2*, *moss3* or *moss5* as method "

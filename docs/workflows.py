@@ -185,7 +185,7 @@ def wrapped(ui: dict[str, Any], exposed: list[tuple[int, str, str]], shown: int)
     proxies = [[str(key), widget] for key, widget, _ in exposed]
     proxies += [[str(draft), "control_after_generate"], [str(shown), "$$canvas-image-preview"]]
     node = {
-        "id": 1, "type": subgraph["id"], "pos": [200, 150], "size": [380, 620], "flags": {}, "order": 0,
+        "id": 1, "type": subgraph["id"], "pos": [200, 150], "size": [380, 680], "flags": {}, "order": 0,
         "mode": 0, "inputs": sockets, "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": []}],
         "properties": {"proxyWidgets": proxies}, "widgets_values": [], "title": BLUEPRINT,
     }
@@ -287,6 +287,9 @@ def main() -> None:
             image.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
             if name == FIRST:
                 inspector_pictures(page)
+                page.close()
+                page = browser.new_page()  # nodes would inherit what was dragged
+                open_page(page, host)
                 write_blueprint(page)
             page.close()
         browser.close()
