@@ -1,9 +1,9 @@
 """Planner: search the space of plans for the best one at every cost.
 
-Optuna proposes plans (drafted scales, passes, scales left out, bounds, guidance of the draft and of each
-pass), each is measured on the prompts of the search, and those that nothing beats in both cost and score go
-to a second set of prompts, which chooses.  Cost is multiply-adds in the blocks as a share of dense's, which
-is the same everywhere; seconds are measured beside it.
+Optuna's NSGA-II proposes plans (drafted scales, passes, scales left out, bounds, guidance of the draft and
+of each pass), each is measured on the prompts of the search, and those that nothing beats in both cost and
+score go to a second set of prompts, which chooses.  Cost is multiply-adds in the blocks as a share of dense's,
+which is the same everywhere; seconds are measured beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from comfy_moss.pipeline.plan import Plan, parse_plan
 STUDY = "plans"
 LEFT = 6  # scales that a plan may leave to its passes, or out, at most
 PASSES = 3
-STRENGTHS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)  # of guidance; 1 = none
+STRENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)  # of guidance; 1 = none
+PARENTS = 12  # plans that new ones are crossed from
 PLACES = (
     "out",
     "begins",
@@ -84,22 +85,27 @@ class Suggesting(Protocol):
 
 
 def suggest(trial: Suggesting, scales: int) -> Plan:
-    """The plan that a trial stands for, on a schedule of that many scales."""
-    left = trial.suggest_int("left", 0, min(LEFT, scales - 1))
+    """The plan that a trial stands for, on a schedule of that many scales.
+
+    Every trial says something of every scale and pass, also of those that its plan has no use for: so any two
+    can be crossed.
+    """
+    most = min(LEFT, scales - 1)
+    left = trial.suggest_int("left", 0, most)
     draft = float(trial.suggest_categorical("guidance", STRENGTHS))
     passes: list[tuple[list[int], list[float]]] = []
-    for scale in range(-left, 0):
+    for scale in range(-most, 0):
         place = trial.suggest_categorical(f"place {scale}", PLACES)
-        if place == "out":
-            continue
         bound = float(trial.suggest_int(f"bound {scale}", 5, 100, step=5))
+        if place == "out" or -scale > left:
+            continue
         if not passes or (place == "begins" and len(passes) < PASSES):
             passes.append(([], []))
         drawn, bounds = passes[-1]
         drawn.append(scale)
         bounds.append(min([bound, *bounds]))
-    strengths = [float(trial.suggest_categorical(f"guidance {n}", STRENGTHS)) for n in range(len(passes))]
-    return _plan(-left, draft, passes, strengths)
+    strengths = [float(trial.suggest_categorical(f"guidance {n}", STRENGTHS)) for n in range(PASSES)]
+    return _plan(-left, draft, passes, strengths[: len(passes)])
 
 
 def _plan(
@@ -122,7 +128,9 @@ def parameters(plan: Plan, strength: float) -> dict[str, int | float | str]:
     """
     draft = strength if plan.guidance is None else plan.guidance
     found: dict[str, int | float | str] = {"left": plan.k, "guidance": draft}
-    found |= {f"place {scale}": "out" for scale in range(-plan.k, 0)}
+    for scale in range(-LEFT, 0):
+        found |= {f"place {scale}": "out", f"bound {scale}": 50}
+    found |= {f"guidance {n}": draft for n in range(PASSES)}
     for n, step in enumerate(plan.passes):
         found[f"guidance {n}"] = draft if step.guidance is None else step.guidance
         for scale, bound in zip(step.scales, step.bounds, strict=True):
@@ -213,29 +221,24 @@ def find(
     unfinished = [
         trial for trial in study.trials if trial.state == TrialState.RUNNING
     ]  # stopped while it was measured
-    while (done := len(tried(study, len(schedule)))) < search.trials:
+    while (done := len(known := tried(study, len(schedule)))) < search.trials:
         on_trial(done, search.trials)
-        trial = unfinished.pop() if unfinished else _ask(study, search.seed)
+        sampler = optuna.samplers.NSGAIISampler(
+            population_size=PARENTS, seed=search.seed + len(study.trials)
+        )
+        study.sampler = sampler  # crosses the best plans, and changes a parameter here and there
+        trial = unfinished.pop() if unfinished else study.ask()
         plan = suggest(trial, len(schedule))
-        cost = work(plan)
-        known = trial.user_attrs.get("known", False)
-        if cost > search.most and not known:
+        cost, first = work(plan), trial.user_attrs.get("known", False)
+        if isinstance(trial, optuna.Trial):
+            trial.set_constraint("work", cost - search.most)
+        if not first and (cost > search.most or any(one.plan == plan for one in known)):
             study.tell(trial.number, state=TrialState.FAIL)
         else:
-            beat = max((t.score for t in tried(study, len(schedule)) if t.work <= cost), default=-math.inf)
-            study.tell(trial.number, [cost, score(plan, -math.inf if known else beat)])
+            beat = max((one.score for one in known if one.work <= cost), default=-math.inf)
+            study.tell(trial.number, [cost, score(plan, -math.inf if first else beat)])
     on_trial(search.trials, search.trials)
     return tried(study, len(schedule))
-
-
-def _ask(study: optuna.Study, seed: int) -> optuna.Trial:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        startup = len([t for t in study.trials if t.user_attrs.get("known")])
-        study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=startup, multivariate=True, group=True, seed=seed + len(study.trials)
-        )
-    return study.ask()
 
 
 def plot(study: optuna.Study, metric: str, marks: Mapping[str, tuple[float, float]]) -> bytes:
