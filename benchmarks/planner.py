@@ -71,6 +71,15 @@ STARTS = (
     "draft-4 cfg 1; -4@80; -2@60; -1@50",
     "draft-4 cfg 1; -3@40; -1@35",
     "draft-4 cfg 1; -4@100 -3@100; -1@70",
+    "draft-6 cfg 1; -5@50; -3@40; -1@30",
+    "draft-5 cfg 1; -5@60; -3@35; -1@20",
+    "draft-6 cfg 1; -5@70; -3@60; -1@45",
+    "draft-5 cfg 1; -5@80; -3@45; -1@40",
+    "draft-5 cfg 1; -4@60; -2@50; -1@40",
+    "draft-5 cfg 1; -5@80 -4@60; -2@50; -1@35",
+    "draft-4 cfg 1; -4@60; -2@50; -1@30",
+    "draft-5 cfg 1; -5@90 -4@90; -2@60; -1@50",
+    "draft-4 cfg 1; -4@80; -2@80; -1@50",
 )
 UNGUIDED, STRONG = 1.0, 3.0  # strengths beside the model's own
 NEAR = 0.015  # below the front's score, a plan still goes to the choice
