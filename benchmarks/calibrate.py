@@ -50,7 +50,7 @@ TABLE = 40  # prompts a task of the final table: evaluate --per-task 40 --seed 3
 CHOICE_FIRST = 10_000  # seed of the choice's first picture, behind that of the request
 OPTIONS = (
     "search", "k", "metric", "tokens", "tolerance", "step", "order", "trials", "choice", "budgets", "prompts",
-    "compare", "seed", "cfg", "model",
+    "compare", "seed", "cfg", "pixels", "model",
 )
 USUAL = {"plans": ("faithful", 60), "choice": ("faithful", 60), "topdown": ("psnr", 24)}  # metric, prompts
 Count = Callable[[str], Callable[[int, int], None]]  # what is counted -> told (done, in all)
