@@ -81,7 +81,7 @@ STARTS = (
     "draft-5 cfg 1; -5@90 -4@90; -2@60; -1@50",
     "draft-4 cfg 1; -4@80; -2@80; -1@50",
     "draft-6 cfg 1; -6@80 -5@60 -4@50; -2@40; -1@30",
-    "draft-5 cfg 1; -5@80 -4@55; -2@50; -1@35",
+    "draft-5 cfg 1; -5@80 -4@50; -2@50; -1@35",
     "draft-5 cfg 1; -5@90 -4@90; -2@70; -1@45",
 )
 UNGUIDED, STRONG = 1.0, 3.0  # strengths beside the model's own
