@@ -85,7 +85,7 @@ STARTS = (
     "draft-5 cfg 1; -5@90 -4@90; -2@70; -1@45",
 )
 UNGUIDED, STRONG = 1.0, 3.0  # strengths beside the model's own
-NEAR = 0.015  # below the front's score, a plan still goes to the choice
+NEAR = 0.01  # below the front's score, a plan still goes to the choice
 
 
 class Suggesting(Protocol):
