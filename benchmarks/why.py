@@ -14,21 +14,15 @@ from .analysis import Study
 from .quality import image_name, signed, span, table, time
 
 SCALES = 13  # of the schedule that the text is about
-MIXED3, MIXED5 = "draft-3; -3@50 -2@40 -1@40", "draft-5; -5@60 -4@50 -3@45 -2@45 -1@45"
-LAST3 = "draft-3; -1@45"
+MIXED = "draft-5; -5@80 -4@50 -2@50 -1@35"  # plan20's tokens in one pass
+GUIDED = "draft-3 cfg 1.5; -3@30 -2@20 -1@20"  # moss3 with guidance
 GROUPS = {  # each plan is compared with the first of its group
-    "paper or sparse": ("moss3", "fastvar", "draft-2", "sparse3"),
-    "after 3": (MIXED3, LAST3, "draft-3; -3@50; -1@35", "draft-3; -3@45; -2@30; -1@35"),
-    "after 5": (MIXED5, "draft-5; -1@45", "draft-5; -5@80; -1@45", "draft-5; -5@80; -3@50; -1@35"),
-    "guidance": (LAST3, "draft-3 cfg 1.5; -1@45 unguided", "draft-3 cfg 1.5; -1@45", "draft-2; -1@60"),
-    "attention 3": (MIXED3, MIXED3 + " sa"),
-    "attention 5": (MIXED5, MIXED5 + " sa"),
-    "paper's attention": ("moss3", "moss3-sa"),
-    "deep": ("moss4", "draft-3", "sparse4"),
+    "leaving out": ("moss3", "fastvar", "draft-2", "sparse3"),
+    "passes": (MIXED, "plan20", "plan15", "sparse3"),
+    "deep": ("moss5", "moss4", "draft-3", "plan10"),
+    "guidance": ("moss3", GUIDED),
+    "attention": ("moss3", "moss3-sa"),
 }
-DRAWN = "dense,draft-3,draft-5," + ",".join(dict.fromkeys(
-    plan for name, group in GROUPS.items() if not re.match("paper|deep", name) for plan in group
-))  # what `evaluate` draws for this page alone
 
 
 def why(text: str, results: Sequence[dict[str, Any]]) -> str:
@@ -37,10 +31,7 @@ def why(text: str, results: Sequence[dict[str, Any]]) -> str:
 
 
 def _answer(name: str, results: Sequence[dict[str, Any]]) -> str:
-    """A group's table, or that it is not drawn yet; or the command that draws what no other result has."""
-    if name == "command":
-        line = "python -m comfy_moss evaluate --pixels 1M --cfg 1 --per-task 8 --seed 55 --name why --save"
-        return f'{line} --methods "{DRAWN}"'
+    """A group's table, or that it is not drawn yet."""
     group = GROUPS[name]
     drawn = (one for one in results if set(group) <= set(one["setting"]["methods"]))
     result = next((one for one in drawn if one["setting"]["scales"] == SCALES), None)
