@@ -377,18 +377,20 @@ def _about(asked: Calibrating, backbone: Backbone) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A plan on the prompts of the choice.
+    """A plan on the prompts of the choice, and on all.
 
     Attributes:
         work: multiply-adds as a share of dense's.
         found: its score on the prompts of the search.
-        score: the metric's mean here, with its 95 % interval.
+        chosen: the same on those of the choice.
+        score: the metric's mean over both, with its 95 % interval: what decides.
         seconds: drawing time a picture, without the decoder.
     """
 
     plan: str
     work: float
     found: float
+    chosen: float
     score: Interval
     seconds: float
 
@@ -396,12 +398,14 @@ class Chosen:
 def choose(asked: Calibrating, known: Measure, found: Sequence[planner.Tried], count: Count) -> list[Chosen]:
     """The candidates of a search on other prompts, cheapest first."""
     candidates, told = planner.candidates(found, max(asked.budgets)), count("candidates")
-    weight, chosen, size = weights(asked.sets["choice"].tasks[: asked.choice]), [], asked.choice
+    size, chosen = asked.choice, []
+    weight = weights(asked.sets["search"].tasks + asked.sets["choice"].tasks[:size])
     for done, one in enumerate(candidates[::-1]):  # dense first, which brings the rivals of its strength
         told(done, len(candidates))
-        score = mean(known.values(one.plan, "choice", size), weight)
-        seconds = known.seconds(one.plan, "choice", size)
-        chosen.append(Chosen(str(one.plan), round(one.work, 5), round(one.score, 5), score, seconds))
+        sets = known.values(one.plan), known.values(one.plan, "choice", size)
+        found, own = (round(float(values.mean()), 5) for values in sets)
+        score, seconds = mean(np.concatenate(sets), weight), known.seconds(one.plan, "choice", size)
+        chosen.append(Chosen(str(one.plan), round(one.work, 5), found, own, score, seconds))
     told(len(candidates), len(candidates))
     return chosen[::-1]
 

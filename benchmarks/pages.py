@@ -300,10 +300,11 @@ def plans(found: Sequence[Result]) -> str:
                     ("of dense's work", lambda row: f"{row['work']:.3f}"),
                     ("drawing", lambda row: time(row["seconds"])),
                     ("search", lambda row: f"{row['found']:.3f}"),
-                    ("choice", lambda row: span(Interval(**row["score"]))),
+                    ("choice", lambda row: f"{row['chosen']:.3f}"),
+                    ("both", lambda row: span(Interval(**row["score"]))),
                 ],
                 one["chosen"],
-                "<<>>>>",
+                "<<>>>>>",
             ),
         ]
         if one["plot"]:
@@ -355,9 +356,10 @@ def _plans_text(asked: calibrate.Calibrating, result: calibrate.Result) -> str:
     return table([
         ("name", lambda one: names.get(one.plan, "")),
         ("share of dense's work", lambda one: f"{one.work:.3f}"),
-        (f"{asked.metric}, search", lambda one: f"{one.found:.3f}"), ("choice", lambda one: span(one.score)),
+        (f"{asked.metric}, search", lambda one: f"{one.found:.3f}"),
+        ("choice", lambda one: f"{one.chosen:.3f}"), ("both", lambda one: span(one.score)),
         ("drawing", lambda one: time(one.seconds)), ("plan", lambda one: one.plan),
-    ], result.chosen, "<>>>><")
+    ], result.chosen, "<>>>>><")
 
 
 def _names(plans: Mapping[str, str]) -> dict[str, str]:

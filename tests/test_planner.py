@@ -177,7 +177,7 @@ def test_the_rivals_go_to_the_choice_at_their_best_strength_however_costly() -> 
 
 def test_a_budget_gets_the_best_that_fits_and_of_equal_ones_the_cheapest() -> None:
     def one(plan: str, work: float, score: float) -> Chosen:
-        return Chosen(plan, work, 0.0, Interval(score, score, score), 1.0)
+        return Chosen(plan, work, 0.0, 0.0, Interval(score, score, score), 1.0)
 
     chosen = [one("a", 0.1, 0.5), one("b", 0.15, 0.7), one("c", 0.2, 0.7), one("d", 0.3, 0.9)]
     assert [within(chosen, budget).plan for budget in (0.1, 0.2, 0.25, 1.0)] == ["a", "b", "b", "d"]
