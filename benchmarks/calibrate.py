@@ -519,7 +519,9 @@ def _plot_bounds(asked: Calibrating, result: Result) -> bytes:
 
 
 def _plot_plans(asked: Calibrating, result: Result) -> bytes:
-    marks = {name: (one.work, one.found) for name, one in named(result.chosen, asked.budgets).items()}
+    chosen = named(result.chosen, asked.budgets)
+    names = {one.plan: ", ".join(n for n, own in chosen.items() if own == one) for one in chosen.values()}
+    marks = {names[one.plan]: (one.work, one.found) for one in chosen.values()}
     metric = f"{asked.metric}, {len(asked.sets['search'].texts)} prompts"
     return planner.plot(result.study, metric, marks)
 

@@ -264,7 +264,7 @@ def plot(study: optuna.Study, metric: str, marks: Mapping[str, tuple[float, floa
         axes = optuna.visualization.matplotlib.plot_pareto_front(study, target_names=names)
     for name, place in marks.items():
         axes.scatter(*place, s=70, color="#009e73", zorder=3)
-        axes.annotate(name, place, (0, 8), textcoords="offset points", ha="center", color="#00674b")
+        axes.annotate(name, place, (-7, 5), textcoords="offset points", ha="right", color="#00674b")
     axes.set_title(f"{len(tried(study, LEFT + 1))} plans", loc="left")
     buffer = BytesIO()
     axes.figure.savefig(buffer, format="png", metadata={"Software": None})
