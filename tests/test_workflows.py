@@ -267,10 +267,11 @@ def test_a_real_host_runs_it_and_lists_it_as_a_template(name: str, real: Host) -
 def test_text_to_image_gives_the_command_lines_picture(real: Host, tmp_path: Path) -> None:
     _, api = read(FIRST)
     prompt = next(node["inputs"]["text"] for node in api.values() if node["class_type"] == "CLIPTextEncode")
+    area = next(node["inputs"]["area"] for node in api.values() if "area" in node["inputs"])
     save = next(key for key, node in api.items() if node["class_type"] == "SaveImage")
     real.post("/free", {"unload_models": True, "free_memory": True})
     file = real.run(api)["outputs"][save]["images"][0]["filename"]
-    assert cli.main(["generate", prompt, "-o", str(tmp_path / "a.png")]) == 0
+    assert cli.main(["generate", prompt, "--pixels", area, "-o", str(tmp_path / "a.png")]) == 0
     files = (real.base / "output" / file, tmp_path / "a.png")
     drawn, typed = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in files)
     assert abs(drawn - typed).max() <= 1
