@@ -100,9 +100,7 @@ def draw_together(backbone: Backbone, recipe: Recipe, plans: Mapping[str, Plan])
     Noise is keyed by scale and place, so a draft of its own would be the same, and the time until then counts
     for every plan.
     """
-    (strength,) = {plan.guidance for plan in plans.values()}
-    if strength is not None:
-        recipe = replace(recipe, guidance=recipe.guidance.of_strength(strength))
+    recipe = next(iter(plans.values())).recipe(recipe)
     schedule = recipe.schedule
     drafts = {name: plan.on(schedule).draft for name, plan in plans.items()}
     stored = {name: plan.stored(schedule) for name, plan in plans.items()}

@@ -356,7 +356,7 @@ _path = _read(typed.path)
 
 def _generate(args: argparse.Namespace) -> int:
     from . import request as requests
-    from .pipeline.plan import generate
+    from .pipeline.plan import Plan, generate
 
     checked = requests.check(requests.Request.of(args))
     previews: list[tuple[int, Tensor]] = []
@@ -372,6 +372,9 @@ def _generate(args: argparse.Namespace) -> int:
     checked, offer = requests.settle(checked, backbone, recipe)
     if offer:
         print(offer.note, file=sys.stderr)
+    drawn = checked.method.recipe(recipe) if isinstance(checked.method, Plan) else recipe
+    for note in drawn.notes:
+        print(f"note: {note}", file=sys.stderr)
     picture = generate(backbone, recipe, checked.method, on_scale)
     seconds |= picture.cost.seconds
     seconds["total"] = sum(seconds.values())

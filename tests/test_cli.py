@@ -120,6 +120,18 @@ def test_a_recipe_read_from_a_picture_draws_it_again(
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [("--cfg 1", True), ("--cfg 2", False), ("--cfg 2 --plan=draft-2|cfg|1;-1@40", True)],
+)
+def test_a_negative_prompt_that_changes_nothing_is_told(
+    order: list[str], options: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("|", " ") for word in options.split()]
+    assert cli.main([*order, "--negative", "a dog", *words]) == 0
+    assert ("note: The negative prompt changes nothing" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize("prompt", ["caf\u00e9 \u732b \U0001f431", '-a "quoted"\nprompt'])
 def test_prompts_in_any_script_survive_in_the_metadata(order: list[str], tmp_path: Path, prompt: str) -> None:
     assert cli.main([order[0], *order[2:], "--", prompt]) == 0

@@ -13,10 +13,12 @@ from fakehost import FakeHost, Interrupted, installed
 from safetensors.torch import save_file
 
 from comfy_moss.model.backbone import NANO, PAPER
+from comfy_moss.model.found import FoundPlan
 from comfy_moss.model.library import find_model
 from comfy_moss.model.tensors import CheckpointError
 from comfy_moss.model.text import TextEncoder
-from comfy_moss.pipeline.plan import generate, parse_method
+from comfy_moss.pipeline import budget
+from comfy_moss.pipeline.plan import generate, parse_method, parse_plan
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,10 @@ def nano(host: FakeHost) -> tuple[Any, Any]:
 
 def draft(host: FakeHost, nano: tuple[Any, Any], **widgets: Any) -> Any:
     return host.run("MoSs_InfinityDraft", model=nano[0], positive=nano[1], **{"area": "0.06M"} | widgets)
+
+
+def encoded(host: FakeHost, words: str) -> Any:
+    return host.run("MoSs_LoadInfinity").result[1].encode(words)
 
 
 def chain(host: FakeHost, drafted: Any, within: Any = None, **dispatch: Any) -> tuple[Any, Any]:
@@ -122,6 +128,33 @@ def test_a_budget_takes_the_best_plan_that_the_graph_can_run(
     (note,) = drawn.ui["moss_notes"]
     assert note["key"] == "chosen" and note["values"]["plan"] == str(chosen)
     assert float(note["values"]["work"]) <= 100 * budget + 0.5
+
+
+def test_a_plan_with_a_strength_of_its_own_drafts_with_it_and_says_what_that_leaves_unused(
+    host: FakeHost, nano: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = "draft-3 cfg 1; -3@50; -1@45"
+    scales = len(nano[0].files.schedule(1.0, "0.06M"))
+    known = FoundPlan("plan20", plan, "nano", scales, 0.2, 0.8, 0.7, 0.9)
+    monkeypatch.setattr(budget, "found_plans", lambda: [known])
+    asked = {"method": "by budget", "budget": 0.9, "cfg": 3.0, "negative": encoded(host, "a dog")}
+    drawn = draft(host, nano, within=graph_of(2), **asked)
+    drafted, plain = drawn.result[0], draft(host, nano, refine_scales=3, cfg=1.0).result[0]
+    assert drawn.ui["moss_used"][0]["cfg"] == 1.0 and str(drafted.plan) == plan
+    assert torch.equal(drafted.draft.total, plain.draft.total)
+    assert [note["key"] for note in drawn.ui["moss_notes"]] == ["size", "chosen", "negative"]
+    once = host.run("MoSs_Composite", residual=refined(host, drafted)).result[1]
+    twice = host.run("MoSs_Composite", residual=refined(host, once)).result[0]
+    expected = generate(nano[0].backbone, replace(drafted.draft.recipe, negative=None), parse_plan(plan))
+    assert torch.equal(twice["samples"], expected.total)
+
+
+@pytest.mark.parametrize(("cfg", "words", "told"), [(1.0, "a dog", 1), (2.0, "a dog", 0), (1.0, "", 0)])
+def test_a_negative_prompt_that_changes_nothing_is_told(
+    host: FakeHost, nano: tuple, cfg: float, words: str, told: int
+) -> None:
+    drawn = draft(host, nano, cfg=cfg, negative=encoded(host, words))
+    assert [note["key"] for note in drawn.ui["moss_notes"]] == ["size"] + ["negative"] * told
 
 
 def test_a_budget_that_nothing_fits_is_one_sentence(host: FakeHost, nano: tuple) -> None:

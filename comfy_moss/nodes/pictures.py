@@ -32,6 +32,7 @@ from .host import MossModel, Progress
 from .sample import (
     MODEL_AREA,
     cfg_input,
+    guidance_note,
     make_recipe,
     memory_note,
     preview_input,
@@ -65,6 +66,7 @@ def drawn(
 def begin(model: MossModel, recipe: Recipe, scales: int, twice: int, preview: bool) -> Progress:
     """Make room for a draft of that many scales, drawn with so many caches."""
     schedule, count = recipe.schedule, len(recipe.seeds)
+    guidance_note(recipe)
     memory_note(model, Plan(scales - len(schedule)), recipe, twice)
     rows = count * (2 if recipe.guidance.active(len(schedule)) else 1)
     progress = Progress(model, scales, preview=preview)

@@ -130,6 +130,14 @@ def size_note(model: MossModel, aspect: str, area: str) -> list[Note]:
     return [Note("size", text, {"trained": made_for, "aspect": aspect, "area": area})]
 
 
+def guidance_note(recipe: Recipe) -> list[Note]:
+    """A warning that a negative prompt is there in vain."""
+    notes = [Note("negative", text) for text in recipe.notes]
+    for note in notes:
+        warn(note)
+    return notes
+
+
 def memory_note(model: MossModel, plan: Plan, recipe: Recipe, caches: int = 1) -> list[Note]:
     """A warning where the device has too little memory for that, before it runs out, and what would help.
 
@@ -267,6 +275,7 @@ class InfinityDraft(MossNode):
         notes += size_note(model, aspect, area)
         recipe = make_recipe(model, positive, negative, schedule, seed, cfg, tau, batch_size)
         plan, told = plan_chosen(model, recipe, Choice(method, budget, seconds), getattr(cls, "hidden", None))
+        recipe = plan.recipe(recipe) if plan else recipe
         left = plan.k if plan else refine_scales
         scales = len(schedule) - left
         if scales < 1:
@@ -275,7 +284,7 @@ class InfinityDraft(MossNode):
                 f"{what} leaves nothing to draft: this picture has {len(schedule)} scales; choose at most "
                 f"{len(schedule) - 1}"
             )
-        notes += [*told, *memory_note(model, plan or Plan(-left), recipe)]
+        notes += [*told, *guidance_note(recipe), *memory_note(model, plan or Plan(-left), recipe)]
         rows = batch_size * (2 if recipe.guidance.active(len(schedule)) else 1)
         progress = Progress(model, scales, preview=preview)
         model.store.clear()  # the last draft's cache makes room
@@ -294,7 +303,7 @@ class InfinityDraft(MossNode):
         shown = {"images": drafted.pictures} if progress.shown else {}
         height, width = (side * model.backbone.stride for side in draft.total.shape[2:])
         used = {
-            "width": width, "height": height, "cfg": cfg or model.files.cfg, "tau": tau or model.files.tau,
+            "width": width, "height": height, "cfg": recipe.guidance.asked, "tau": tau or model.files.tau,
             "drafted": scales, "scales": len(schedule), "plan": str(plan) if plan else "",
         }
         shown |= {"moss_used": [used], "moss_notes": [vars(note) for note in notes]}

@@ -27,6 +27,7 @@ from .pictures import drafted_scales
 from .sample import (
     MODEL_AREA,
     cfg_input,
+    guidance_note,
     make_recipe,
     memory_note,
     preview_input,
@@ -78,6 +79,7 @@ def drawn(
     What the last draft made ready for the same words and pictures is used again.
     """
     schedule, backbone, store = recipe.schedule, model.backbone, model.store
+    guidance_note(recipe)
     memory_note(model, Plan(-refine_scales), recipe)
     scales, rows = len(schedule) - refine_scales, len(recipe.seeds)
     rows *= 2 if recipe.guidance.active(len(schedule)) else 1

@@ -25,6 +25,9 @@ from .source import Source
 OnScale = Callable[[int, int, Tensor], None]
 
 
+UNUSED_NEGATIVE = "The negative prompt changes nothing: the picture is drawn without guidance (cfg 1)."
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a picture besides the weights and the method.
@@ -57,6 +60,12 @@ class Recipe:
         return facts[0] == facts[1] and all(
             _same(ours, theirs) for ours, theirs in ((self.text, other.text), (self.negative, other.negative))
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is asked for in vain, in sentences."""
+        unused = self.negative is not None and not self.guidance.active(len(self.schedule))
+        return (UNUSED_NEGATIVE,) if unused else ()
 
     def pick(self, pictures: Sequence[int]) -> Recipe:
         """The recipe of some of its pictures."""

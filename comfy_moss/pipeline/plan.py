@@ -117,6 +117,12 @@ class Plan:
         _check_guidance(self.guidance, passes)
         return replace(self, draft=draft, passes=tuple(passes))
 
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """With the plan's strength of guidance, where it names one."""
+        if self.guidance is None:
+            return recipe
+        return replace(recipe, guidance=recipe.guidance.of_strength(self.guidance))
+
     def stored(self, schedule: Schedule) -> int:
         """Tokens a row that the cache holds at the end: those of the draft and of all passes, but for what
         nobody looks back at, which is the schedule's last scale and the last pass.
@@ -452,8 +458,7 @@ def run(
     """Draw a picture by a plan; arguments as of `generate`."""
     schedule, watch = recipe.schedule, watch or Stopwatch(backbone.device, STAGES)
     fitted = plan.on(schedule)
-    if plan.guidance is not None:
-        recipe = replace(recipe, guidance=recipe.guidance.of_strength(plan.guidance))
+    recipe = plan.recipe(recipe)
     stored, change = plan.stored(schedule), None
     with watch.stage("draft"):
         if recipe.source is not None and recipe.source.edit is not None:
