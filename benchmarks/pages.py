@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from comfy_moss.images import write_files
 from comfy_moss.model.found import FOUND, with_found
+from comfy_moss.model.library import EMBEDDED, RELEASES, UNKNOWN
+from comfy_moss.pipeline.plan import parse_plan
 
 from . import RESULTS, ROOT, bench, calibrate, evaluate, planner, quality
 from .analysis import Interval, Study
@@ -124,31 +126,40 @@ def save_evaluation(
     sheet = grid(pictures, [RENDER, *asked.methods], prompts)
     images = IMAGES if folder == RESULTS else folder
     path, files = folder / f"{quality.file_name(result)}.json", {}
-    if folder == RESULTS and asked.name == TABLE and not _chosen(result):
-        files = {FOUND: with_found(measured_plans(result))}
+    if folder == RESULTS and asked.name == TABLE:
+        files = {FOUND: with_found(measured_plans(result, stored("plans")))}
     write_files({path: as_json(result), images / quality.image_name(result, "grid"): sheet, **files})
 
 
-def _chosen(result: Result) -> bool:
-    """Whether a search over plans is stored for this model and schedule, which goes before a table."""
-    setting = result["setting"]
-    key = setting["model"], setting["scales"]
-    return any((one["model"], one["scales"]) == key for one in stored("plans"))
+def measured_plans(result: Result, chosen: Sequence[Result] = ()) -> Result:
+    """All plans of the final table with their evidence, which flatters none of them: what a budget chooses
+    from, in place of what `calibrate` told of those that it chose.
 
-
-def measured_plans(result: Result) -> Result:
-    """All plans of an evaluation with their evidence, as `calibrate` tells what it chose: what a budget can
-    choose from until a search did better.
+    Args:
+        chosen: records of `calibrate`; a plan of theirs has all its names here.
     """
     study, setting = Study(result), result["setting"]
-    plans = {
-        name: {"plan": text, "work": study.work(name), "score": asdict(study.overall(name))}
-        for name, text in setting["plans"].items()
-    }
+    key = setting["model"], setting["scales"]
+    cfg = {"nano": EMBEDDED, **RELEASES}.get(setting["model"], UNKNOWN).cfg
+    own = [one for one in chosen if (one["model"], one["scales"]) == key]
+    names = {name: row["plan"] for one in own for name, row in one["plans"].items()}
+    plans = {}
+    for name, text in setting["plans"].items():
+        told = {"plan": _with_strength(text, setting["cfg"], cfg), "work": study.work(name)}
+        told["score"] = asdict(study.overall(name))
+        plans |= {other: told for other in (name, *(n for n, plan in names.items() if plan == text))}
     told = {"metric": "faithful", "prompts": setting["prompts"], "seed": setting["seed"], "from": "evaluate"}
     facts = {name: setting[name] for name in ("model", "model_id", "scales", "cfg")}
     facts |= {name: result[name] for name in ("command", "date", "hardware", "versions")}
     return {**facts, "setting": told, "plans": plans}
+
+
+def _with_strength(text: str, cfg: float, own: float) -> str:
+    """A plan with the strength that its table was drawn with, where it names none and that is not the model's
+    own: so it stays what was measured.
+    """
+    plan = parse_plan(text)
+    return text if plan.guidance is not None or cfg == own else str(replace(plan, guidance=cfg))
 
 
 def write_performance(folder: Path = RESULTS, target: Path = PERFORMANCE) -> Path:

@@ -194,9 +194,10 @@ def test_the_stored_plans_are_those_of_the_stored_searches_and_tables() -> None:
     from comfy_moss.benchmarks import pages
 
     searches = pages.stored("plans")
-    searched = {(record["model"], record["scales"]) for record in searches}
-    tables = [pages.measured_plans(r) for r in pages.stored("evaluate") if r.get("name") == pages.TABLE]
-    tables = [record for record in tables if (record["model"], record["scales"]) not in searched]
+    results = [one for one in pages.stored("evaluate") if one.get("name") == pages.TABLE]
+    tables = [pages.measured_plans(one, searches) for one in results]
+    measured = {(record["model"], record["scales"]) for record in tables}
+    searches = [record for record in searches if (record["model"], record["scales"]) not in measured]
     stored = [
         (name, one["plan"], record["model"], record["scales"])
         for record in (*searches, *tables)

@@ -205,6 +205,21 @@ def test_kernels_are_told_only_where_a_gpu_was_measured() -> None:
     assert "| Big GPU | 2b | moss4, CSSA + kernels | 12.5 ms |" in quality.section(result, [measured])
 
 
+def test_the_final_tables_plans_stay_what_was_measured_under_all_their_names() -> None:
+    result = _result(SHARES | {"plan20": 0.85}, SECONDS)
+    texts = {"dense": "dense", "moss3": "draft-3; -3@30 -2@20 -1@20", "plan20": "draft-3 cfg 1; -1@60"}
+    result["setting"] |= {"model": "nano", "cfg": 1.0, "plans": texts}
+    chosen = {name: {"plan": texts["plan20"]} for name in ("plan30", "plan20")}
+    found = pages.measured_plans(result, [{"model": "nano", "scales": 5, "plans": chosen}])["plans"]
+    assert {name: one["plan"] for name, one in found.items()} == {
+        "dense": "dense cfg 1", "moss3": "draft-3 cfg 1; -3@30 -2@20 -1@20",
+        "plan20": texts["plan20"], "plan30": texts["plan20"],
+    }
+    assert found["plan30"]["score"]["value"] == pytest.approx(Study(result).overall("plan20").value)
+    result["setting"]["cfg"] = 1.5  # nano's own
+    assert pages.measured_plans(result)["plans"]["moss3"]["plan"] == texts["moss3"]
+
+
 # --- pictures of a result -----------------------------------------------------------------------------------
 
 
