@@ -359,9 +359,8 @@ def compare() -> Graph:
             "### Who wins at equal time?\n\nFour ways that take about a fifth of the plain model's time, "
             "from one seed: **sparse3** (the default), **moss3** (the paper's kind of pass), **skipping** "
             "two scales and **FastVAR**, against **dense**. The node below says who comes closest.\n\nOne "
-            "picture proves little: on 84 prompts with textures sparse3 scores .655, moss3 .417; it beats "
-            "skipping at equal time by .365 [.265, .467] and FastVAR by .332 [.226, "
-            ".439].", X[0], 630, WIDTHS[0], 195,
+            "picture proves little: docs/quality.md compares them on 240 prompts.",
+            X[0], 630, WIDTHS[0], 195,
         ),
     }
     drafts = ("draft", "skip", "long")
