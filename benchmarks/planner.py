@@ -174,8 +174,8 @@ class Search:
     Attributes:
         trials: plans to measure.
         most: of dense's work; costlier plans are not measured, but for the known ones.
-        strength: guidance of the recipe; own: the model's.  Rivals are known at both, and without and at a
-            strong one.
+        strength: guidance of the recipe; own: the model's.  Rivals are known at the nearest of STRENGTHS to
+            both, and without and at a strong one.
         seed: of the sampler.
     """
 
@@ -196,8 +196,10 @@ def open_study(path: Path | None, schedule: Schedule, search: Search) -> optuna.
     if not study.trials:
         known = (*RIVALS, *STARTS)
         first: list[dict[str, int | float | str]] = []
-        asked = ((known, search.strength), (RIVALS, search.own), (RIVALS, STRONG), (known, UNGUIDED))
-        for texts, strength in asked:
+        asked, own = (
+            min(STRENGTHS, key=lambda one: abs(one - s)) for s in (search.strength, search.own)
+        )
+        for texts, strength in ((known, asked), (RIVALS, own), (RIVALS, STRONG), (known, UNGUIDED)):
             plans = [plan for plan in map(parse_plan, texts) if plan.k <= min(LEFT, len(schedule) - 1)]
             first += [parameters(plan, strength) for plan in plans]
         for n, one in enumerate(first):

@@ -148,6 +148,12 @@ def test_the_sampler_finds_better_plans_than_chance() -> None:
     assert len(chance) > 20 and np.mean(found[-20:]) > np.mean(chance) + 0.1
 
 
+def test_a_search_begins_with_the_rivals_at_every_strength_that_is_known() -> None:
+    study = open_study(None, SCHEDULE, Search(9, strength=2.6, own=7.5))
+    strengths = {trial.system_attrs["fixed_params"]["guidance"] for trial in study.trials}
+    assert strengths == {1.0, 3.0, 4.0} and set(planner.STRENGTHS) > strengths
+
+
 # --- the front and the choice -------------------------------------------------------------------------------
 
 
