@@ -14,7 +14,7 @@ from .analysis import Study
 from .quality import image_name, signed, span, table, time
 
 SCALES = 13  # of the schedule that the text is about
-MIXED = "draft-5; -5@80 -4@50 -2@50 -1@35"  # plan20's tokens in one pass
+MIXED = "draft-5; -5@80 -4@50 -2@50 -1@35"  # plan20's bounds in one pass
 GUIDED = "draft-3 cfg 1.5; -3@30 -2@20 -1@20"  # moss3 with guidance
 GROUPS = {  # each plan is compared with the first of its group
     "leaving out": ("moss3", "fastvar", "draft-2", "sparse3"),
