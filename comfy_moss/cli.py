@@ -382,7 +382,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(requests.facts(checked, backbone, picture, seconds, paths))
     else:
-        print(*paths, _summary(picture, seconds, checked.guidance.cfg), sep="\n")
+        print(*paths, _summary(picture, seconds, drawn.guidance.cfg), sep="\n")
     return 0
 
 

@@ -129,7 +129,8 @@ def test_a_negative_prompt_that_changes_nothing_is_told(
 ) -> None:
     words = [word.replace("|", " ") for word in options.split()]
     assert cli.main([*order, "--negative", "a dog", *words]) == 0
-    assert ("note: The negative prompt changes nothing" in capsys.readouterr().err) == told
+    out, err = capsys.readouterr()
+    assert ("note: The negative prompt changes nothing" in err) == told == (", cfg 1:" in out)
 
 
 @pytest.mark.parametrize("prompt", ["caf\u00e9 \u732b \U0001f431", '-a "quoted"\nprompt'])
