@@ -1,9 +1,9 @@
 """Plans for a budget, or bounds of MoSs-k, found for a model by a metric: `python -m comfy_moss calibrate`.
 
 `--search plans` searches the space of plans (see planner.py), `--search choice` chooses among what it found
-on other prompts, `--search topdown` is the paper's way to bounds (see topdown.py).  Whatever is tried is
-drawn in batches, each a file of the state's folder, so that a search that was stopped goes on and nothing is
-drawn twice.
+with other prompts beside, `--search topdown` is the paper's way to bounds (see topdown.py).  Whatever is
+tried is drawn in batches, each a file of the state's folder, so that a search that was stopped goes on and
+nothing is drawn twice.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from torch import Tensor
 from comfy_moss.images import psnr, ssim, to_bytes, to_image
 from comfy_moss.model.backbone import Backbone
 from comfy_moss.model.quantize import quantize_scales
+from comfy_moss.model.sampling import Guidance
 from comfy_moss.pipeline.cost import Stopwatch
 from comfy_moss.pipeline.draft import Draft, Recipe, Run, draw_scales, empty_total
 from comfy_moss.pipeline.frequency import contribution, frequency_map
@@ -69,11 +70,11 @@ def draw(
 ) -> dict[str, Drawn]:
     """By name, every method's pictures of the cases, in an order of this batch, then the true ones and the
     codec's."""
-    plans: dict[float | None, dict[str, Plan]] = {}  # by strength of the draft
+    plans: dict[Guidance, dict[str, Plan]] = {}  # by that of the draft
     turns: list[Callable[[], dict[str, Drawn]]] = []
     for name, method in methods.items():
         if isinstance(method, Plan):
-            plans.setdefault(method.guidance, {})[name] = method
+            plans.setdefault(method.recipe(recipe).guidance, {})[name] = method
         else:
             turns.append(partial(_alone, backbone, recipe, name, method))
     turns += [partial(draw_together, backbone, recipe, alike) for alike in plans.values()]

@@ -2,8 +2,8 @@
 
 Optuna's NSGA-II proposes plans (drafted scales, passes, scales left out, bounds, guidance of the draft and
 of each pass), each is measured on the prompts of the search, and those that nothing beats in both cost and
-score go to a second set of prompts, which chooses.  Cost is multiply-adds in the blocks as a share of
-dense's, which is the same everywhere; seconds are measured beside it.
+score are measured on a second set of prompts too; both sets choose.  Cost is multiply-adds in the blocks as
+a share of dense's, which is the same everywhere; seconds are measured beside it.
 """
 
 from __future__ import annotations

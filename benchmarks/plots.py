@@ -90,7 +90,8 @@ def _panel(
             p.seconds, p.value.value, reach, fmt="o", color=p.colour, markerfacecolor=face, markersize=8
         )
     _line(axes, "codec alone", value(CODEC).value)
-    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="drawing time a picture, ms (logarithmic)")
+    low = max(-0.03, min(p.value.low for p in points) - 0.1)
+    axes.set(xscale="log", ylim=(low, 1.03), xlabel="drawing time a picture, ms (logarithmic)")
     axes.set_xlim(0.8 * min(p.seconds for p in points), 1.45 * max(p.seconds for p in points))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{1000 * seconds:g}"))
@@ -102,10 +103,12 @@ def _panel(
 
 
 def _name(axes: Axes, points: Sequence[Point], keys: Mapping[str, str]) -> None:
-    """Names beside the dots, from the lowest up, each moved until it lies on no other."""
+    """Names beside the dots, from the left, each moved until it lies on no other and inside the frame."""
     axes.figure.draw_without_rendering()
     dots = axes.transData.transform([(p.seconds, p.value.value) for p in points])
     taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in dots]
+    x0, y0, x1, y1 = axes.bbox.extents
+    taken += [(x0, y1, x1, y1 + 99), (x0, y0 - 99, x1, y0), (x0 - 999, y0, x0, y1), (x1, y0, x1 + 999, y1)]
     for (x, y), point in sorted(zip(dots, points, strict=True), key=lambda pair: tuple(pair[0])):
         name = keys[point.name]
         width = 8 * len(name)

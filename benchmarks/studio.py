@@ -26,7 +26,9 @@ DRAFTS = tuple(f"draft-{k}" for k in range(1, 6))  # what "draft" stands for in 
 # --- methods by name ----------------------------------------------------------------------------------------
 
 
-def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
+def parse_methods(
+    text: str, published: Published = PAPER, cfg: float | Sequence[float] | None = None
+) -> dict[str, Method]:
     """Methods by name, in the order of the tables, from a list such as "dense,draft,fastvar,moss4,moss4-sa".
 
     `draft` stands for draft-1 to draft-5; otherwise names are those of `parse_method`.  Dense is always among
@@ -34,6 +36,7 @@ def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
 
     Args:
         published: settings of the methods for the model.
+        cfg: guidance of the recipe: a plan that names the same starts from the draft that names none.
 
     Raises:
         ValueError: a name is unknown, or the list is empty.
@@ -43,7 +46,8 @@ def parse_methods(text: str, published: Published = PAPER) -> dict[str, Method]:
         raise ValueError("no methods are named; list some, for example dense,draft,moss4")
     names = [one for name in names for one in (DRAFTS if name == "draft" else [name])]
     named = [parse_method(name, published=published) for name in ("dense", *names)]
-    rivals = [Plan(method.draft, guidance=method.guidance) for method in named if refines(method)]
+    refining = [method for method in named if refines(method)]
+    rivals = [Plan(m.draft, guidance=None if m.guidance == cfg else m.guidance) for m in refining]
     found = {label(method, published): method for method in (*named, *rivals)}
     return dict(sorted(found.items(), key=lambda item: _place(*item)))
 

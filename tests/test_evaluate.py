@@ -143,6 +143,12 @@ def test_the_papers_bounds_stay_a_method_where_a_model_has_its_own() -> None:
     assert not steps["moss4-paper-sa"].cross_scale and steps["moss2"].bounds == (50, 25)
 
 
+def test_a_plan_with_the_recipes_own_strength_starts_from_the_plain_draft() -> None:
+    plan = "draft-3 cfg 1; -1@45"
+    assert list(parse_methods(plan, cfg=1.0)) == ["dense", "draft-3", plan]
+    assert list(parse_methods(plan, cfg=3.0)) == ["dense", "draft-3 cfg 1", plan]
+
+
 def test_every_moss_has_its_draft_and_dense_beside_it() -> None:
     assert list(parse_methods("moss3-sa")) == ["dense", "draft-3", "moss3-sa"]
     assert {"dense", "draft-1", "moss5", "moss4-sa", "moss4-unguided", "fastvar"} <= set(

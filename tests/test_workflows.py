@@ -277,6 +277,30 @@ def test_text_to_image_gives_the_command_lines_picture(real: Host, tmp_path: Pat
     assert abs(drawn - typed).max() <= 1
 
 
+@pytest.mark.host
+@NEEDS_HOST
+def test_a_budget_at_1m_draws_the_command_lines_picture_and_tells_what_it_leaves_unused(
+    real: Host, tmp_path: Path
+) -> None:
+    """The plan has a strength of its own, another than the node's."""
+    _, api = read(FIRST)
+    kinds = {node["class_type"]: key for key, node in api.items()}
+    text, draft, save = (kinds[kind] for kind in ("CLIPTextEncode", "MoSs_InfinityDraft", "SaveImage"))
+    denied = {"class_type": "CLIPTextEncode", "inputs": api[text]["inputs"] | {"text": "a blue star"}}
+    asked = {"method": "by budget", "budget": 0.2, "cfg": 3.0, "negative": ["denied", 0]}
+    api[draft]["inputs"] |= asked
+    result = real.run({**api, "denied": denied})
+    assert result["status"]["status_str"] == "success", result["status"]
+    told = result["outputs"][draft]
+    (used,), notes = told["moss_used"], [note["key"] for note in told["moss_notes"]]
+    assert used["cfg"] == 1.0 and " cfg 1;" in used["plan"] and notes == ["chosen", "negative"]
+    order = ["generate", api[text]["inputs"]["text"], "--pixels", "1M", "--cfg", "3", "--plan", used["plan"]]
+    assert cli.main([*order, "-o", str(tmp_path / "a.png")]) == 0
+    files = (real.base / "output" / result["outputs"][save]["images"][0]["filename"], tmp_path / "a.png")
+    drawn, typed = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in files)
+    assert drawn.shape == (512, 512, 3) and abs(drawn - typed).max() <= 1
+
+
 # --- workflows that people saved ----------------------------------------------------------------------------
 
 SAVED = sorted((Path(__file__).resolve().parent / "workflows_0_1").glob("*.json"))
