@@ -113,7 +113,7 @@ def picture_of(
     recipe = replace(
         studio.recipe([target], [number]), source=way.source(source, (studio.features[before],))
     )
-    drawn = generate(studio.backbone, recipe, parse_method(way.plan, published=studio.backbone.published))
+    drawn = generate(studio.backbone, recipe, parse_method(way.plan, published=studio.checked.published))
     return to_bytes(to_image(drawn.image))[0].numpy(), drawn.cost
 
 

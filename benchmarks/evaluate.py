@@ -102,7 +102,7 @@ def check(args: argparse.Namespace) -> Evaluation:
     cases = in_turn(prompts(args.per_task, args.seed))
     checked = check_request(Request.of(args, prompt=cases[0].prompt, method="dense"))
     names = [args.methods, *(_within(budget, checked) for budget in args.budgets)]
-    methods = parse_methods(",".join(names), checked.files.published, checked.guidance.asked)
+    methods = parse_methods(",".join(names), checked.published, checked.guidance.asked)
     for method in methods.values():
         method.tokens_per_scale(checked.schedule)  # refuses what this schedule cannot carry
     workers = Workers.of(args, checked.device, -(-len(cases) // args.batch))

@@ -89,7 +89,7 @@ def measure(per_task: int, seed: int, batch: int) -> dict[str, Any]:
     asked = Request(prompt=cases[0].prompt, method="dense", seed=seed, device="cpu", precision="fp32")
     checked = check(asked)
     studio = load(checked, [case.prompt for case in cases])
-    methods = parse_methods(METHODS, checked.files.published)
+    methods = parse_methods(METHODS, checked.published)
     methods = {name: methods[name] for name in METHODS.split(",")}
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     agreed = []

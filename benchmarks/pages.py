@@ -99,14 +99,13 @@ def save_bench(result: Result, folder: Path) -> None:
 
 
 def save_calibration(record: Result, folder: Path) -> Path:
-    """Store bounds, in place of older ones of the same model and k, or plans, of the same model and number of
-    scales.
+    """Store bounds, in place of older ones of the same model, number of scales and k, or plans, of the same
+    model and number of scales.
 
     What was chosen goes to the pack's own plans too, where the folder is the usual one.
     """
-    what = f"calibration-{record['model']}-{record['setting']['k']}" if "found" in record else (
-        f"plans-{record['model']}-{record['scales']}"
-    )
+    of = f"{record['model']}-{record['scales']}"
+    what = f"calibration-{of}-{record['setting']['k']}" if "found" in record else f"plans-{of}"
     path, files = folder / f"{what}.json", {}
     if folder == RESULTS and record.get("plans"):
         files = {FOUND: with_found(record)}
@@ -172,7 +171,7 @@ def write_performance(folder: Path = RESULTS, target: Path = PERFORMANCE) -> Pat
 def write_quality(folder: Path = RESULTS, target: Path = QUALITY) -> Path:
     """Write docs/quality.md with its plots, and docs/why.md, anew from all stored results."""
     results = sorted(stored("evaluate", folder), key=lambda one: -one["setting"]["scales"])
-    found = stored("calibrate", folder)
+    found = sorted(stored("calibrate", folder), key=lambda one: -one["scales"])
     plots = {
         target.parent / "images" / quality.image_name(result, "pareto"): pareto(Study(result))
         for result in results
@@ -329,12 +328,13 @@ def calibrations(found: Sequence[Result]) -> str:
         return ""
     parts = [_text("calibration").rstrip(), "\n".join(f"    {one['command']}" for one in found)]
     parts.append("\n".join(
-        f"- moss{one['setting']['k']}: {one['date'][:10]}; {one['hardware']['device']}, torch "
+        f"- moss{one['setting']['k']}, {one['scales']} scales: {one['date'][:10]}; {one['hardware']['device']}, torch "
         f"{one['versions']['torch']}; weights {one['model_id']}; {one['setting']['prompts']} prompts"
         for one in found
     ))
     columns = [
         ("model", lambda one, row: one["model"]),
+        ("scales", lambda one, row: str(one["scales"])),
         ("k", lambda one, row: str(one["setting"]["k"])),
         ("bounds", lambda one, row: row["name"]),
         ("percent, coarsest first", lambda one, row: ", ".join(f"{b:.3g}" for b in row["bounds"])),
@@ -343,9 +343,9 @@ def calibrations(found: Sequence[Result]) -> str:
         ("value", lambda one, row: span(Interval(**row["value"]))),
         ("minus the first row's", lambda one, row: span(row["gain"] and Interval(**row["gain"]), "+.3f")),
     ]
-    parts.append(table(columns, [(one, row) for one in found for row in one["equal_tokens"]], "<><<>>>>"))
+    parts.append(table(columns, [(one, row) for one in found for row in one["equal_tokens"]], "<>><<>>>>"))
     parts += [
-        f"![Everything tried for moss{one['setting']['k']}](images/{one['plot']})" for one in found
+        f"![Everything tried for moss{one['setting']['k']} on {one['scales']} scales](images/{one['plot']})" for one in found
         if one["plot"]
     ]
     return "\n\n".join(parts) + "\n"

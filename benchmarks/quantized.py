@@ -118,7 +118,7 @@ def measure(per_task: int, seed: int, batch: int) -> dict[str, Any]:
     studio = load(checked, [case.prompt for case in cases])
     tensors = open_tensors(checked.files.transformer)
     models = variants(studio.backbone, tensors)
-    methods = parse_methods(",".join(METHODS), checked.files.published)
+    methods = parse_methods(",".join(METHODS), checked.published)
     starts = range(0, len(cases), batch)
     kinds = {
         f"{kind}, {layer}": with_weights(studio.backbone, one_kind(tensors, kind, layer))

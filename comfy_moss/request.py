@@ -146,6 +146,11 @@ class Checked:
     dtype: torch.dtype
     given: Input | None = None
 
+    @property
+    def published(self) -> Published:
+        """Settings of the methods for this model and schedule."""
+        return self.files.published.on(self.schedule)
+
 
 def check(request: Request) -> Checked:
     """Refuse what is wrong with a request.
@@ -168,11 +173,12 @@ def check(request: Request) -> Checked:
             f"the model {files.told}, draws from a picture as well as from words, and no command gives it "
             "one; use its node in ComfyUI"
         )
-    pixels, method = request.pixels or files.area, method_of(request, files.published)
-    if given and given.mode == "edit":
-        check_edits(method)
+    pixels = request.pixels or files.area
     ratio = files.ratio_for(given.ratio) if given else parse_aspect(request.aspect)
     schedule = files.schedule(ratio, pixels)
+    method = method_of(request, files.published.on(schedule))
+    if given and given.mode == "edit":
+        check_edits(method)
     method.tokens_per_scale(schedule)  # refuses what this schedule cannot carry
     cfg = _scales(_guidance(request.cfg, files.cfg), schedule, "cfg")
     tau = _scales(files.tau if request.tau is None else request.tau, schedule, "tau")

@@ -13,6 +13,7 @@ from browser import Page, chromium, launched, opened
 from hosting import Host, checkout, front_end
 
 from comfy_moss.model.backbone import NANO
+from comfy_moss.model.schedule import make_schedule
 from comfy_moss.pipeline.dispatch import band, read_painting
 
 pytestmark = [
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 MAP, DISPATCH = "MoSs_FrequencyMap", "MoSs_TokenDispatch"
+BEST = NANO.on(make_schedule(1.0, "0.25M")).best
 SELECT_OURS = "() => app.canvas.selectItems(app.graph.nodes.filter(({ type }) => /MoSs_/.test(type)))"
 GRAPH = "() => [app.graph.nodes.length, app.canvas.ds.scale, ...app.canvas.ds.offset]"
 GREY = 'Boolean(node.widgets.find(({ name }) => name === "values").disabled)'
@@ -236,7 +238,7 @@ def test_the_inspector_follows_edits_by_hand(page: Page) -> None:
     assert "twenty" in inspector.note and inspector.bounds == [75, 65, 25, 5]
     inspector.press("Reset")
     page.wait()
-    assert page.widget("preset") == "method" and inspector.bounds == [*NANO.best[4]]
+    assert page.widget("preset") == "method" and inspector.bounds == [*BEST[4]]
 
 
 def test_without_a_dispatch_node_the_map_has_nothing_to_move(page: Page) -> None:
@@ -503,7 +505,7 @@ def test_the_legend_names_every_scale(opened_page: Page, k: int) -> None:
 
 
 def test_values_hold_the_bounds_in_use_and_are_grey_while_they_are_not_their_own(page: Page) -> None:
-    best = ", ".join(f"{bound:g}" for bound in NANO.best[4])
+    best = ", ".join(f"{bound:g}" for bound in BEST[4])
     assert page.widget("values") == "80, 70, 30, 10" and page.node(DISPATCH, GREY)
     page.set_widget("preset", "automatic")
     assert page.widget("values") == best and page.node(DISPATCH, GREY)
@@ -604,7 +606,7 @@ def test_a_bypassed_dispatch_is_not_the_maps(page: Page) -> None:
     page.set_widget("values", "70, 40, 20, 10")
     page.change(DISPATCH, "node.mode = 4; node.onConnectionsChange?.()")
     inspector = page.inspector(MAP)
-    assert inspector.bounds == [*NANO.best[4]] and inspector.locked
+    assert inspector.bounds == [*BEST[4]] and inspector.locked
     assert "No MoSs Token Dispatch" in inspector.note
 
 

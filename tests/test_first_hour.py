@@ -59,7 +59,7 @@ def test_a_method_by_name_is_that_of_the_command_line(
 ) -> None:
     drafted = draft(host, nano, method=method).result[0]
     latent, _ = chain(host, drafted)
-    plan = parse_method("sparse3" if method == "recommended" else method, published=NANO)
+    plan = parse_method("sparse3" if method == "recommended" else method, published=NANO.on(drafted.schedule))
     expected = generate(nano[0].backbone, drafted.draft.recipe, plan)
     assert torch.equal(latent["samples"], expected.total) and latent["moss_cost"].label == plan.label
 
@@ -71,7 +71,7 @@ def test_nano_begins_with_the_plan_that_its_table_shows_best_and_others_with_the
 def test_without_a_method_the_number_of_scales_decides_as_it_did(host: FakeHost, nano: tuple) -> None:
     drafted = draft(host, nano, refine_scales=4).result[0]
     latent, _ = chain(host, drafted)
-    expected = generate(nano[0].backbone, drafted.draft.recipe, parse_method("moss4", published=NANO))
+    expected = generate(nano[0].backbone, drafted.draft.recipe, parse_method("moss4", published=NANO.on(drafted.schedule)))
     assert torch.equal(latent["samples"], expected.total)
 
 
@@ -80,7 +80,7 @@ def test_the_papers_presets_take_all_scales_that_are_left_whatever_the_method(
 ) -> None:
     drafted = draft(host, nano, method="sparse3").result[0]
     latent, _ = chain(host, drafted, preset="paper")
-    expected = generate(nano[0].backbone, drafted.draft.recipe, parse_method("moss3-paper", published=NANO))
+    expected = generate(nano[0].backbone, drafted.draft.recipe, parse_method("moss3-paper", published=NANO.on(drafted.schedule)))
     assert torch.equal(latent["samples"], expected.total)
 
 
@@ -207,7 +207,7 @@ def test_what_the_host_wires_through_a_bypassed_node_gives_a_picture(
         stage = stage if node == bypassed else host.run(node, **{socket: stage}).result[0]
     latent, again = host.run("MoSs_Composite", residual=stage).result
     plain = bypassed != "MoSs_FrequencyMap"
-    method = parse_method("draft-3" if plain else "sparse3", published=NANO)
+    method = parse_method("draft-3" if plain else "sparse3", published=NANO.on(drafted.schedule))
     expected = generate(nano[0].backbone, drafted.draft.recipe, method)
     assert torch.equal(latent["samples"], expected.total) and latent["moss_cost"].label == method.label
     assert (again is drafted) == plain

@@ -118,8 +118,7 @@ def dispatched(
 
 def read(maps: Any, case: Case, published: Published) -> dict[str, Any] | None:
     """The pass that MoSs Token Dispatch's widgets stand for; None: it refuses them."""
-    model = SimpleNamespace(backbone=SimpleNamespace(published=published))
-    wire = SimpleNamespace(draft=drafted(case.k), model=model, next_pass=case.planned)
+    wire = SimpleNamespace(draft=drafted(case.k), published=published, next_pass=case.planned)
     try:
         step = maps.read_pass(case.preset, case.values, case.scales, wire)
         step.on(SCHEDULE)
@@ -157,12 +156,12 @@ def widgets(folder: Path) -> list[dict[str, Any]]:
     ]
     with installed(folder) as host:
         host.start()
-        maps = sys.modules["comfy_moss.nodes.maps"]
-        found = {k: maps.known_bounds(k, NANO) for k in range(1, 8)}
+        maps, own = sys.modules["comfy_moss.nodes.maps"], NANO.on(SCHEDULE)
+        found = {k: maps.known_bounds(k, own) for k in range(1, 8)}
         known = {preset: {k: each[preset] for k, each in found.items()} for preset in PRESETS[1:]}
         return [
             {"widgets": {"preset": case.preset, "values": case.values, "scales": case.scales}, "known": known,
-             "left": list(range(-case.k, 0)), "planned": told(case.planned), "pass": read(maps, case, NANO)}
+             "left": list(range(-case.k, 0)), "planned": told(case.planned), "pass": read(maps, case, own)}
             for case in cases
         ]
 

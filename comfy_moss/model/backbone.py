@@ -346,8 +346,9 @@ class Published:
         bounds: number of refine scales k -> t_1 >= ... >= t_k in percent, coarsest refine scale first.
         k: scales that the cheap rival skips, and that the paper's first method refines.
         pruning: FastVAR's.
-        calibrated: like bounds, found by `calibrate` for one model; only those that beat the printed ones at
-            equal tokens.
+        searched: number of a picture's scales -> like bounds, found by `calibrate` for one model on such
+            pictures; only those that beat the printed ones at equal tokens.
+        calibrated: those of them that are for this picture, see `on`.
         plans: plans by name, each as text (see pipeline/plan.py), found on the embedded model.
         first: name of the method to start with; "" = the paper's with k scales.
     """
@@ -355,6 +356,7 @@ class Published:
     bounds: Mapping[int, tuple[float, ...]]
     k: int
     pruning: Pruning
+    searched: Mapping[int, Mapping[int, tuple[float, ...]]] = field(default_factory=dict)
     calibrated: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     plans: Mapping[str, str] = field(default_factory=dict)
     first: str = ""
@@ -363,6 +365,14 @@ class Published:
     def method(self) -> str:
         """Name of the method to start with."""
         return self.first or f"moss{self.k}"
+
+    def on(self, schedule: Schedule) -> Published:
+        """The same for pictures of this schedule: with the bounds found on as many scales, or nearly as many.
+        """
+        if not self.searched:
+            return self
+        nearest = min(self.searched, key=lambda scales: abs(scales - len(schedule)))
+        return replace(self, calibrated=self.searched[nearest])
 
     @property
     def best(self) -> dict[int, tuple[float, ...]]:
@@ -381,7 +391,7 @@ PAPER_BOUNDS = {
 PAPER = Published(PAPER_BOUNDS, 4, Pruning(), plans=PLANS)  # of Infinity, the family of the paper first
 NANO = replace(  # see docs/quality.md
     PAPER, first="sparse3",
-    calibrated={2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)},
+    searched={10: {2: (40.0, 30.0), 3: (30.0, 20.0, 20.0), 4: (60.0, 30.0, 30.0, 30.0)}},
 )
 HART = Published({2: (80.0, 55.0)}, 2, Pruning(skip=0, prune=(0.5, 0.75), first_layer=0, last_layer=None))
 

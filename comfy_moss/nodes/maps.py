@@ -75,7 +75,7 @@ def read_pass(preset: str, values: str, scales: str, drafted: Drafted) -> Refine
     Raises:
         ValueError: see `read_scales` and `read_config`.
     """
-    planned, published = drafted.next_pass, drafted.model.backbone.published
+    planned, published = drafted.next_pass, drafted.published
     if preset in (AUTOMATIC, PRINTED) or scales.strip().lower() not in ("", "all"):
         planned = None
     if planned and preset == METHOD:
@@ -149,7 +149,7 @@ def inspector(
     """
     backbone, kv_bytes = drafted.model.backbone, drafted.cost.kv_bytes
     data = inspection(drafted.draft, frequency, config, backbone.work, kv_bytes, painted)
-    by_k = {k: known_bounds(k, backbone.published) for k in range(1, drafted.draft.refine_scales + 1)}
+    by_k = {k: known_bounds(k, drafted.published) for k in range(1, drafted.draft.refine_scales + 1)}
     known = {preset: {k: found[preset] for k, found in by_k.items()} for preset in (AUTOMATIC, PRINTED)}
     made_with, step = {"painting": painting, "masked": masked}, drafted.next_pass
     planned = step and {"scales": list(step.scales), "bounds": list(step.bounds)}
@@ -204,7 +204,7 @@ class FrequencyMap(MossNode):
         mask = torch.nn.functional.interpolate(
             percentile(frequency)[:, None], size=size, mode="nearest-exact"
         )[:, 0]
-        k, published = draft.draft.refine_scales, draft.model.backbone.published
+        k, published = draft.draft.refine_scales, draft.published
         bounds = draft.next_pass or suggested_bounds(max(k, 1), published)
         shown = inspector("frequency", draft, frequency, bounds) if k else None
         return io.NodeOutput(measured, heatmap(frequency, size), mask, ui=shown)

@@ -62,7 +62,7 @@ def plan_chosen(
         ValueError: a method that is not known for this model, or no plan is within the budget.
     """
     if choice.method not in (BUDGET, SECONDS):
-        return plan_named(choice.method, model.backbone.published), []
+        return plan_named(choice.method, model.backbone.published.on(recipe.schedule)), []
     guided = recipe.guidance.active(len(recipe.schedule))
     known = offers(model.backbone, recipe.schedule, guided, Path(model.files.name).name)
     most = max(1, passes_behind(hidden))

@@ -54,7 +54,8 @@ def drawn(
     if draft.left:
         model.store.keep(draft, run)
     cost = Cost(plan.label, plan.tokens_per_scale(schedule), run.cache.nbytes, progress.seconds)
-    method = parse_method(model.backbone.published.method, published=model.backbone.published)
+    published = model.backbone.published.on(schedule)
+    method = parse_method(published.method, published=published)
     # what the method does next is known where this draft has as many scales left as its own
     named = method if isinstance(method, Plan) and method.k == draft.refine_scales else None
     drafted = replace(with_sketch(model, draft, cost, progress.watch), plan=named)

@@ -17,6 +17,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..model.backbone import Published
 from ..model.schedule import Schedule
 from ..model.tensors import CheckpointError
 from ..pipeline.cost import Cost
@@ -80,6 +81,11 @@ class Drafted:
     @property
     def schedule(self) -> Schedule:
         return self.draft.recipe.schedule
+
+    @property
+    def published(self) -> Published:
+        """Settings of the methods for this model and schedule."""
+        return self.model.backbone.published.on(self.schedule)
 
     @property
     def shape(self) -> tuple[Schedule, range, int, int]:
