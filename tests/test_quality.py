@@ -137,8 +137,8 @@ def test_moss_meets_its_own_draft_and_both_rivals_at_equal_time() -> None:
 
 
 def test_a_plan_meets_moss_of_both_bounds_at_equal_time_and_what_drafts_with_its_strength() -> None:
-    shares = SHARES | {"moss3-paper": 0.65, "plan30": 0.85, "plan20": 0.8}
-    result = _result(shares, SECONDS | {"moss3-paper": 0.3, "plan30": 0.4, "plan20": 0.25})
+    shares = SHARES | {"moss3-paper": 0.65, "plan30": 0.85, "plan20": 0.8, "dense cfg 2": 0.95}
+    result = _result(shares, SECONDS | {"moss3-paper": 0.3, "plan30": 0.4, "plan20": 0.25, "dense cfg 2": 2.0})
     plans = {"plan30": "draft-3 cfg 1; -1@60", "plan20": "draft-3 cfg 2; -1@60"}
     result["setting"] |= {"cfg": 1.0, "plans": plans}
     study = Study(result)
@@ -146,6 +146,7 @@ def test_a_plan_meets_moss_of_both_bounds_at_equal_time_and_what_drafts_with_its
     assert next(iter(own)) == "draft-3" and "draft-3" not in other  # drafts alike, or with another strength
     assert own["skipping, equal time"] == study.at_time(0.4, ["dense", "draft-3"])
     assert own["moss, equal time"] == study.at_time(0.4, ["draft-3", "moss3", "dense"])
+    assert own["dense"] == "dense" and own["dense cfg 2"] == "dense cfg 2"
     assert own["the paper's moss, equal time"] == study.at_time(0.4, ["draft-3", "moss3-paper", "dense"])
     assert all(rival.seconds == 0.4 for title, rival in own.items() if "equal" in title)
 
