@@ -170,7 +170,9 @@ def write_performance(folder: Path = RESULTS, target: Path = PERFORMANCE) -> Pat
 
 def write_quality(folder: Path = RESULTS, target: Path = QUALITY) -> Path:
     """Write docs/quality.md with its plots, and docs/why.md, anew from all stored results."""
-    results = sorted(stored("evaluate", folder), key=lambda one: -one["setting"]["scales"])
+    results = sorted(
+        stored("evaluate", folder), key=lambda one: (-one["setting"]["scales"], one.get("name") != TABLE)
+    )
     found = sorted(stored("calibrate", folder), key=lambda one: -one["scales"])
     plots = {
         target.parent / "images" / quality.image_name(result, "pareto"): pareto(Study(result))
@@ -328,8 +330,9 @@ def calibrations(found: Sequence[Result]) -> str:
         return ""
     parts = [_text("calibration").rstrip(), "\n".join(f"    {one['command']}" for one in found)]
     parts.append("\n".join(
-        f"- moss{one['setting']['k']}, {one['scales']} scales: {one['date'][:10]}; {one['hardware']['device']}, torch "
-        f"{one['versions']['torch']}; weights {one['model_id']}; {one['setting']['prompts']} prompts"
+        f"- moss{one['setting']['k']}, {one['scales']} scales: {one['date'][:10]}; "
+        f"{one['hardware']['device']}, torch {one['versions']['torch']}; weights {one['model_id']}; "
+        f"{one['setting']['prompts']} prompts"
         for one in found
     ))
     columns = [
@@ -345,8 +348,8 @@ def calibrations(found: Sequence[Result]) -> str:
     ]
     parts.append(table(columns, [(one, row) for one in found for row in one["equal_tokens"]], "<>><<>>>>"))
     parts += [
-        f"![Everything tried for moss{one['setting']['k']} on {one['scales']} scales](images/{one['plot']})" for one in found
-        if one["plot"]
+        f"![Everything tried for moss{one['setting']['k']} on {one['scales']} scales](images/{one['plot']})"
+        for one in found if one["plot"]
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -71,7 +71,8 @@ def section(result: Result, benches: Sequence[Result] = ()) -> str:
 def _title(result: Result) -> str:
     setting = result["setting"]
     told = f"{setting['model']}, {setting['width']} x {setting['height']}, {setting['scales']} scales"
-    return f"{told}, guidance {setting['cfg']:g}, {setting['prompts']} prompts"
+    name = f" ({result['name']})" if result.get("name") else ""
+    return f"{told}, guidance {setting['cfg']:g}, {setting['prompts']} prompts{name}"
 
 
 def gate(study: Study) -> str:

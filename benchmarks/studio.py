@@ -60,7 +60,7 @@ def label(method: Method, published: Published = PAPER) -> str:
     """The name again: "draft-3", "moss4-paper-sa-unguided", a plan's own name, or the plan as text."""
     if not isinstance(method, Plan):
         return method.label
-    named = {parse_plan(plan): name for name, plan in published.plans.items()}
+    named = {parse_plan(plan): name for name, plan in reversed(published.plans.items())}  # first of several
     simple = method.label if method.name != "moss" else _moss_label(method, published)
     same = simple and parse_method(simple, published=published) == method
     return named.get(method) or (simple if same else str(method))

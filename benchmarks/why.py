@@ -21,6 +21,7 @@ GROUPS = {  # each plan is compared with the first of its group
     "passes": (MIXED, "plan20", "plan15", "sparse3"),
     "deep": ("moss5", "moss4", "draft-3", "plan10"),
     "guidance": ("moss3", GUIDED),
+    "dense": ("dense", "dense cfg 1.5", "plan20", "plan15"),
     "attention": ("moss3", "moss3-sa"),
 }
 

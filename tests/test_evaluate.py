@@ -149,6 +149,12 @@ def test_a_plan_with_the_recipes_own_strength_starts_from_the_plain_draft() -> N
     assert list(parse_methods(plan, cfg=3.0)) == ["dense", "draft-3 cfg 1", plan]
 
 
+def test_a_plan_with_several_names_is_called_by_the_first() -> None:
+    own = replace(PAPER, plans={"plan20": "draft-3; -1@45", "plan30": "draft-3; -1@45"})
+    for name in own.plans:
+        assert list(parse_methods(name, own)) == ["dense", "draft-3", "plan20"]
+
+
 def test_every_moss_has_its_draft_and_dense_beside_it() -> None:
     assert list(parse_methods("moss3-sa")) == ["dense", "draft-3", "moss3-sa"]
     assert {"dense", "draft-1", "moss5", "moss4-sa", "moss4-unguided", "fastvar"} <= set(

@@ -71,7 +71,8 @@ def test_nano_begins_with_the_plan_that_its_table_shows_best_and_others_with_the
 def test_without_a_method_the_number_of_scales_decides_as_it_did(host: FakeHost, nano: tuple) -> None:
     drafted = draft(host, nano, refine_scales=4).result[0]
     latent, _ = chain(host, drafted)
-    expected = generate(nano[0].backbone, drafted.draft.recipe, parse_method("moss4", published=NANO.on(drafted.schedule)))
+    method = parse_method("moss4", published=NANO.on(drafted.schedule))
+    expected = generate(nano[0].backbone, drafted.draft.recipe, method)
     assert torch.equal(latent["samples"], expected.total)
 
 
@@ -80,7 +81,8 @@ def test_the_papers_presets_take_all_scales_that_are_left_whatever_the_method(
 ) -> None:
     drafted = draft(host, nano, method="sparse3").result[0]
     latent, _ = chain(host, drafted, preset="paper")
-    expected = generate(nano[0].backbone, drafted.draft.recipe, parse_method("moss3-paper", published=NANO.on(drafted.schedule)))
+    method = parse_method("moss3-paper", published=NANO)
+    expected = generate(nano[0].backbone, drafted.draft.recipe, method)
     assert torch.equal(latent["samples"], expected.total)
 
 

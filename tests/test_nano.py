@@ -26,6 +26,7 @@ from comfy_moss.model.text import TextEncoder
 from comfy_moss.pipeline.dispatch import RefinePass
 from comfy_moss.pipeline.draft import Recipe, draw_draft
 from comfy_moss.pipeline.plan import generate, parse_method
+from comfy_moss.request import Request, check
 
 ASSETS = Path(comfy_moss.__file__).parent / "assets" / "nano"
 SCHEDULE = make_schedule(1.0, "0.25M")
@@ -130,6 +131,12 @@ def test_every_method_draws_what_was_asked_for(nano, recipe, method):
     found = [detect(image.numpy()) for image in to_uint8(picture.image)]
 
     assert [(f[0].color, f[0].shape) for f in found] == [("red", "triangle"), ("purple", "heart")]
+
+
+@pytest.mark.parametrize("pixels", ["0.25M", "1M"])
+def test_a_name_stands_for_the_bounds_found_on_the_pictures_own_scales(pixels: str) -> None:
+    checked = check(Request(prompt="a red heart", method="moss4", pixels=pixels))
+    assert checked.method.passes[0].bounds == NANO.searched[len(checked.schedule)][4]
 
 
 @pytest.mark.parametrize("method", ["dense", "moss2", "moss4"])

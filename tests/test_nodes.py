@@ -276,7 +276,9 @@ def test_bounds_can_be_said_in_four_ways(host: FakeHost, draft: Any, preset: str
 
 def test_bounds_found_for_a_model_are_taken_unless_told_otherwise(host: FakeHost, draft: Any) -> None:
     one, own = draft(), (90.0, 20.0, 5.0, 1.0)
-    backbone = replace(one.model.backbone, published=replace(PAPER, calibrated={4: own}))
+    scales = len(one.schedule)
+    searched = {scales: {4: own}, scales + 1: {4: (100.0,) * 4}}
+    backbone = replace(one.model.backbone, published=replace(PAPER, searched=searched))
     measured = host.run("MoSs_FrequencyMap", draft=replace(one, model=replace(one.model, backbone=backbone)))
     presets = ({}, {"preset": "paper"})
     found, printed = (

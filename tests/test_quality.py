@@ -138,7 +138,8 @@ def test_moss_meets_its_own_draft_and_both_rivals_at_equal_time() -> None:
 
 def test_a_plan_meets_moss_of_both_bounds_at_equal_time_and_what_drafts_with_its_strength() -> None:
     shares = SHARES | {"moss3-paper": 0.65, "plan30": 0.85, "plan20": 0.8, "dense cfg 2": 0.95}
-    result = _result(shares, SECONDS | {"moss3-paper": 0.3, "plan30": 0.4, "plan20": 0.25, "dense cfg 2": 2.0})
+    seconds = {"moss3-paper": 0.3, "plan30": 0.4, "plan20": 0.25, "dense cfg 2": 2.0}
+    result = _result(shares, SECONDS | seconds)
     plans = {"plan30": "draft-3 cfg 1; -1@60", "plan20": "draft-3 cfg 2; -1@60"}
     result["setting"] |= {"cfg": 1.0, "plans": plans}
     study = Study(result)
