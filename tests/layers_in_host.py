@@ -188,7 +188,7 @@ def encoded(clip: Any) -> Tensor:
 def picture(model: Any, text: Tensor, method: str = "moss4") -> Tensor:
     files, schedule = model.files, make_schedule(1.0, model.files.area)
     recipe = Recipe((text,), None, (5,), schedule, files.guidance(1.5), files.sampling(0.5))
-    return drawn(model.backbone, recipe, parse_method(method, published=files.published))
+    return drawn(model.backbone, recipe, parse_method(method, published=files.published.on(schedule)))
 
 
 def treated() -> dict[str, Any]:

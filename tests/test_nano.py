@@ -143,7 +143,8 @@ def test_a_name_stands_for_the_bounds_found_on_the_pictures_own_scales(pixels: s
 def test_the_prompt_of_the_readme_gives_a_red_heart(nano, recipe, method):
     (text,) = TextEncoder.load(ASSETS / "text").encode(["a red heart on a gradient white background"])
 
-    picture = generate(nano, replace(recipe, text=(text,), seeds=(0,)), parse_method(method, published=NANO))
+    method = parse_method(method, published=NANO.on(SCHEDULE))
+    picture = generate(nano, replace(recipe, text=(text,), seeds=(0,)), method)
 
     (found,) = detect(to_uint8(picture.image)[0].numpy())
     assert (found.color, found.shape) == ("red", "heart")

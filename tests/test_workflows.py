@@ -348,7 +348,7 @@ def test_a_workflow_saved_with_0_1_draws_the_same_picture(path: Path, tmp_path: 
         painted = read_painting(
             next(n["inputs"]["painting"] for n in runner.graph.values() if "painting" in n["inputs"])
         )
-        moss4 = parse_method("moss4", published=drafted.model.backbone.published)
+        moss4 = parse_method("moss4", published=drafted.published)
         expected = generate(drafted.model.backbone, drafted.draft.recipe, moss4, painted=painted)
         assert torch.equal(latent["samples"], expected.total)
         assert latent["moss_cost"].label == "moss4" and dispatch.step.scales == (-4, -3, -2, -1)

@@ -376,7 +376,13 @@ class Published:
 
     @property
     def best(self) -> dict[int, tuple[float, ...]]:
-        """The bounds to use unless someone says otherwise: the found ones, else the printed ones."""
+        """The bounds to use unless someone says otherwise: the found ones, else the printed ones.
+
+        Raises:
+            ValueError: some were found, but nobody said for which schedule.
+        """
+        if self.searched and not self.calibrated:
+            raise ValueError("bounds were found for several schedules; say with `on` which one is drawn")
         return {**self.bounds, **self.calibrated}
 
 
