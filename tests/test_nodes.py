@@ -157,7 +157,8 @@ def pipeline() -> Any:
             tuple(encoder.encode([PROMPT])) * batch, denied, tuple(range(5, 5 + batch)),
             make_schedule(parse_aspect(aspect), area), Guidance(cfg or files.cfg), Sampling(files.tau),
         )
-        return generate(backbone, recipe, parse_method(method, bounds, published=files.published))
+        published = files.published.on(recipe.schedule)
+        return generate(backbone, recipe, parse_method(method, bounds, published=published))
 
     return run
 

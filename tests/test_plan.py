@@ -45,7 +45,7 @@ def test_found_bounds_are_for_pictures_of_nearly_as_many_scales(pixels: str, bou
     assert parse_method("moss2", published=own).passes[0].bounds == (bounds, 1)
     assert parse_method("moss2-paper", published=own).passes[0].bounds == PAPER_BOUNDS[2]
     assert PAPER.on(make_schedule(1.0, pixels)) is PAPER
-    with pytest.raises(ValueError, match="say with `on` which one is drawn"):
+    with pytest.raises(AssertionError, match="`on` says which is drawn"):
         parse_method("moss2", published=known)
 
 

@@ -376,13 +376,8 @@ class Published:
 
     @property
     def best(self) -> dict[int, tuple[float, ...]]:
-        """The bounds to use unless someone says otherwise: the found ones, else the printed ones.
-
-        Raises:
-            ValueError: some were found, but nobody said for which schedule.
-        """
-        if self.searched and not self.calibrated:
-            raise ValueError("bounds were found for several schedules; say with `on` which one is drawn")
+        """The bounds to use unless someone says otherwise: the found ones, else the printed ones."""
+        assert self.calibrated or not self.searched, "found for several schedules; `on` says which is drawn"
         return {**self.bounds, **self.calibrated}
 
 
