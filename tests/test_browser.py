@@ -516,6 +516,19 @@ def test_values_hold_the_bounds_in_use_and_are_grey_while_they_are_not_their_own
     assert page.widget("values") == best and page.node(DISPATCH, GREY)
 
 
+def test_automatic_bounds_are_those_found_on_the_pictures_own_scales(page: Page) -> None:
+    own = NANO.on(make_schedule(1.0, "1M")).best[4]
+    assert own != BEST[4]
+    page.set_widget("preset", "automatic")
+    page.draft_widget("area", "1M")
+    page.run()
+    assert page.inspector(DISPATCH).bounds == page.inspector(MAP).bounds == [*own]
+    assert page.widget("values") == ", ".join(f"{bound:g}" for bound in own)
+    page.draft_widget("area", "0.25M")
+    page.run()
+    assert page.inspector(DISPATCH).bounds == [*BEST[4]]
+
+
 def test_a_budget_chooses_the_plan_and_its_number_shows_only_then(page: Page) -> None:
     hidden = "node.widgets.filter(({ hidden }) => hidden).map(({ name }) => name)"
     assert page.node("MoSs_InfinityDraft", hidden) == ["budget", "seconds"]
